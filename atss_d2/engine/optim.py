@@ -1,0 +1,22 @@
+"""Optimiser pieces that Detectron2's builders take as arguments."""
+
+from __future__ import annotations
+
+
+class BackboneLRFactor:
+    """Lets the pretrained part of a model learn more slowly than the new part.
+
+    Given as ``lr_factor_func`` to ``detectron2.solver.build.get_default_optimizer_params``.
+    """
+
+    def __init__(self, *, factor: float, prefix: str = "backbone.bottom_up.") -> None:
+        """
+        Args:
+            factor: Learning rate of matching parameters, as a fraction of the base rate.
+            prefix: Beginning of the names of the parameters it applies to.
+        """
+        self.factor = factor
+        self.prefix = prefix
+
+    def __call__(self, parameter_name: str) -> float:
+        return self.factor if parameter_name.startswith(self.prefix) else 1.0

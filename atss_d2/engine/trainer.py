@@ -1,0 +1,167 @@
+"""Training and evaluation from a LazyConfig with Detectron2's trainer and hooks."""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import Any
+
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import instantiate
+from detectron2.engine import AMPTrainer, SimpleTrainer, create_ddp_model, default_writers, hooks
+from detectron2.evaluation import inference_on_dataset, print_csv_format
+from detectron2.utils import comm
+from detectron2.utils.env import seed_all_rng
+from omegaconf import DictConfig
+from torch import nn
+
+from .ema import EMAHook
+from .train_loader import build_train_loader
+
+logger = logging.getLogger(__name__)
+
+
+def resolve_device(name: str) -> str:
+    """Returns ``name``, or "cpu" when it asks for a GPU and there is none."""
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        logger.info("No GPU is available: running on the CPU")
+        return "cpu"
+    return name
+
+
+def build_model(cfg: DictConfig) -> nn.Module:
+    """Instantiates ``model`` on ``train.device`` (without weights from a checkpoint)."""
+    return instantiate(cfg.model).to(resolve_device(cfg.train.device))
+
+
+def do_test(cfg: DictConfig, model: nn.Module) -> dict[str, Any]:
+    """Evaluates a model on ``dataloader.test`` with ``dataloader.evaluator``.
+
+    Returns:
+        The evaluator's results; empty on all processes but the first, and when the config has no
+        evaluator.
+    """
+    if "evaluator" not in cfg.dataloader:
+        return {}
+    results = inference_on_dataset(
+        model, instantiate(cfg.dataloader.test), instantiate(cfg.dataloader.evaluator)
+    )
+    print_csv_format(results)
+    return results
+
+
+def do_train(cfg: DictConfig, *, resume: bool = False) -> dict[str, Any]:
+    """Trains a config to its end.
+
+    Args:
+        cfg: A config with Detectron2's five keys.
+        resume: Continue from ``last_checkpoint`` of ``train.output_dir``, if there is one:
+            weights, optimiser, schedule, iteration, and order of images.
+
+    Returns:
+        Results of the evaluation after the last iteration.
+    """
+    model = build_model(cfg)
+    logger.info(f"Model:\n{model}")
+    cfg.optimizer.params.model = model
+    optimizer = instantiate(cfg.optimizer)
+    ema = EMAHook(model, decay=cfg.train.ema.decay) if _enabled(cfg, "ema") else None
+
+    trainer = _build_trainer(cfg, model, optimizer)
+    checkpointer = DetectionCheckpointer(model, cfg.train.output_dir, trainer=trainer)
+    if ema is not None:
+        checkpointer.add_checkpointable("ema", ema.averaged)
+    evaluated = model if ema is None else ema.model
+    results: dict[str, Any] = {}
+
+    def evaluate() -> dict[str, Any]:
+        results.clear()
+        results.update(do_test(cfg, evaluated))
+        return results
+
+    trainer.register_hooks(_build_hooks(cfg, checkpointer, ema, evaluate))
+    checkpointer.resume_or_load(cfg.train.init_checkpoint, resume=resume)
+    # The checkpoint holds the iteration that was finished; training starts with the next one.
+    start_iter = trainer.iter + 1 if resume and checkpointer.has_checkpoint() else 0
+
+    seed = cfg.train.get("seed", -1)
+    if start_iter and seed >= 0:  # not the augmentations of the first iterations once more
+        seed_all_rng(seed + comm.get_rank() + start_iter)
+    trainer.data_loader = build_train_loader(
+        cfg.dataloader.train, seed=seed if seed >= 0 else None, start_iter=start_iter
+    )
+    trainer.train(start_iter, cfg.train.max_iter)
+    return results
+
+
+def _build_trainer(
+    cfg: DictConfig, model: nn.Module, optimizer: torch.optim.Optimizer
+) -> SimpleTrainer:
+    """A trainer that still lacks its data, whose order depends on the checkpoint."""
+    device = next(model.parameters()).device
+    ddp_args = dict(cfg.train.ddp)
+    if device.type == "cpu":
+        ddp_args["device_ids"] = None
+    if not _enabled(cfg, "amp"):
+        return SimpleTrainer(create_ddp_model(model, **ddp_args), None, optimizer)
+    dtype = cfg.train.amp.get("dtype", "float16")
+    if dtype == "bfloat16":  # needs no loss scaling
+        model = AutocastModel(create_ddp_model(model, **ddp_args), torch.bfloat16)
+        return SimpleTrainer(model, None, optimizer)
+    if dtype != "float16":
+        raise ValueError(f'train.amp.dtype must be "float16" or "bfloat16", got "{dtype}"')
+    if device.type == "cpu":
+        raise ValueError(
+            "train.amp.dtype=float16 needs a GPU; on the CPU use train.amp.dtype=bfloat16"
+        )
+    return AMPTrainer(create_ddp_model(model, **ddp_args), None, optimizer)
+
+
+class AutocastModel(nn.Module):
+    """Runs the forward pass of a model under autocast, the backward pass outside of it."""
+
+    def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.model = model
+        self._dtype = dtype
+        self._device_type = next(model.parameters()).device.type
+
+    def forward(self, batched_inputs):
+        with torch.autocast(self._device_type, dtype=self._dtype):
+            return self.model(batched_inputs)
+
+
+def _build_hooks(cfg: DictConfig, checkpointer, ema: EMAHook | None, evaluate) -> list:
+    """All hooks, in the order in which they run after each step."""
+    is_main = comm.is_main_process()
+    return [
+        hooks.IterationTimer(),
+        hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),
+        ema,
+        # Before the evaluation, so that the checkpoint is there when evaluation fails.
+        hooks.PeriodicCheckpointer(checkpointer, **cfg.train.checkpointer) if is_main else None,
+        hooks.EvalHook(cfg.train.eval_period, evaluate),
+        # Last, so that what the others log is written.
+        hooks.PeriodicWriter(
+            default_writers(cfg.train.output_dir, cfg.train.max_iter),
+            period=cfg.train.log_period,
+        )
+        if is_main
+        else None,
+    ]
+
+
+def _enabled(cfg: DictConfig, name: str) -> bool:
+    return bool(cfg.train.get(name, {}).get("enabled", False))
+
+
+def load_weights(model: nn.Module, path: str) -> None:
+    """Loads a checkpoint into a model.
+
+    Raises:
+        FileNotFoundError: The file does not exist; the message names it.
+    """
+    if path and "://" not in path and not os.path.isfile(path):
+        raise FileNotFoundError(f"There is no checkpoint at '{path}'")
+    DetectionCheckpointer(model).load(path)

@@ -1,0 +1,18 @@
+"""The detector and its parts. Importing this package fills Detectron2's registries."""
+
+from .atss import ATSS
+from .backbones import build_atss_resnet_fpn_backbone, make_resnet_stages
+from .head import ATSSHead
+from .matchers import ATSSMatcher, DenseMatcher
+from .torchvision_backbone import TorchvisionBackbone, build_torchvision_fpn_backbone
+
+__all__ = [
+    "ATSS",
+    "ATSSHead",
+    "ATSSMatcher",
+    "DenseMatcher",
+    "TorchvisionBackbone",
+    "build_atss_resnet_fpn_backbone",
+    "build_torchvision_fpn_backbone",
+    "make_resnet_stages",
+]

@@ -1,0 +1,142 @@
+"""The dense head: two towers shared by all levels, three predictors, one scalar per level.
+
+Shapes: N images, L levels of size Hi x Wi, A anchors per location, K classes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from detectron2.layers import ShapeSpec, get_norm
+from torch import Tensor, nn
+
+from .deform_conv import ModulatedDeformConvPack
+
+
+class Scale(nn.Module):
+    """Multiplies by one learnable scalar."""
+
+    def __init__(self, init_value: float = 1.0) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(float(init_value)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.scale
+
+
+class ATSSHead(nn.Module):
+    """RetinaNet's head with GroupNorm, a centerness predictor and per-level scalars (Sec. 3.1).
+
+    Each branch is a tower of ``[conv 3x3, norm, ReLU]`` blocks and a 3x3 predictor; centerness is
+    predicted from the box tower. Module names are those of Detectron2's RetinaNet and FCOS heads,
+    so their weights fit.
+    """
+
+    def __init__(
+        self,
+        *,
+        input_shape: Sequence[ShapeSpec],
+        num_classes: int,
+        num_anchors: int = 1,
+        conv_dims: Sequence[int] = (256, 256, 256, 256),
+        norm: str = "GN",
+        deform_last_conv: bool = False,
+        prior_prob: float = 0.01,
+    ) -> None:
+        """
+        Args:
+            input_shape: Shape of each of the L levels; all have the same number of channels.
+            num_classes: K, foreground classes.
+            num_anchors: A, anchors per location.
+            conv_dims: Channels of each convolution of a tower.
+            norm: Norm after each tower convolution, see :func:`detectron2.layers.get_norm`;
+                ``""`` for none.
+            deform_last_conv: Whether the last convolution of both towers is a modulated
+                deformable one, as in the authors' DCN models.
+            prior_prob: Score of every class that the predictor starts with.
+
+        Raises:
+            ValueError: ``num_classes`` or ``num_anchors`` is below 1, the levels differ in
+                channels, or a deformable convolution is asked of towers without convolutions.
+        """
+        super().__init__()
+        if num_classes < 1:
+            raise ValueError(f"num_classes must be >= 1, got {num_classes}")
+        if num_anchors < 1:
+            raise ValueError(f"num_anchors must be >= 1, got {num_anchors}")
+        channels = {shape.channels for shape in input_shape}
+        if len(channels) != 1:
+            raise ValueError(
+                "the head is shared by all levels, which must have the same number of channels, "
+                f"got {[shape.channels for shape in input_shape]}"
+            )
+        if deform_last_conv and not len(conv_dims):
+            raise ValueError("deform_last_conv needs at least one convolution in conv_dims, got []")
+        in_channels = channels.pop()
+        self.num_classes = num_classes
+        self.num_anchors = num_anchors
+
+        self.cls_subnet = _make_tower(in_channels, conv_dims, norm, deform_last_conv)
+        self.bbox_subnet = _make_tower(in_channels, conv_dims, norm, deform_last_conv)
+        out_channels = conv_dims[-1] if len(conv_dims) else in_channels
+        self.cls_score = _conv3x3(out_channels, num_anchors * num_classes)
+        self.bbox_pred = _conv3x3(out_channels, num_anchors * 4)
+        self.ctrness = _conv3x3(out_channels, num_anchors)
+        self.scales = nn.ModuleList([Scale() for _ in input_shape])
+        self._init_weights(prior_prob)
+
+    def _init_weights(self, prior_prob: float) -> None:
+        offset_convs = {
+            module.offset for module in self.modules() if isinstance(module, ModulatedDeformConvPack)
+        }
+        for module in self.modules():
+            # Offset predictors start at zero: a deformable convolution starts as a plain one.
+            if isinstance(module, nn.Conv2d) and module not in offset_convs:
+                nn.init.normal_(module.weight, mean=0, std=0.01)
+                nn.init.zeros_(module.bias)
+            elif isinstance(module, ModulatedDeformConvPack):
+                nn.init.normal_(module.conv.weight, mean=0, std=0.01)
+                nn.init.zeros_(module.conv.bias)
+        # Every score starts at the prior: see "Focal Loss for Dense Object Detection", Sec. 4.1.
+        nn.init.constant_(self.cls_score.bias, -math.log((1 - prior_prob) / prior_prob))
+
+    def forward(self, features: list[Tensor]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        """
+        Args:
+            features: L maps, each (N, C, Hi, Wi), from high to low resolution.
+
+        Returns:
+            Three lists of L maps: class logits (N, A K, Hi, Wi), box deltas (N, A 4, Hi, Wi) and
+            centerness logits (N, A, Hi, Wi).
+        """
+        if len(features) != len(self.scales):
+            raise ValueError(f"the head was built for {len(self.scales)} levels, got {len(features)}")
+        logits, deltas, centerness = [], [], []
+        for feature, scale in zip(features, self.scales):
+            logits.append(self.cls_score(self.cls_subnet(feature)))
+            box_feature = self.bbox_subnet(feature)
+            deltas.append(scale(self.bbox_pred(box_feature)))
+            centerness.append(self.ctrness(box_feature))
+        return logits, deltas, centerness
+
+
+def _conv3x3(in_channels: int, out_channels: int) -> nn.Conv2d:
+    return nn.Conv2d(in_channels, out_channels, kernel_size=3, padding=1)
+
+
+def _make_tower(
+    in_channels: int, conv_dims: Sequence[int], norm: str, deform_last_conv: bool
+) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for i, out_channels in enumerate(conv_dims):
+        if deform_last_conv and i == len(conv_dims) - 1:
+            layers.append(ModulatedDeformConvPack(in_channels, out_channels, padding=1))
+        else:
+            layers.append(_conv3x3(in_channels, out_channels))
+        if norm:
+            layers.append(get_norm(norm, out_channels))
+        layers.append(nn.ReLU())
+        in_channels = out_channels
+    return nn.Sequential(*layers)

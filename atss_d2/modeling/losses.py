@@ -1,0 +1,133 @@
+"""Focal, GIoU and centerness losses, their targets and their normalisers.
+
+All losses are computed in float32 on fixed shapes: an anchor that takes no part in a loss has
+weight zero instead of being indexed away, which would make the host wait for the device.
+
+Shapes: R anchors (of one image or of a whole batch), K classes.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from detectron2.utils import comm
+from torch import Tensor
+
+_GIOU_EPS = 1e-7  # added to the areas that GIoU divides by
+_TINY = 1e-6  # floor of the sum of centerness
+
+
+def sigmoid_focal_loss(
+    logits: Tensor, labels: Tensor, *, alpha: float = 0.25, gamma: float = 2.0
+) -> Tensor:
+    """Sum of the sigmoid focal loss ("Focal Loss for Dense Object Detection", Eq. 5).
+
+    Almost all targets are background, so the background term is summed over all logits and
+    corrected at the one positive logit of each positive anchor: no one-hot tensor is needed.
+
+    Args:
+        logits: (R, K) class logits; computed in float32.
+        labels: (R,) int64; 0..K-1 foreground, K background, -1 left out.
+        alpha: Weight of positives; negatives weigh ``1 - alpha``. Below 0 for no weighting.
+        gamma: Exponent of the modulating factor, >= 0.
+
+    Returns:
+        Scalar, the sum over all anchors and classes.
+
+    Raises:
+        ValueError: ``gamma`` is negative or the shapes do not fit each other.
+    """
+    if gamma < 0:
+        raise ValueError(f"gamma must be >= 0, got {gamma}")
+    if logits.dim() != 2 or labels.shape != logits.shape[:1]:
+        raise ValueError(
+            f"expected logits (R, K) and labels (R,), got {tuple(logits.shape)} "
+            f"and {tuple(labels.shape)}"
+        )
+    positive_weight, negative_weight = (alpha, 1 - alpha) if alpha >= 0 else (1.0, 1.0)
+    num_classes = logits.shape[1]
+    logits = logits.float()
+    is_used = labels >= 0  # (R,)
+    is_positive = is_used & (labels < num_classes)
+
+    background = _modulated_cross_entropy(logits, gamma)  # (R, K)
+    target_logits = logits.gather(1, labels.clamp(0, num_classes - 1)[:, None])[:, 0]  # (R,)
+    correction = (
+        positive_weight * _modulated_cross_entropy(-target_logits, gamma)
+        - negative_weight * _modulated_cross_entropy(target_logits, gamma)
+    )
+    return negative_weight * (background * is_used[:, None]).sum() + (
+        correction * is_positive
+    ).sum()
+
+
+def _modulated_cross_entropy(logits: Tensor, gamma: float) -> Tensor:
+    """p^gamma * -log(1 - p) of p = sigmoid(logits): the unweighted term of a negative target."""
+    cross_entropy = F.softplus(logits)
+    return cross_entropy if gamma == 0 else logits.sigmoid().pow(gamma) * cross_entropy
+
+
+def giou_loss(boxes: Tensor, targets: Tensor, eps: float = _GIOU_EPS) -> Tensor:
+    """1 - GIoU (R,) of paired XYXY boxes (R, 4), arXiv 1902.09630; in [0, 2].
+
+    ``boxes`` may be degenerate or inverted (then their area counts as 0), as predicted ones are.
+    """
+    boxes, targets = boxes.float(), targets.float()
+    sides = (boxes[:, 2:] - boxes[:, :2]).clamp(min=0)
+    target_sides = (targets[:, 2:] - targets[:, :2]).clamp(min=0)
+    lower = torch.maximum(boxes[:, :2], targets[:, :2])
+    upper = torch.minimum(boxes[:, 2:], targets[:, 2:])
+    intersection = (upper - lower).clamp(min=0).prod(dim=1)
+    union = sides.prod(dim=1) + target_sides.prod(dim=1) - intersection
+    hull_lower = torch.minimum(boxes[:, :2], targets[:, :2])
+    hull_upper = torch.maximum(boxes[:, 2:], targets[:, 2:])
+    hull = (hull_upper - hull_lower).clamp(min=0).prod(dim=1)
+    iou = intersection / (union + eps)
+    return 1 - iou + (hull - union) / (hull + eps)
+
+
+def centerness_targets(anchors: Tensor, boxes: Tensor, inset: float = 0.0) -> Tensor:
+    """Centerness (R,) in [0, 1] of anchor centres within their boxes (FCOS, Eq. 3).
+
+    Args:
+        anchors: (R, 4) XYXY, pixels.
+        boxes: (R, 4) XYXY box of each anchor, pixels.
+        inset: Pixels taken off each of the four distances, see :class:`ATSSMatcher`.
+
+    Returns:
+        sqrt(min(l, r) / max(l, r) * min(t, b) / max(t, b)); 0 for a centre outside its box.
+    """
+    centers = (anchors[:, :2] + anchors[:, 2:]) / 2
+    to_lower = (centers - boxes[:, :2] - inset).clamp(min=0)  # (R, 2): left, top
+    to_upper = (boxes[:, 2:] - centers - inset).clamp(min=0)  # (R, 2): right, bottom
+    shorter, longer = torch.minimum(to_lower, to_upper), torch.maximum(to_lower, to_upper)
+    ratios = torch.where(longer > 0, shorter / longer.clamp(min=1e-12), 0.0)
+    return ratios.prod(dim=1).sqrt()
+
+
+def centerness_loss(logits: Tensor, targets: Tensor) -> Tensor:
+    """Binary cross entropy (R,) of centerness logits (R,) with targets (R,) in [0, 1]."""
+    return F.binary_cross_entropy_with_logits(logits.float(), targets, reduction="none")
+
+
+def loss_normalizers(num_positives: Tensor, sum_centerness: Tensor) -> tuple[Tensor, Tensor]:
+    """Averages the two normalisers over all processes, by one all-reduce.
+
+    Dividing each process's summed loss by the averages makes DDP's mean of gradients that of one
+    process with the whole batch. Floors apply to the totals, so that this also holds for batches
+    without or with a single positive: 1 for the number of positives, a tiny number for the sum of
+    centerness (whose numerator vanishes with it).
+
+    Args:
+        num_positives: 0-dim, positives of this process.
+        sum_centerness: 0-dim, sum of their centerness targets.
+
+    Returns:
+        The two normalisers, 0-dim float32, equal on every process and positive.
+    """
+    totals = torch.stack((num_positives.float(), sum_centerness.float()))
+    world_size = comm.get_world_size()
+    if world_size > 1:  # never depends on the data: a process without boxes takes part
+        torch.distributed.all_reduce(totals)
+    num_positives, sum_centerness = totals.unbind()
+    return num_positives.clamp(min=1) / world_size, sum_centerness.clamp(min=_TINY) / world_size

@@ -1,0 +1,93 @@
+"""From dense predictions to detections: select per level, decode, batched NMS.
+
+Functions of plain tensors, used by eager inference and by everything that must agree with it.
+
+Shapes: L levels, Ri anchors of level i, K classes, T selected candidates, D detections.
+"""
+
+from __future__ import annotations
+
+import torch
+from detectron2.layers import batched_nms
+from torch import Tensor
+
+
+def postprocess(
+    anchors: list[Tensor],
+    logits: list[Tensor],
+    deltas: list[Tensor],
+    centerness: list[Tensor],
+    image_size: tuple[int, int],
+    *,
+    box2box_transform,
+    score_thresh: float = 0.05,
+    topk_candidates: int = 1000,
+    nms_thresh: float = 0.6,
+    max_detections: int = 100,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Detections of one image.
+
+    A candidate is an (anchor, class) pair whose class score exceeds ``score_thresh``. The score
+    of a detection is sqrt(class score x centerness), by which candidates are also ranked.
+
+    Args:
+        anchors: L levels, each (Ri, 4) XYXY, pixels.
+        logits: L levels, each (Ri, K) class logits.
+        deltas: L levels, each (Ri, 4), as the box coder wants them.
+        centerness: L levels, each (Ri,) logits.
+        image_size: (height, width) to which boxes are clipped.
+        box2box_transform: Box coder with ``apply_deltas(deltas, anchors)``.
+        score_thresh: Least class score, before centerness.
+        topk_candidates: Most candidates of a level.
+        nms_thresh: IoU above which the lower-scored box of the same class is removed.
+        max_detections: Most detections of the image.
+
+    Returns:
+        boxes (D, 4) XYXY in pixels, scores (D,) and classes (D,) int64, best score first.
+    """
+    boxes, scores, classes = [], [], []
+    for level in zip(anchors, logits, deltas, centerness):
+        level_scores, anchor_idxs, level_classes = select_candidates(
+            level[1], level[3], score_thresh=score_thresh, topk_candidates=topk_candidates
+        )
+        boxes.append(
+            box2box_transform.apply_deltas(level[2][anchor_idxs].float(), level[0][anchor_idxs])
+        )
+        scores.append(level_scores)
+        classes.append(level_classes)
+    boxes = clip_boxes(torch.cat(boxes), image_size)  # (T, 4)
+    scores, classes = torch.cat(scores), torch.cat(classes)  # (T,)
+    # Clipping comes first: class offsets of batched_nms need coordinates that are not negative.
+    keep = batched_nms(boxes, scores, classes, nms_thresh)[:max_detections]
+    return boxes[keep], scores[keep], classes[keep]
+
+
+def select_candidates(
+    logits: Tensor, centerness: Tensor, *, score_thresh: float, topk_candidates: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The best candidates of one level.
+
+    Args:
+        logits: (Ri, K) class logits.
+        centerness: (Ri,) centerness logits.
+        score_thresh: Least class score, before centerness.
+        topk_candidates: Most candidates to return.
+
+    Returns:
+        scores (T,), anchor indices (T,) and classes (T,), best score first.
+    """
+    # Scores of half-precision logits would be rounded to three digits, and NMS refuses them.
+    class_scores = logits.float().sigmoid()  # (Ri, K)
+    scores = (class_scores * centerness.float().sigmoid()[:, None]).sqrt()
+    anchor_idxs, classes = (class_scores > score_thresh).nonzero().unbind(dim=1)
+    scores = scores[anchor_idxs, classes]
+    scores, order = scores.topk(min(topk_candidates, scores.shape[0]))
+    return scores, anchor_idxs[order], classes[order]
+
+
+def clip_boxes(boxes: Tensor, image_size: tuple[int, int]) -> Tensor:
+    """Clips XYXY boxes (T, 4) to an image of ``image_size`` (height, width)."""
+    height, width = image_size
+    x = boxes[:, 0::2].clamp(min=0, max=width)
+    y = boxes[:, 1::2].clamp(min=0, max=height)
+    return torch.stack((x, y), dim=2).flatten(1)

@@ -1,0 +1,46 @@
+"""Logging scalars that live on the device without making the host wait for them."""
+
+from __future__ import annotations
+
+import torch
+from detectron2.utils.events import get_event_storage, has_event_storage
+from torch import Tensor
+
+
+class TrainingLog:
+    """Puts 0-dim tensors into Detectron2's event storage as ``atss/<name>``.
+
+    ``EventStorage.put_scalar`` converts to a Python float, which stops the host until a GPU has
+    caught up. Values on a GPU are therefore copied asynchronously and put one call later, when
+    they have long arrived. Does nothing outside of an ``EventStorage`` context.
+    """
+
+    def __init__(self) -> None:
+        self._pending: tuple[list[str], Tensor, torch.cuda.Event | None] | None = None
+
+    def __getstate__(self) -> dict:
+        return {"_pending": None}  # events can be neither copied nor pickled
+
+    def put(self, scalars: dict[str, Tensor]) -> None:
+        """Logs ``scalars``: at once from the CPU, with the next call from a GPU."""
+        if not has_event_storage():
+            return
+        names = list(scalars)
+        values = torch.stack([value.detach().float() for value in scalars.values()])
+        if values.is_cuda:
+            previous, host = self._pending, torch.empty(len(names), pin_memory=True)
+            host.copy_(values, non_blocking=True)
+            event = torch.cuda.Event()
+            event.record()
+            self._pending = (names, host, event)
+            if previous is not None:
+                previous[2].synchronize()
+                self._write(previous[0], previous[1])
+        else:
+            self._write(names, values)
+
+    @staticmethod
+    def _write(names: list[str], values: Tensor) -> None:
+        storage = get_event_storage()
+        for name, value in zip(names, values.tolist()):
+            storage.put_scalar(f"atss/{name}", value)

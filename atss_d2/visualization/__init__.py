@@ -1,0 +1,19 @@
+"""Pictures for the eye: detections beside ground truth, and curves of a training run."""
+
+from .comparisons import save_comparisons, side_by_side
+from .detections import draw_detections, draw_ground_truth
+from .images import output_names, write_image
+from .matching import match_detections
+from .training_curves import plot_training_curves, read_metrics
+
+__all__ = [
+    "draw_detections",
+    "draw_ground_truth",
+    "match_detections",
+    "output_names",
+    "plot_training_curves",
+    "read_metrics",
+    "save_comparisons",
+    "side_by_side",
+    "write_image",
+]

@@ -1,0 +1,203 @@
+"""Curves of a training run from Detectron2's ``metrics.json``."""
+
+import json
+import logging
+import math
+import os
+import re
+from pathlib import Path
+
+import numpy as np
+from detectron2.utils.file_io import PathManager
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+logger = logging.getLogger(__name__)
+
+_LOSSES = {
+    "total_loss": "black",
+    "loss_cls": "tab:blue",
+    "loss_box_reg": "tab:orange",
+    "loss_centerness": "tab:green",
+}
+_AP_COLORS = {"AP": "tab:blue", "AP50": "tab:orange", "AP75": "tab:green"}
+# Detectron2 writes "bbox/AP", and "<data set>/bbox/AP" with several test sets.
+_AP_KEY = re.compile(r"(?:(?P<dataset>.+)/)?bbox/(?P<metric>AP|AP50|AP75)")
+_LEVEL_KEY = re.compile(r"atss/num_positives_(?P<level>.+)")
+
+
+def read_metrics(metrics_json: str | os.PathLike) -> dict[int, dict[str, float]]:
+    """Reads Detectron2's ``metrics.json``: one JSON object a line, appended to by every run.
+
+    A run that was resumed, or started again in the same folder, wins over what an earlier run wrote
+    about the same and later iterations. Lines that a killed run cut off are skipped with a warning.
+
+    Args:
+        metrics_json: Path of the file.
+
+    Returns:
+        Iteration to the scalars that were written there, by name; in the order of iterations.
+
+    Raises:
+        ValueError: No line could be read.
+    """
+    rows: dict[int, dict[str, float]] = {}
+    num_skipped, last_training_row = 0, -1
+    with PathManager.open(os.fspath(metrics_json)) as f:
+        for line in filter(None, map(str.strip, f)):
+            try:
+                row = json.loads(line)
+                iteration = int(row.pop("iteration"))
+            except (ValueError, KeyError, AttributeError, TypeError):
+                num_skipped += 1
+                continue
+            if "total_loss" in row:
+                if iteration <= last_training_row:  # resumed: what follows there is overruled
+                    rows = {i: x for i, x in rows.items() if i < iteration}
+                last_training_row = iteration
+            rows.setdefault(iteration, {}).update(row)
+    if num_skipped:
+        logger.warning(f"{metrics_json}: skipped {num_skipped} incomplete lines")
+    if not rows:
+        raise ValueError(f"'{metrics_json}' holds no metrics: did training log anything?")
+    return dict(sorted(rows.items()))
+
+
+def plot_training_curves(
+    metrics_json: str | os.PathLike, output_png: str | os.PathLike, *, small: bool = False
+) -> Path:
+    """Draws the curves of a training run into a picture.
+
+    Losses (as logged, faint, and smoothed), AP at the evaluations, learning rate, and what ATSS
+    logs about its positives; whatever the file has of these.
+
+    Args:
+        metrics_json: Written by Detectron2's ``JSONWriter``.
+        output_png: The picture; its folder is made.
+        small: Only losses and AP, for a README.
+
+    Returns:
+        Path of the picture.
+
+    Raises:
+        ValueError: The file has no metrics.
+    """
+    rows = read_metrics(metrics_json)
+    # Not pyplot, which keeps figures and the backend in global state.
+    figure = Figure(figsize=(8, 3) if small else (12, 7.5), dpi=100, layout="constrained")
+    axes = figure.subplots(1 if small else 2, 2, squeeze=False)
+    _plot_losses(axes[0, 0], rows)
+    _plot_ap(axes[0, 1], rows)
+    if not small:
+        _plot_learning_rate(axes[1, 0], rows)
+        _plot_positives(axes[1, 1], rows)
+    for axis in axes.flat:
+        axis.set_xlabel("iteration")
+        axis.set_xlim(0, max(max(rows), 1))
+        axis.grid(alpha=0.3)
+    output_png = Path(output_png)
+    output_png.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(output_png)
+    return output_png
+
+
+def _curve(rows: dict[int, dict[str, float]], key: str) -> tuple[np.ndarray, np.ndarray]:
+    """Iterations and finite values of a scalar."""
+    points = [
+        (i, row[key]) for i, row in rows.items() if key in row and math.isfinite(row[key])
+    ]
+    iterations, values = np.asarray(points, dtype=float).reshape(-1, 2).T
+    return iterations, values
+
+
+def _smooth(values: np.ndarray) -> np.ndarray:
+    """Mean over a window of a tenth of the curve, shorter at the ends."""
+    window = np.ones(max(len(values) // 10, 1))
+    return np.convolve(values, window, "same") / np.convolve(np.ones_like(values), window, "same")
+
+
+def _keys(rows: dict[int, dict[str, float]]) -> list[str]:
+    return list(dict.fromkeys(key for row in rows.values() for key in row))
+
+
+def _note(axis: Axes, text: str) -> None:
+    axis.text(0.5, 0.5, text, transform=axis.transAxes, ha="center", va="center", color="gray")
+
+
+def _plot_losses(axis: Axes, rows: dict[int, dict[str, float]]) -> None:
+    axis.set(title="Losses (faint: as logged)", ylabel="loss")
+    smoothed = []
+    for key, color in _LOSSES.items():
+        iterations, values = _curve(rows, key)
+        if len(values):
+            smoothed.append(_smooth(values))
+            axis.plot(iterations, values, color=color, alpha=0.25, linewidth=1)
+            axis.plot(iterations, smoothed[-1], color=color, label=key)
+    if not smoothed:
+        _note(axis, "no losses logged")
+        return
+    axis.set_ylim(bottom=0)
+    axis.legend(fontsize="small")
+
+
+def _plot_ap(axis: Axes, rows: dict[int, dict[str, float]]) -> None:
+    axis.set(title="Average precision at evaluations", ylabel="AP (%)")
+    keys = [match for key in _keys(rows) if (match := _AP_KEY.fullmatch(key))]
+    datasets = list(dict.fromkeys(match["dataset"] for match in keys))
+    for match in sorted(keys, key=lambda match: list(_AP_COLORS).index(match["metric"])):
+        iterations, values = _curve(rows, match[0])
+        if len(values):
+            place = datasets.index(match["dataset"])
+            axis.plot(
+                iterations,
+                values,
+                color=_AP_COLORS[match["metric"]],
+                linestyle=("-", "--", ":", "-.")[place % 4],
+                marker="osD^"[place % 4],
+                markersize=4,
+                clip_on=False,
+                label=" ".join(filter(None, (match["dataset"], match["metric"])))
+                + f" (last {values[-1]:.1f})",
+            )
+    if axis.lines:
+        axis.set_ylim(bottom=0)
+        axis.legend(fontsize="small")
+    else:
+        _note(axis, "no evaluation logged")
+
+
+def _plot_learning_rate(axis: Axes, rows: dict[int, dict[str, float]]) -> None:
+    axis.set(title="Learning rate", ylabel="learning rate")
+    iterations, values = _curve(rows, "lr")
+    if len(values):
+        axis.plot(iterations, values, color="black")
+        axis.set_ylim(bottom=0)
+        axis.ticklabel_format(axis="y", scilimits=(-2, 3))
+    else:
+        _note(axis, "no learning rate logged")
+
+
+def _plot_positives(axis: Axes, rows: dict[int, dict[str, float]]) -> None:
+    axis.set(title="ATSS: label assignment", ylabel="count per image")
+    counts = {"atss/num_positives": ("positives", "black", "-")}
+    levels = sorted(match["level"] for key in _keys(rows) if (match := _LEVEL_KEY.fullmatch(key)))
+    for i, level in enumerate(levels):
+        counts[f"atss/num_positives_{level}"] = (f"positives on {level}", f"C{i}", "-")
+    counts["atss/gt_without_positive"] = ("boxes without a positive", "tab:red", "--")
+    for key, (label, color, linestyle) in counts.items():
+        iterations, values = _curve(rows, key)
+        if len(values):
+            axis.plot(
+                iterations, _smooth(values), color=color, linestyle=linestyle, label=label, lw=1.2
+            )
+    iterations, values = _curve(rows, "atss/mean_threshold")
+    if len(values):
+        right = axis.twinx()
+        right.set(ylabel="mean IoU threshold (dotted)", ylim=(0, 1))
+        right.plot(iterations, _smooth(values), color="gray", linestyle=":")
+    if axis.lines:
+        axis.set_yscale("symlog", linthresh=1)  # levels differ by orders of magnitude; 0 occurs
+        axis.set_ylim(bottom=0)
+        axis.legend(fontsize="small", ncols=2)
+    else:
+        _note(axis, "nothing logged about positives")

@@ -1,0 +1,40 @@
+"""COCO 2017: shorter side 800, longer at most 1333, as in the paper's 1x experiments."""
+
+import detectron2.data.transforms as T
+from detectron2.config import LazyCall as L
+from detectron2.data import (
+    DatasetMapper,
+    build_detection_test_loader,
+    build_detection_train_loader,
+    get_detection_dataset_dicts,
+)
+from detectron2.evaluation import COCOEvaluator
+
+dataloader = dict(
+    train=L(build_detection_train_loader)(
+        dataset=L(get_detection_dataset_dicts)(names="coco_2017_train"),
+        mapper=L(DatasetMapper)(
+            is_train=True,
+            augmentations=[
+                L(T.ResizeShortestEdge)(short_edge_length=800, max_size=1333),
+                L(T.RandomFlip)(horizontal=True),
+            ],
+            image_format="${model.input_format}",
+        ),
+        total_batch_size=16,
+        num_workers=4,
+    ),
+    test=L(build_detection_test_loader)(
+        dataset=L(get_detection_dataset_dicts)(names="coco_2017_val", filter_empty=False),
+        mapper=L(DatasetMapper)(
+            is_train=False,
+            augmentations=[L(T.ResizeShortestEdge)(short_edge_length=800, max_size=1333)],
+            image_format="${model.input_format}",
+        ),
+        num_workers=4,
+    ),
+    evaluator=L(COCOEvaluator)(
+        dataset_name="${..test.dataset.names}",
+        output_dir="${train.output_dir}/inference",
+    ),
+)

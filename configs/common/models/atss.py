@@ -1,0 +1,47 @@
+"""ATSS with a ResNet-50-FPN: the paper's model, which every recipe changes by a few lines."""
+
+from detectron2.config import LazyCall as L
+from detectron2.layers import ShapeSpec
+from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
+from detectron2.modeling.backbone import FPN, BasicStem, ResNet
+from detectron2.modeling.backbone.fpn import LastLevelP6P7
+
+from atss_d2.modeling import ATSS, ATSSHead, ATSSMatcher, make_resnet_stages
+from atss_d2.modeling.box_coding import box2box_transform
+
+from ..data.constants import constants
+
+model = L(ATSS)(
+    backbone=L(FPN)(
+        bottom_up=L(ResNet)(
+            stem=L(BasicStem)(in_channels=3, out_channels=64, norm="FrozenBN"),
+            stages=L(make_resnet_stages)(depth=50),
+            out_features=["res3", "res4", "res5"],
+            freeze_at=2,
+        ),
+        in_features=["res3", "res4", "res5"],
+        out_channels=256,
+        # P6 from P5, not from C5 as in Detectron2's RetinaNet.
+        top_block=L(LastLevelP6P7)(
+            in_channels="${..out_channels}", out_channels="${..out_channels}", in_feature="p5"
+        ),
+    ),
+    head=L(ATSSHead)(
+        input_shape=[ShapeSpec(channels=256)] * 5,
+        num_classes="${..num_classes}",
+    ),
+    # One square anchor per location, of side 8 x stride.
+    anchor_generator=L(DefaultAnchorGenerator)(
+        sizes=[[64], [128], [256], [512], [1024]],
+        aspect_ratios=[1.0],
+        strides=[8, 16, 32, 64, 128],
+        offset=0.5,
+    ),
+    box2box_transform=L(box2box_transform)(),
+    matcher=L(ATSSMatcher)(),
+    num_classes=80,
+    head_in_features=["p3", "p4", "p5", "p6", "p7"],
+    pixel_mean=constants.imagenet_bgr256_mean,
+    pixel_std=constants.msra_std,
+    input_format="BGR",
+)

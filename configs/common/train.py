@@ -1,0 +1,19 @@
+"""The ``train`` node: what is not model, data or optimiser. All keys are read by train_net.py."""
+
+train = dict(
+    output_dir="./output",
+    init_checkpoint="",
+    max_iter=90000,
+    seed=0,  # of initialisation, data order and augmentation; negative: a new one each run
+    amp=dict(enabled=False, dtype="float16"),  # float16 needs a GPU; bfloat16 also runs on a CPU
+    ddp=dict(  # options of DistributedDataParallel
+        broadcast_buffers=False,
+        find_unused_parameters=False,
+        fp16_compression=False,
+    ),
+    ema=dict(enabled=False, decay=0.999),  # exponential moving average of the weights
+    checkpointer=dict(period=5000, max_to_keep=100),  # options of PeriodicCheckpointer
+    eval_period=5000,
+    log_period=20,
+    device="cuda",  # without a GPU, the CPU is used
+)

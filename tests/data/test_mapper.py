@@ -1,0 +1,200 @@
+import numpy as np
+import pytest
+import torch
+from detectron2.config import LazyCall, LazyConfig, get_cfg, instantiate
+from detectron2.data import DatasetMapper
+from detectron2.data import transforms as T
+from detectron2.structures import BoxMode
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from omegaconf import OmegaConf
+from PIL import Image
+
+from atss_d2.data import MinVisibleDatasetMapper, shapes
+
+
+@pytest.fixture(scope="module")
+def record(tmp_path_factory):
+    """A drawn scene with a crowd region, as Detectron2's catalog gives it."""
+    scene = shapes.draw_scene("shapes_train", 3)
+    path = tmp_path_factory.mktemp("scene") / "a.png"
+    Image.fromarray(scene.pixels[:, :, ::-1]).save(path)
+    height, width = scene.pixels.shape[:2]
+    return {
+        "file_name": str(path),
+        "height": height,
+        "width": width,
+        "image_id": 1,
+        "annotations": [
+            {
+                "bbox": [x1, y1, x2 - x1, y2 - y1],
+                "bbox_mode": BoxMode.XYWH_ABS,
+                "category_id": label,
+                "iscrowd": int(is_crowd),
+            }
+            for (x1, y1, x2, y2), label, is_crowd in zip(
+                scene.boxes.tolist(), scene.classes.tolist(), scene.is_crowd.tolist(), strict=True
+            )
+        ],
+    }
+
+
+class _FixedCrop(T.Augmentation):
+    """Cut out x0 y0 w h."""
+
+    def __init__(self, x0, y0, w, h):
+        super().__init__()
+        self.window = (x0, y0, w, h)
+
+    def get_transform(self, image):
+        return T.CropTransform(*self.window)
+
+
+def _mapper(augmentations, cls=MinVisibleDatasetMapper, is_train=True, **kwargs):
+    return cls(is_train, augmentations=augmentations, image_format="BGR", **kwargs)
+
+
+def _blank(tmp_path, boxes, width=100, height=80):
+    path = tmp_path / "blank.png"
+    Image.fromarray(np.zeros((height, width, 3), np.uint8)).save(path)
+    annotations = [
+        {"bbox": list(box), "bbox_mode": BoxMode.XYXY_ABS, "category_id": i}
+        for i, box in enumerate(boxes)
+    ]
+    return {"file_name": str(path), "height": height, "width": width, "annotations": annotations}
+
+
+_AUGMENTATIONS = [
+    T.RandomCrop("absolute", (160, 200)),
+    T.RandomFlip(horizontal=True),
+    T.RandomFlip(horizontal=False, vertical=True),
+    T.RandomRotation([0, 90, 180, 270], sample_style="choice"),
+    T.ResizeScale(0.5, 2.0, 320, 320),
+    T.RandomBrightness(0.8, 1.2),
+    T.RandomContrast(0.8, 1.2),
+    T.RandomSaturation(0.8, 1.2),
+]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_without_a_limit_it_is_detectron2s_mapper(record, seed):
+    outputs = []
+    for cls in (DatasetMapper, MinVisibleDatasetMapper):
+        np.random.seed(seed)  # noqa: NPY002  (Detectron2's augmentations use it)
+        outputs.append(_mapper(_AUGMENTATIONS, cls)(record))
+    expected, output = outputs
+    assert output.keys() == expected.keys()
+    torch.testing.assert_close(output["image"], expected["image"], rtol=0, atol=0)
+    a, b = output["instances"], expected["instances"]
+    assert a.image_size == b.image_size
+    torch.testing.assert_close(a.gt_boxes.tensor, b.gt_boxes.tensor, rtol=0, atol=0)
+    torch.testing.assert_close(a.gt_classes, b.gt_classes, rtol=0, atol=0)
+
+
+def test_slivers_are_dropped_by_hand(tmp_path):
+    # Crop x 20..80, y 10..60. Visible: all of the first; 10 of 20 columns of the second; 10 of 20
+    # columns and 10 of 20 rows of the third; nothing of the fourth.
+    boxes = [(30, 20, 50, 40), (10, 20, 30, 40), (70, 50, 90, 70), (85, 10, 95, 20)]
+    record = _blank(tmp_path, boxes)
+    expected = {0.0: [0, 1, 2], 0.2: [0, 1, 2], 0.25: [0, 1, 2], 0.26: [0, 1], 0.5: [0, 1]}
+    expected |= {0.51: [0], 1.0: [0]}
+    for min_visible, kept in expected.items():
+        mapper = _mapper([_FixedCrop(20, 10, 60, 50)], min_visible=min_visible)
+        assert mapper(record)["instances"].gt_classes.tolist() == kept
+    assert len(record["annotations"]) == 4  # the input is left alone
+    output = _mapper([_FixedCrop(20, 10, 60, 50)], min_visible=0.2)(record)
+    torch.testing.assert_close(
+        output["instances"].gt_boxes.tensor,
+        torch.tensor([[10.0, 10, 30, 30], [0, 10, 10, 30], [50, 40, 60, 50]]),
+    )
+
+
+def test_a_box_without_area_is_dropped(tmp_path):
+    record = _blank(tmp_path, [(10, 10, 10, 20), (10, 10, 20, 20)])
+    output = _mapper([], min_visible=0.5)(record)
+    assert output["instances"].gt_classes.tolist() == [1]
+
+
+def test_an_image_may_lose_all_boxes(tmp_path):
+    record = _blank(tmp_path, [(0, 0, 40, 40)])
+    output = _mapper([_FixedCrop(30, 30, 50, 50)], min_visible=0.5)(record)
+    assert output["instances"].gt_boxes.tensor.shape == (0, 4)
+
+
+@settings(deadline=None, max_examples=25)
+@given(seed=st.integers(0, 2**31 - 1), min_visible=st.floats(0.05, 1.0))
+def test_the_fraction_counts_pixels(tmp_path_factory, seed, min_visible):
+    rng = np.random.default_rng(seed)
+    x0, y0 = rng.integers(0, 80), rng.integers(0, 60)
+    x1, y1 = x0 + rng.integers(1, 100 - x0 + 1), y0 + rng.integers(1, 80 - y0 + 1)
+    record = _blank(tmp_path_factory.mktemp("a"), [(x0, y0, x1, y1)])
+    cx, cy = int(rng.integers(0, 50)), int(rng.integers(0, 40))
+    window = (cx, cy, int(rng.integers(1, 51)), int(rng.integers(1, 41)))
+    inside = np.zeros((80, 100), bool)
+    inside[y0:y1, x0:x1] = True
+    seen = inside[cy : cy + window[3], cx : cx + window[2]].sum()
+    # Flips, rotations and resizing change no fraction.
+    augmentations = [_FixedCrop(*window), *_AUGMENTATIONS[1:5]]
+    np.random.seed(seed % 1000)  # noqa: NPY002
+    output = _mapper(augmentations, min_visible=min_visible)(record)
+    fraction = seen / inside.sum()
+    if abs(fraction - min_visible) > 1e-9:
+        assert len(output["instances"]) == (fraction > min_visible)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_augmentations_move_boxes_with_pixels(tmp_path, seed):
+    # Without resizing, the box must be exactly that of the white pixels.
+    pixels = np.zeros((300, 400, 3), np.uint8)
+    pixels[120:150, 170:215] = 255
+    path = tmp_path / "a.png"
+    Image.fromarray(pixels).save(path)
+    annotation = {"bbox": [170, 120, 45, 30], "bbox_mode": BoxMode.XYWH_ABS, "category_id": 0}
+    record = {"file_name": str(path), "height": 300, "width": 400, "annotations": [annotation]}
+    np.random.seed(seed)  # noqa: NPY002
+    output = _mapper([T.RandomCrop("absolute", (260, 320)), *_AUGMENTATIONS[1:4]])(record)
+    rows, columns = np.nonzero(output["image"][0].numpy())
+    expected = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+    torch.testing.assert_close(
+        output["instances"].gt_boxes.tensor, torch.tensor([expected], dtype=torch.float32)
+    )
+
+
+def test_inference_keeps_no_annotations(record):
+    output = _mapper([], is_train=False, min_visible=0.5)(record)
+    assert "annotations" not in output
+    assert "instances" not in output
+
+
+def test_it_is_built_from_a_lazy_config(record, tmp_path):
+    config = LazyCall(MinVisibleDatasetMapper)(
+        is_train=True,
+        augmentations=[
+            LazyCall(T.RandomCrop)(crop_type="absolute", crop_size=[100, 120]),
+            LazyCall(T.RandomRotation)(angle=[0, 90, 180, 270], sample_style="choice"),
+            LazyCall(T.ResizeScale)(
+                min_scale=1.0, max_scale=2.0, target_height=100, target_width=100
+            ),
+        ],
+        image_format="RGB",
+        min_visible=0.4,
+    )
+    # Through a file, as `output_dir/config.yaml` is read again.
+    path = str(tmp_path / "config.yaml")
+    LazyConfig.save(OmegaConf.create({"mapper": config}, flags={"allow_objects": True}), path)
+    mapper = instantiate(LazyConfig.load(path).mapper)
+    assert mapper.min_visible == 0.4
+    assert mapper(record)["image"].shape[0] == 3
+
+
+def test_it_is_built_from_a_yaml_config(record):
+    mapper = MinVisibleDatasetMapper(get_cfg(), is_train=True, min_visible=0.3)
+    assert mapper.min_visible == 0.3
+    assert mapper.image_format == "BGR"
+    assert "instances" in mapper(record)
+
+
+@pytest.mark.parametrize("min_visible", [-0.1, 1.5, float("nan")])
+def test_an_impossible_fraction_is_named(min_visible):
+    with pytest.raises(ValueError, match=r"min_visible must be in \[0, 1\], got"):
+        _mapper([], min_visible=min_visible)
