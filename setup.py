@@ -38,13 +38,11 @@ class BuildWithConfigs(build_py):
     """Puts ``configs/`` into the wheel as ``atss_d2/configs``, where ``get_config`` finds it.
 
     The configs are no Python package (relative imports in them are resolved by LazyConfig), so
-    they are copied as they are. An editable install uses the folder of the checkout.
+    they are copied as they are. An editable install finds the folder of the checkout.
     """
 
     def run(self) -> None:
         super().run()
-        if self.editable_mode:
-            return
         target = Path(self.build_lib, "atss_d2", "configs")
         shutil.rmtree(target, ignore_errors=True)  # of an earlier build, with configs gone since
         shutil.copytree(

@@ -15,20 +15,31 @@ import argparse
 import os
 import sys
 
+import atss_d2  # noqa: F401  (first: quiet about the deprecations of its dependencies)
+
+# isort: split
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
 from detectron2.engine import DefaultTrainer, default_argument_parser, default_setup, launch
 from detectron2.evaluation import COCOEvaluator
 from omegaconf import DictConfig
+from torch import nn
 
 from atss_d2.config import get_config_path, load_config
 from atss_d2.engine import (
     apply_overrides,
+    apply_yaml_overrides,
     build_model,
+    check_checkpoint,
     do_test,
     do_train,
     load_weights,
     resolve_device,
 )
+from atss_d2.warning_filters import filter_third_party_warnings
+
+LAZY_KEYS = ("model", "dataloader", "optimizer", "lr_multiplier", "train")
 
 
 class Trainer(DefaultTrainer):
@@ -48,24 +59,49 @@ def setup(args: argparse.Namespace) -> DictConfig | CfgNode:
             args.config_file = get_config_path(args.config_file)
         cfg = load_config(args.config_file)
         if isinstance(cfg, CfgNode):
-            lazy = [opt for opt in args.opts if "=" in opt]
-            if lazy:
-                raise ValueError(f"'{lazy[0]}': a yaml config takes KEY VALUE, not key=value")
-            cfg.merge_from_list(args.opts)
+            apply_yaml_overrides(cfg, args.opts)
             cfg.MODEL.DEVICE = resolve_device(cfg.MODEL.DEVICE)
             cfg.freeze()
         else:
+            missing = [key for key in LAZY_KEYS if key not in cfg]
+            if missing:
+                raise ValueError(f"{args.config_file} does not define {', '.join(missing)}")
             apply_overrides(cfg, args.opts)
-    except (FileNotFoundError, KeyError, ValueError, AssertionError) as error:
-        sys.exit(f"train_net.py: {error.args[0] if error.args else error}")
+        check(cfg, args)
+    except (OSError, KeyError, ValueError, AssertionError) as error:
+        # KeyError puts its message in quotes.
+        message = str(error.args[0] if isinstance(error, KeyError) else error)
+        sys.exit(f"train_net.py: {' '.join(message.split())}")
     return cfg
+
+
+def check(cfg: DictConfig | CfgNode, args: argparse.Namespace) -> None:
+    """Finds out early what would stop the run after minutes, or in each of the processes."""
+    is_yaml = isinstance(cfg, CfgNode)
+    if not args.resume:
+        check_checkpoint(cfg.MODEL.WEIGHTS if is_yaml else cfg.train.init_checkpoint)
+    if is_yaml and not args.eval_only and args.num_gpus > 1 and not torch.cuda.is_available():
+        raise ValueError(
+            "without a GPU, Detectron2's trainer of yaml configs runs in one process: give "
+            "--num-gpus 1 or a LazyConfig"
+        )
+
+
+def load_for_evaluation(
+    model: nn.Module, weights: str, output_dir: str, args: argparse.Namespace
+) -> None:
+    """Loads the weights that the config names; with --resume, the last ones of the run."""
+    checkpointer = DetectionCheckpointer(model, output_dir)
+    if args.resume and checkpointer.has_checkpoint():
+        weights = checkpointer.get_checkpoint_file()
+    load_weights(model, weights)
 
 
 def run_lazy(cfg: DictConfig, args: argparse.Namespace) -> dict:
     """Trains or evaluates a LazyConfig."""
     if args.eval_only:
         model = build_model(cfg)
-        load_weights(model, cfg.train.init_checkpoint)
+        load_for_evaluation(model, cfg.train.init_checkpoint, cfg.train.output_dir, args)
         return do_test(cfg, model)
     return do_train(cfg, resume=args.resume)
 
@@ -74,7 +110,7 @@ def run_yaml(cfg: CfgNode, args: argparse.Namespace) -> dict:
     """Trains or evaluates a yaml config."""
     if args.eval_only:
         model = Trainer.build_model(cfg)
-        load_weights(model, cfg.MODEL.WEIGHTS)
+        load_for_evaluation(model, cfg.MODEL.WEIGHTS, cfg.OUTPUT_DIR, args)
         return Trainer.test(cfg, model)
     trainer = Trainer(cfg)
     trainer.resume_or_load(resume=args.resume)
@@ -83,6 +119,7 @@ def run_yaml(cfg: CfgNode, args: argparse.Namespace) -> dict:
 
 def main(args: argparse.Namespace) -> dict:
     """Runs one process of the job."""
+    filter_third_party_warnings()
     cfg = setup(args)
     default_setup(cfg, args)
     return run_yaml(cfg, args) if isinstance(cfg, CfgNode) else run_lazy(cfg, args)

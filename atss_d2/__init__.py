@@ -1,11 +1,17 @@
 """ATSS for Detectron2. Importing this package registers models, backbones and data sets."""
 
+import warnings
+
+from .warning_filters import filter_third_party_warnings
+
 __version__ = "0.1.0"
 
-from . import data  # noqa: F401  (registers the data sets)
-from .config import add_atss_config, get_cfg, get_config, list_configs
-from .modeling import ATSS, ATSSHead, ATSSMatcher, TorchvisionBackbone
-from .predictor import Predictor
+with warnings.catch_warnings():  # Detectron2 warns while it is imported
+    filter_third_party_warnings()
+    from . import data  # registers the data sets
+    from .config import add_atss_config, get_cfg, get_config, list_configs
+    from .modeling import ATSS, ATSSHead, ATSSMatcher, TorchvisionBackbone
+    from .predictor import Predictor
 
 __all__ = [
     "ATSS",
@@ -14,6 +20,7 @@ __all__ = [
     "Predictor",
     "TorchvisionBackbone",
     "add_atss_config",
+    "data",
     "get_cfg",
     "get_config",
     "list_configs",

@@ -2,7 +2,7 @@
 
 Defaults live in one place, the signature of the class that uses them. The yaml (yacs) tree is
 derived from those signatures: argument ``test_nms_thresh`` of :class:`atss_d2.ATSS` is the key
-``MODEL.ATSS.TEST_NMS_THRESH``. yacs has no ``None``; it is written as ``""``.
+``MODEL.ATSS.TEST_NMS_THRESH``.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ def signature_to_cfg(function: Callable, skip: Collection[str] = ()) -> CfgNode:
         skip: Argument names to leave out (those that come from elsewhere in the cfg tree).
 
     Returns:
-        Node with upper-case keys; ``None`` is stored as ``""``, tuples stay tuples.
+        Node with upper-case keys. yacs lets a key that holds None take a value of any type.
     """
     node = CfgNode()
     for name, default in _arguments_with_default(function, skip).items():
-        node[name.upper()] = "" if default is None else default
+        node[name.upper()] = default
     return node
 
 
@@ -52,11 +52,7 @@ def cfg_to_kwargs(
     node: CfgNode, function: Callable, skip: Collection[str] = ()
 ) -> dict[str, Any]:
     """Reads back what :func:`signature_to_cfg` wrote, as keyword arguments of ``function``."""
-    kwargs = {}
-    for name, default in _arguments_with_default(function, skip).items():
-        value = node[name.upper()]
-        kwargs[name] = None if default is None and value == "" else value
-    return kwargs
+    return {name: node[name.upper()] for name in _arguments_with_default(function, skip)}
 
 
 def add_atss_config(cfg: CfgNode) -> None:
@@ -99,7 +95,7 @@ def get_config_path(name: str) -> str:
             path = root / candidate
             if path.is_file():
                 return str(path)
-    known = list_configs()
+    known = list_configs() + _files("*.yaml")
     stem = name[: -len(".py")] if name.endswith(".py") else name
     near = difflib.get_close_matches(stem, known, n=3, cutoff=0.4)
     hint = f"did you mean {', '.join(near)}?" if near else f"available: {', '.join(known)}"
@@ -108,9 +104,14 @@ def get_config_path(name: str) -> str:
 
 def list_configs() -> list[str]:
     """Names of all recipes for :func:`get_config`: paths below ``configs/`` without ``.py``."""
+    return sorted(name[: -len(".py")] for name in _files("*.py"))
+
+
+def _files(pattern: str) -> list[str]:
+    """Paths below ``configs/`` of the files that are more than a shared part."""
     for root in _CONFIG_ROOTS:
         if root.is_dir():
-            names = (path.relative_to(root).with_suffix("").as_posix() for path in root.rglob("*.py"))
+            names = (path.relative_to(root).as_posix() for path in root.rglob(pattern))
             return sorted(name for name in names if not name.startswith("common/"))
     return []
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,12 +15,20 @@ from detectron2.data import Metadata, MetadataCatalog
 from detectron2.data.detection_utils import read_image
 from detectron2.modeling import build_model as build_yaml_model
 from detectron2.structures import Instances
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from .config import load_config
-from .engine import apply_overrides, build_model, load_weights, resolve_device
+from .engine import (
+    apply_overrides,
+    apply_yaml_overrides,
+    build_model,
+    load_weights,
+    resolve_device,
+)
 
 Image = str | Path | np.ndarray
+
+_IMAGE_RULE = "an image must be a file name or an (H, W, 3) uint8 array in BGR order"
 
 
 class Predictor:
@@ -73,11 +82,14 @@ class Predictor:
     def _build_from_lazy(
         self, cfg: DictConfig, device: str | None, overrides: Sequence[str]
     ) -> str:
-        cfg = apply_overrides(cfg.copy(), overrides)
+        cfg = apply_overrides(copy.deepcopy(cfg), overrides)
         if device is not None:
             cfg.train.device = device
         self.model = build_model(cfg)
-        self.metadata: Metadata = _metadata(cfg.dataloader.test.dataset.names)
+        # A data set that is not in Detectron2's catalog has no names.
+        self.metadata: Metadata = _metadata(
+            OmegaConf.select(cfg, "dataloader.test.dataset.names", default=[])
+        )
         self._augmentations = T.AugmentationList(
             list(instantiate(cfg.dataloader.test.mapper.augmentations))
         )
@@ -87,7 +99,7 @@ class Predictor:
     def _build_from_yaml(self, cfg: CfgNode, device: str | None, overrides: Sequence[str]) -> str:
         cfg = cfg.clone()
         cfg.defrost()
-        cfg.merge_from_list(list(overrides))
+        apply_yaml_overrides(cfg, overrides)
         cfg.MODEL.DEVICE = resolve_device(device or cfg.MODEL.DEVICE)
         self.model = build_yaml_model(cfg)
         self.metadata = _metadata(cfg.DATASETS.TEST)
@@ -103,7 +115,7 @@ class Predictor:
         names = self.metadata.get("thing_classes")
         return list(names) if names else [str(i) for i in range(self.model.num_classes)]
 
-    @torch.inference_mode()
+    @torch.no_grad()  # not inference_mode, whose boxes could not be changed in place
     def __call__(self, images: Image | Sequence[Image]) -> Instances | list[Instances]:
         """Detects objects.
 
@@ -114,8 +126,12 @@ class Predictor:
             Instances on the CPU with ``pred_boxes`` in pixels of the given image, ``scores`` and
             ``pred_classes``; a list of them for a list. The detections of an image do not depend
             on the images that are given with it.
+
+        Raises:
+            FileNotFoundError: There is no such file.
+            ValueError: Something is neither a file name nor an array as above.
         """
-        if isinstance(images, (str, Path)) or hasattr(images, "shape"):
+        if not isinstance(images, (list, tuple)):
             return self([images])[0]
         results: list[Instances | None] = [None] * len(images)
         waiting = defaultdict(list)  # inputs of equal size: GroupNorm would see padding
@@ -133,11 +149,11 @@ class Predictor:
     def _prepare(self, image: Image) -> dict:
         if isinstance(image, (str, Path)):
             image = read_image(str(image), format="BGR")
-        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
-            raise ValueError(
-                "an image must be a file or an (H, W, 3) uint8 array in BGR order, got shape "
-                f"{image.shape} of {image.dtype}"
-            )
+        if not isinstance(image, np.ndarray) or image.dtype != np.uint8:
+            kind = image.dtype if isinstance(image, np.ndarray) else type(image).__name__
+            raise ValueError(f"{_IMAGE_RULE}, got {kind}")
+        if image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
+            raise ValueError(f"{_IMAGE_RULE}, got shape {image.shape}")
         height, width = image.shape[:2]
         if self._input_format == "RGB":
             image = image[:, :, ::-1]

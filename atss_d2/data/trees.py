@@ -44,7 +44,7 @@ _TRAIN_OVERLAP = 320
 # COCO's protocol scores at most 100 detections an image: more boxes could not all be found.
 _MAX_BOXES = 100
 _MIN_VISIBLE = 0.5
-_TILES_BYTES = 200 * 2**20  # all tiles together, rounded up
+_TILES_BYTES = 150 * 2**20  # all tiles and photographs together, rounded up
 
 
 @dataclass(frozen=True)
@@ -54,8 +54,8 @@ class TreesSplit:
     Args:
         photograph: file name without suffix.
         rows: the part of the photograph's height, as fractions (from, to).
-        is_train: overlapping tiles without cut boxes, else tiles side by side with cut boxes
-            marked `iscrowd`.
+        is_train: overlapping tiles for training, else tiles side by side for evaluation; see
+            :func:`cut_tiles` for what becomes of boxes at their borders.
     """
 
     photograph: str
@@ -97,16 +97,17 @@ def prepare_trees(root: Path, *, download: Callable[[str, Path], None] | None = 
     folder = Path(root) / "trees"
     photographs = folder / "photographs"
     todo = [name for name in TREES_SPLITS if not is_written(folder, name, version=_VERSION)]
-    files = [f"{name}{suffix}" for name in _photograph_names() for suffix in (".png", ".xml")]
-    fetch_members(
-        TREES_WHEEL,
-        {f"deepforest/data/{name}": photographs / name for name in files},
-        download=download,
-    )
-    if not todo:
-        return folder
+    names = sorted({split.photograph for split in TREES_SPLITS.values()})
+    files = [f"{name}{suffix}" for name in names for suffix in (".png", ".xml")]
     with disk_errors(folder):
-        require_free_space(folder, _TILES_BYTES)
+        folder.mkdir(parents=True, exist_ok=True)
+        if todo:
+            require_free_space(folder, _TILES_BYTES)  # before the download, not after it
+        fetch_members(
+            TREES_WHEEL,
+            {f"deepforest/data/{name}": photographs / name for name in files},
+            download=download,
+        )
         for name in todo:
             _write_split(folder, name, TREES_SPLITS[name])
     return folder
@@ -115,10 +116,6 @@ def prepare_trees(root: Path, *, download: Callable[[str, Path], None] | None = 
 def annotation_file(name: str) -> str:
     """Where the annotations of a data set lie below the folder of all data sets."""
     return f"trees/annotations/{name}.json"
-
-
-def _photograph_names() -> list[str]:
-    return sorted({split.photograph for split in TREES_SPLITS.values()})
 
 
 def cut_tiles(

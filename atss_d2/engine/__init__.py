@@ -2,14 +2,16 @@
 
 from .ema import EMAHook
 from .optim import BackboneLRFactor
-from .overrides import apply_overrides
-from .trainer import build_model, do_test, do_train, load_weights, resolve_device
+from .overrides import apply_overrides, apply_yaml_overrides
+from .trainer import build_model, check_checkpoint, do_test, do_train, load_weights, resolve_device
 
 __all__ = [
     "BackboneLRFactor",
     "EMAHook",
     "apply_overrides",
+    "apply_yaml_overrides",
     "build_model",
+    "check_checkpoint",
     "do_test",
     "do_train",
     "load_weights",

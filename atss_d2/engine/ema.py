@@ -11,10 +11,9 @@ from torch.optim.swa_utils import AveragedModel
 class EMAHook(HookBase):
     """Averages the weights after every step; the average is what is evaluated and kept.
 
-    Intermediate checkpoints hold the trained weights under ``model`` and the average under
-    ``ema``, so that training resumes exactly. After the last step the average replaces the
-    trained weights: ``model_final.pth`` is the model that was evaluated. Must stand before the
-    checkpointer in the list of hooks, and its :attr:`averaged` be one of the checkpointables.
+    Give the checkpointer :attr:`model` as its model and the trained model as a checkpointable:
+    then every checkpoint holds under ``model`` what was evaluated at its iteration, and training
+    resumes exactly. The hook must stand before the checkpointer in the list of hooks.
     """
 
     def __init__(self, model: nn.Module, *, decay: float = 0.999) -> None:
@@ -29,25 +28,34 @@ class EMAHook(HookBase):
         """
         if not 0 <= decay < 1:
             raise ValueError(f"decay must be in [0, 1), got {decay}")
-        self._model = model
+        self._trained = model
         self._decay = decay
-        self.averaged = AveragedModel(model, multi_avg_fn=self._average, use_buffers=True)
-        self.averaged.eval()
+        self._averaged = AveragedModel(model, multi_avg_fn=self._average, use_buffers=True)
+        self._averaged.eval()
 
     @property
     def model(self) -> nn.Module:
         """The averaged model, in evaluation mode."""
-        return self.averaged.module
+        return self._averaged.module
 
     def _average(self, averages: list[Tensor], values: list[Tensor], _: Tensor | int) -> None:
-        steps = int(self.averaged.n_averaged)  # lives on the CPU: no synchronisation
+        steps = int(self._averaged.n_averaged)  # lives on the CPU: no synchronisation
         decay = min(self._decay, (1 + steps) / (10 + steps))
         if averages[0].is_floating_point():
             torch._foreach_lerp_(averages, values, 1 - decay)
         else:  # counters of batches and the like
             torch._foreach_copy_(averages, values)
 
+    def before_train(self) -> None:
+        if self._averaged.n_averaged == 0:  # initial weights were loaded into the average
+            self._trained.load_state_dict(self.model.state_dict())
+
     def after_step(self) -> None:
-        self.averaged.update_parameters(self._model)
-        if self.trainer.iter == self.trainer.max_iter - 1:
-            self._model.load_state_dict(self.model.state_dict())
+        self._averaged.update_parameters(self._trained)
+
+    def state_dict(self) -> dict[str, int]:
+        return {"n_averaged": int(self._averaged.n_averaged)}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Called by the trainer when it resumes from a checkpoint that was written with EMA."""
+        self._averaged.n_averaged.fill_(state_dict["n_averaged"])

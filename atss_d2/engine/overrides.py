@@ -1,4 +1,4 @@
-"""``key=value`` overrides of a LazyConfig, refused when they name nothing.
+"""Overrides on the command line, refused when they name nothing.
 
 Detectron2's ``LazyConfig.apply_overrides`` creates keys that do not exist, so a misspelt
 ``train.max_itr=10`` is accepted in silence and changes nothing.
@@ -6,13 +6,18 @@ Detectron2's ``LazyConfig.apply_overrides`` creates keys that do not exist, so a
 
 from __future__ import annotations
 
+import copy
 import difflib
 import inspect
 from collections.abc import Iterator, Sequence
+from typing import Any
 
-from detectron2.config import LazyConfig
+from detectron2.config import CfgNode
 from detectron2.utils.registry import locate
-from omegaconf import DictConfig, ListConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 # What a user of the yaml configs types, and what the same thing is called here.
 _LAZY_NAMES = {
@@ -36,30 +41,98 @@ _LAZY_NAMES = {
 
 
 def apply_overrides(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
-    """Applies ``key=value`` overrides to a LazyConfig in place.
+    """Applies ``key=value`` overrides to a LazyConfig in place: all of them or, on an error, none.
 
     A key must exist, or be an argument of the class or function whose node it is in (so
     ``model.test_score_thresh=0.3`` works although the config leaves it to the default). A key that
-    starts with ``+`` is added without a check.
+    starts with ``+`` is added without a check. Values are written in Hydra's override grammar;
+    ``None`` is taken for its ``null``.
 
     Args:
         cfg: The config.
-        overrides: Strings in Hydra's override grammar.
+        overrides: Strings ``key=value``.
 
     Returns:
         ``cfg``.
 
     Raises:
-        ValueError: An override is no ``key=value``.
+        ValueError: An override is no ``key=value``, or the value does not fit the key.
         KeyError: A key names nothing; the message names the nearest keys.
     """
+    trial = copy.deepcopy(cfg)
+    values = {}
     for override in overrides:
-        key, equals, _ = override.partition("=")
-        if not equals:
-            raise ValueError(_not_key_value(override, overrides))
-        if not key.startswith("+") and not _accepts(cfg, key.split(".")):
-            raise KeyError(_unknown_key(cfg, key))
-    return LazyConfig.apply_overrides(cfg, list(overrides))
+        key, value = _parse(override, overrides)
+        if key.startswith("+"):
+            key = key.lstrip("+")
+            _check_parents(trial, key)
+        else:
+            value = _check(trial, key, value)
+        try:
+            _update(trial, key, value)
+        except OmegaConfBaseException as error:
+            raise ValueError(f"'{override}': {str(error).splitlines()[0]}") from None
+        values[key] = value
+    for key, value in values.items():
+        _update(cfg, key, value)
+    return cfg
+
+
+def apply_yaml_overrides(cfg: CfgNode, overrides: Sequence[str]) -> CfgNode:
+    """Applies ``KEY VALUE`` overrides to a yaml config in place.
+
+    Args:
+        cfg: The config.
+        overrides: Keys and values in turn.
+
+    Returns:
+        ``cfg``.
+
+    Raises:
+        ValueError: They are no pairs of keys and values, or a value has the wrong type.
+        KeyError: A key names nothing; the message names the nearest keys.
+    """
+    known = list(_all_yaml_keys(cfg))
+    for key in overrides[0::2]:
+        if key.startswith("-"):
+            raise ValueError(_misplaced_flag(key))
+        if key in known:
+            continue
+        if "=" in key:
+            raise ValueError(f"'{key}': a yaml config takes KEY VALUE, not key=value")
+        near = difflib.get_close_matches(key, known, n=3, cutoff=0.6)
+        hint = f"; did you mean {', '.join(near)}?" if near else ""
+        raise KeyError(f"The config has no key '{key}'{hint}")
+    if len(overrides) % 2:
+        raise ValueError(f"'{overrides[-1]}' has no value: a yaml config takes KEY VALUE")
+    cfg.merge_from_list(list(overrides))
+    return cfg
+
+
+def _parse(override: str, overrides: Sequence[str]) -> tuple[str, Any]:
+    key, equals, text = override.partition("=")
+    key = key.strip()
+    if override.startswith("-"):
+        raise ValueError(_misplaced_flag(override))
+    if not equals:
+        raise ValueError(_not_key_value(override, overrides))
+    if text.strip() == "None":  # Hydra would make it a string
+        return key, None
+    # The value alone: what a key may be is for us to say.
+    try:
+        parsed = OverridesParser.create().parse_override(f"key={text}")
+    except HydraException:
+        raise ValueError(
+            f"'{override}': {text} is no value in Hydra's grammar; put quotes around it that the "
+            f"shell leaves, \"{key}='{text}'\""
+        ) from None
+    if parsed.is_sweep_override():
+        raise ValueError(f"'{override}' are several values in Hydra's grammar; a list is [a,b]")
+    return key, parsed.value()
+
+
+def _misplaced_flag(flag: str) -> str:
+    return f"'{flag}' is not an override; flags such as --resume stand before the first override"
 
 
 def _not_key_value(override: str, overrides: Sequence[str]) -> str:
@@ -68,9 +141,43 @@ def _not_key_value(override: str, overrides: Sequence[str]) -> str:
         position = list(overrides).index(override) + 1
         value = overrides[position] if position < len(overrides) else "VALUE"
         message += f"; write {_LAZY_NAMES[override]}={value}"
-    elif override.startswith("-"):
-        message += "; flags such as --resume stand before the first override"
     return message
+
+
+def _check(cfg: DictConfig, key: str, value: Any) -> Any:
+    """Checks that a key exists and that its value fits; returns the value."""
+    parts = key.split(".")
+    if not _accepts(cfg, parts):
+        raise KeyError(_unknown_key(cfg, key))
+    old = cfg
+    for part in parts:
+        old = _child(old, part)
+    if isinstance(old, DictConfig) and isinstance(value, dict):
+        return {name: _check(cfg, f"{key}.{name}", value[name]) for name in value}
+    if isinstance(old, DictConfig) and value is not None:
+        raise ValueError(
+            f"'{key}' is not a value but a node of the config; set one of its keys: "
+            f"{', '.join(f'{key}.{name}' for name in old if name != '_target_')}"
+        )
+    if isinstance(old, (int, float)) and isinstance(value, str) and "${" not in value:
+        kind = "True or False" if isinstance(old, bool) else "a number"
+        raise ValueError(f"{key} must be {kind}, got '{value}'")
+    if type(old) is int and isinstance(value, float) and value.is_integer():
+        return int(value)  # 9e4 is a float in Hydra's grammar
+    return value
+
+
+def _check_parents(cfg: DictConfig, key: str) -> None:
+    """Checks that a new key does not turn a value into a node."""
+    node, parts = cfg, key.split(".")
+    for i, part in enumerate(parts[:-1], start=1):
+        node = _child(node, part) if OmegaConf.is_config(node) else node
+        if node is not None and not OmegaConf.is_config(node):
+            raise KeyError(f"'+{key}': {'.'.join(parts[:i])} is a value, it has no keys")
+
+
+def _update(cfg: DictConfig, key: str, value: Any) -> None:
+    OmegaConf.update(cfg, key, value, merge=True)
 
 
 def _unknown_key(cfg: DictConfig, key: str) -> str:
@@ -85,46 +192,75 @@ def _unknown_key(cfg: DictConfig, key: str) -> str:
     return f"The config has no key '{key}'; {hint} (+{key}=... adds a new key)"
 
 
-def _accepts(node, parts: Sequence[str]) -> bool:
+def _accepts(node: Any, parts: Sequence[str]) -> bool:
     """Whether the path exists below ``node`` or ends at an argument of a ``_target_``."""
     for i, part in enumerate(parts):
         if isinstance(node, ListConfig):
             if not part.isdigit() or int(part) >= len(node):
                 return False
-            node = node[int(part)]
         elif isinstance(node, DictConfig):
-            if part not in node:
+            if part not in node.keys():  # noqa: SIM118  (`in node` resolves interpolations)
                 return i == len(parts) - 1 and part in _target_arguments(node)
-            node = node[part]
         else:
             return False
+        node = _child(node, part)
     return True
+
+
+def _child(node: Any, name: str) -> Any:
+    """The value of a key or list element; None when it is absent or cannot be resolved yet."""
+    try:
+        return node[int(name)] if isinstance(node, ListConfig) else node.get(name)
+    except (OmegaConfBaseException, IndexError, ValueError):
+        return None
 
 
 def _target_arguments(node: DictConfig) -> list[str]:
     """Names of the arguments of a node's ``_target_``; empty when it has none."""
-    target = node.get("_target_", None)
-    if target is None:
-        return []
-    if isinstance(target, str):
-        target = locate(target)
+    target = _child(node, "_target_")
     try:
-        # The wrapper of @configurable hides the signature of a class: ask the function beneath.
-        signature = inspect.signature(target.__init__ if inspect.isclass(target) else target)
-    except (TypeError, ValueError):
+        if isinstance(target, str):
+            target = locate(target)
+        if not inspect.isclass(target):
+            return _arguments(target)[0]
+        names = []
+        for cls in target.__mro__:  # what __init__ takes as **kwargs goes to the next class
+            if "__init__" in vars(cls):
+                more, has_kwargs = _arguments(cls.__init__)
+                names += more
+                if not has_kwargs:
+                    break
+        return names
+    except (ImportError, TypeError, ValueError):  # none, or written in C
         return []
+
+
+def _arguments(function: Any) -> tuple[list[str], bool]:
+    # @configurable and the like wrap the function; signature() looks beneath.
+    parameters = inspect.signature(function).parameters.values()
     named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    return [n for n, p in signature.parameters.items() if p.kind in named and n != "self"]
+    names = [p.name for p in parameters if p.kind in named and p.name != "self"]
+    return names, any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters)
 
 
-def _all_keys(node, prefix: str = "") -> Iterator[str]:
-    if isinstance(node, DictConfig):
+def _all_keys(node: Any, prefix: str = "") -> Iterator[str]:
+    if isinstance(node, ListConfig):
+        for i in range(len(node)):
+            yield from _all_keys(_child(node, str(i)), f"{prefix}{i}.")
+    elif isinstance(node, DictConfig):
         for name in node:
             if name != "_target_":
-                yield prefix + name
-                # A "${...}" is a leaf: its target may be incomplete until the config is.
-                if not node._is_interpolation(name):
-                    yield from _all_keys(node[name], f"{prefix}{name}.")
+                yield f"{prefix}{name}"
+                # A "${...}" is a leaf: what it stands for is listed in its own place.
+                if not OmegaConf.is_interpolation(node, name):
+                    yield from _all_keys(_child(node, name), f"{prefix}{name}.")
         for name in _target_arguments(node):
-            if name not in node:
-                yield prefix + name
+            if name not in node.keys():  # noqa: SIM118
+                yield f"{prefix}{name}"
+
+
+def _all_yaml_keys(node: CfgNode, prefix: str = "") -> Iterator[str]:
+    for name, value in node.items():
+        yield f"{prefix}{name}"
+        if isinstance(value, CfgNode):
+            yield from _all_yaml_keys(value, f"{prefix}{name}.")

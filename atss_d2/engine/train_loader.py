@@ -74,23 +74,29 @@ def build_train_loader(cfg: DictConfig, *, seed: int | None = None, start_iter: 
         An iterable of batches of this process.
     """
     if cfg._target_ not in (build_detection_train_loader, _name(build_detection_train_loader)):
-        return _instantiate_from_start(cfg, start_iter, "it is a loader of its own")
+        _warn_of_new_order(start_iter, "it is a loader of its own")
+        return instantiate(cfg)
     if cfg.get("sampler", None) is not None:
-        return _instantiate_from_start(cfg, start_iter, "it has a sampler of its own")
+        _warn_of_new_order(start_iter, "it has a sampler of its own")
+        return instantiate(cfg)
     kwargs = {name: cfg[name] for name in cfg if name not in ("_target_", "dataset")}
     dataset = instantiate(cfg.dataset)
     kwargs = {name: instantiate(value) for name, value in kwargs.items()}
     if isinstance(dataset, IterableDataset):
+        _warn_of_new_order(start_iter, "its data set is a stream")
         return build_detection_train_loader(dataset=dataset, **kwargs)
     grouped = kwargs.pop("aspect_ratio_grouping", _default_grouping())
     if start_iter and seed is None:
         logger.warning("train.seed is negative: the order of images does not continue")
-    batch_size = kwargs["total_batch_size"] // comm.get_world_size()
+    # As build_detection_train_loader, which reports sizes that are wrong.
+    batch_size = kwargs.get("single_gpu_batch_size") or (
+        kwargs["total_batch_size"] // comm.get_world_size()
+    )
     sampler = ResumableTrainingSampler(
         len(dataset),
-        batch_size=max(batch_size, 1),  # build_detection_train_loader reports the error
+        batch_size=max(batch_size, 1),
         skip_batches=start_iter,
-        groups=[int(d["width"] > d["height"]) for d in dataset] if grouped else None,
+        groups=_aspect_ratio_groups(dataset) if grouped else None,
         seed=seed,
     )
     # Workers take whole batches in turn, so the order does not depend on their number.
@@ -99,13 +105,27 @@ def build_train_loader(cfg: DictConfig, *, seed: int | None = None, start_iter: 
     )
 
 
-def _instantiate_from_start(cfg: DictConfig, start_iter: int, reason: str):
+def _aspect_ratio_groups(dataset) -> list[int] | None:
+    """1 for landscape, 0 for portrait images; None when the sizes are not in the data set."""
+    groups = []
+    for index in range(len(dataset)):
+        image = dataset[index]
+        if "width" not in image or "height" not in image:
+            logger.warning(
+                "Batches mix landscape and portrait images: the data set does not give the "
+                f"'width' and 'height' of image {index}"
+            )
+            return None
+        groups.append(int(image["width"] > image["height"]))
+    return groups
+
+
+def _warn_of_new_order(start_iter: int, reason: str) -> None:
     if start_iter:
         logger.warning(
             "The order of images starts anew: dataloader.train cannot be fast-forwarded, "
             f"because {reason}"
         )
-    return instantiate(cfg)
 
 
 def _default_grouping() -> bool:

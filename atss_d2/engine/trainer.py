@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import os
 from typing import Any
@@ -42,7 +43,7 @@ def do_test(cfg: DictConfig, model: nn.Module) -> dict[str, Any]:
         The evaluator's results; empty on all processes but the first, and when the config has no
         evaluator.
     """
-    if "evaluator" not in cfg.dataloader:
+    if cfg.dataloader.get("evaluator") is None:
         return {}
     results = inference_on_dataset(
         model, instantiate(cfg.dataloader.test), instantiate(cfg.dataloader.evaluator)
@@ -55,24 +56,30 @@ def do_train(cfg: DictConfig, *, resume: bool = False) -> dict[str, Any]:
     """Trains a config to its end.
 
     Args:
-        cfg: A config with Detectron2's five keys.
+        cfg: A config with Detectron2's five keys. It is not changed.
         resume: Continue from ``last_checkpoint`` of ``train.output_dir``, if there is one:
             weights, optimiser, schedule, iteration, and order of images.
 
     Returns:
         Results of the evaluation after the last iteration.
+
+    Raises:
+        FileNotFoundError: There is no file ``train.init_checkpoint``.
+        ValueError: ``train.amp`` or ``train.ema`` asks for what is not possible.
     """
+    cfg = copy.deepcopy(cfg)  # the optimiser's node gets the model
     model = build_model(cfg)
     logger.info(f"Model:\n{model}")
     cfg.optimizer.params.model = model
     optimizer = instantiate(cfg.optimizer)
-    ema = EMAHook(model, decay=cfg.train.ema.decay) if _enabled(cfg, "ema") else None
 
     trainer = _build_trainer(cfg, model, optimizer)
-    checkpointer = DetectionCheckpointer(model, cfg.train.output_dir, trainer=trainer)
-    if ema is not None:
-        checkpointer.add_checkpointable("ema", ema.averaged)
+    # After the trainer, which has given the model of all processes the same weights.
+    ema = EMAHook(model, decay=cfg.train.ema.decay) if _enabled(cfg, "ema") else None
     evaluated = model if ema is None else ema.model
+    checkpointer = DetectionCheckpointer(evaluated, cfg.train.output_dir, trainer=trainer)
+    if ema is not None:
+        checkpointer.add_checkpointable("trained_model", model)
     results: dict[str, Any] = {}
 
     def evaluate() -> dict[str, Any]:
@@ -81,9 +88,12 @@ def do_train(cfg: DictConfig, *, resume: bool = False) -> dict[str, Any]:
         return results
 
     trainer.register_hooks(_build_hooks(cfg, checkpointer, ema, evaluate))
+    resume = resume and checkpointer.has_checkpoint()
+    if not resume:
+        check_checkpoint(cfg.train.init_checkpoint)
     checkpointer.resume_or_load(cfg.train.init_checkpoint, resume=resume)
     # The checkpoint holds the iteration that was finished; training starts with the next one.
-    start_iter = trainer.iter + 1 if resume and checkpointer.has_checkpoint() else 0
+    start_iter = trainer.iter + 1 if resume else 0
 
     seed = cfg.train.get("seed", -1)
     if start_iter and seed >= 0:  # not the augmentations of the first iterations once more
@@ -156,12 +166,22 @@ def _enabled(cfg: DictConfig, name: str) -> bool:
     return bool(cfg.train.get(name, {}).get("enabled", False))
 
 
+def check_checkpoint(path: str) -> None:
+    """Checks that a checkpoint on this machine exists; URLs and ``""`` are taken as they are.
+
+    Raises:
+        FileNotFoundError: The file does not exist; the message names it.
+    """
+    # Detectron2 takes options of its own behind a "?".
+    if path and "://" not in path and not os.path.isfile(path.partition("?")[0]):
+        raise FileNotFoundError(f"There is no checkpoint at '{path}'")
+
+
 def load_weights(model: nn.Module, path: str) -> None:
     """Loads a checkpoint into a model.
 
     Raises:
         FileNotFoundError: The file does not exist; the message names it.
     """
-    if path and "://" not in path and not os.path.isfile(path):
-        raise FileNotFoundError(f"There is no checkpoint at '{path}'")
+    check_checkpoint(path)
     DetectionCheckpointer(model).load(path)

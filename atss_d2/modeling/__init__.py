@@ -1,7 +1,11 @@
 """The detector and its parts. Importing this package fills Detectron2's registries."""
 
 from .atss import ATSS
-from .backbones import build_atss_resnet_fpn_backbone, make_resnet_stages
+from .backbones import (
+    build_atss_resnet_fpn_backbone,
+    build_fpn_with_p6p7,
+    make_resnet_stages,
+)
 from .head import ATSSHead
 from .matchers import ATSSMatcher, DenseMatcher
 from .torchvision_backbone import TorchvisionBackbone, build_torchvision_fpn_backbone
@@ -13,6 +17,7 @@ __all__ = [
     "DenseMatcher",
     "TorchvisionBackbone",
     "build_atss_resnet_fpn_backbone",
+    "build_fpn_with_p6p7",
     "build_torchvision_fpn_backbone",
     "make_resnet_stages",
 ]

@@ -301,6 +301,8 @@ class ATSS(DenseDetector):
             loss_cls = sigmoid_focal_loss(
                 logits, labels, alpha=self.focal_loss_alpha, gamma=self.focal_loss_gamma
             )
+            # Weight 0 does not silence a background anchor whose box has overflowed: 0 x inf.
+            deltas = torch.where(is_positive[:, None], deltas, 0.0)
             pred_boxes = self.box2box_transform.apply_deltas(deltas, all_anchors)
             loss_box_reg = (giou_loss(pred_boxes, boxes) * targets).sum()
             loss_centerness = (centerness_loss(centerness, targets) * is_positive).sum()

@@ -58,14 +58,17 @@ class ATSSHead(nn.Module):
             prior_prob: Score of every class that the predictor starts with.
 
         Raises:
-            ValueError: ``num_classes`` or ``num_anchors`` is below 1, the levels differ in
-                channels, or a deformable convolution is asked of towers without convolutions.
+            ValueError: ``num_classes`` or ``num_anchors`` is below 1, ``prior_prob`` is not between
+                0 and 1, the levels differ in channels, or a deformable convolution is asked of
+                towers without convolutions.
         """
         super().__init__()
         if num_classes < 1:
             raise ValueError(f"num_classes must be >= 1, got {num_classes}")
         if num_anchors < 1:
             raise ValueError(f"num_anchors must be >= 1, got {num_anchors}")
+        if not 0 < prior_prob < 1:
+            raise ValueError(f"prior_prob must be between 0 and 1, got {prior_prob}")
         channels = {shape.channels for shape in input_shape}
         if len(channels) != 1:
             raise ValueError(
@@ -92,7 +95,8 @@ class ATSSHead(nn.Module):
             module.offset for module in self.modules() if isinstance(module, ModulatedDeformConvPack)
         }
         for module in self.modules():
-            # Offset predictors start at zero: a deformable convolution starts as a plain one.
+            # Offset predictors start at zero: a deformable convolution starts as a plain one
+            # with its masks half open.
             if isinstance(module, nn.Conv2d) and module not in offset_convs:
                 nn.init.normal_(module.weight, mean=0, std=0.01)
                 nn.init.zeros_(module.bias)

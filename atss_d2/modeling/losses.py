@@ -1,6 +1,6 @@
 """Focal, GIoU and centerness losses, their targets and their normalisers.
 
-All losses are computed in float32 on fixed shapes: an anchor that takes no part in a loss has
+All losses are computed in at least float32 on fixed shapes: an anchor that takes no part in a loss has
 weight zero instead of being indexed away, which would make the host wait for the device.
 
 Shapes: R anchors (of one image or of a whole batch), K classes.
@@ -26,7 +26,7 @@ def sigmoid_focal_loss(
     corrected at the one positive logit of each positive anchor: no one-hot tensor is needed.
 
     Args:
-        logits: (R, K) class logits; computed in float32.
+        logits: (R, K) class logits; half precision is computed in float32.
         labels: (R,) int64; 0..K-1 foreground, K background, -1 left out.
         alpha: Weight of positives; negatives weigh ``1 - alpha``. Below 0 for no weighting.
         gamma: Exponent of the modulating factor, >= 0.
@@ -46,7 +46,7 @@ def sigmoid_focal_loss(
         )
     positive_weight, negative_weight = (alpha, 1 - alpha) if alpha >= 0 else (1.0, 1.0)
     num_classes = logits.shape[1]
-    logits = logits.float()
+    logits = _widen(logits)
     is_used = labels >= 0  # (R,)
     is_positive = is_used & (labels < num_classes)
 
@@ -64,7 +64,10 @@ def sigmoid_focal_loss(
 def _modulated_cross_entropy(logits: Tensor, gamma: float) -> Tensor:
     """p^gamma * -log(1 - p) of p = sigmoid(logits): the unweighted term of a negative target."""
     cross_entropy = F.softplus(logits)
-    return cross_entropy if gamma == 0 else logits.sigmoid().pow(gamma) * cross_entropy
+    if gamma == 0:
+        return cross_entropy
+    # Not sigmoid().pow(gamma): its gradient is infinite times 0 for p = 0 and gamma below 1.
+    return (gamma * F.logsigmoid(logits)).exp() * cross_entropy
 
 
 def giou_loss(boxes: Tensor, targets: Tensor, eps: float = _GIOU_EPS) -> Tensor:
@@ -72,7 +75,7 @@ def giou_loss(boxes: Tensor, targets: Tensor, eps: float = _GIOU_EPS) -> Tensor:
 
     ``boxes`` may be degenerate or inverted (then their area counts as 0), as predicted ones are.
     """
-    boxes, targets = boxes.float(), targets.float()
+    boxes, targets = _widen(boxes), _widen(targets)
     sides = (boxes[:, 2:] - boxes[:, :2]).clamp(min=0)
     target_sides = (targets[:, 2:] - targets[:, :2]).clamp(min=0)
     lower = torch.maximum(boxes[:, :2], targets[:, :2])
@@ -107,7 +110,7 @@ def centerness_targets(anchors: Tensor, boxes: Tensor, inset: float = 0.0) -> Te
 
 def centerness_loss(logits: Tensor, targets: Tensor) -> Tensor:
     """Binary cross entropy (R,) of centerness logits (R,) with targets (R,) in [0, 1]."""
-    return F.binary_cross_entropy_with_logits(logits.float(), targets, reduction="none")
+    return F.binary_cross_entropy_with_logits(_widen(logits), targets, reduction="none")
 
 
 def loss_normalizers(num_positives: Tensor, sum_centerness: Tensor) -> tuple[Tensor, Tensor]:
@@ -131,3 +134,8 @@ def loss_normalizers(num_positives: Tensor, sum_centerness: Tensor) -> tuple[Ten
         torch.distributed.all_reduce(totals)
     num_positives, sum_centerness = totals.unbind()
     return num_positives.clamp(min=1) / world_size, sum_centerness.clamp(min=_TINY) / world_size
+
+
+def _widen(x: Tensor) -> Tensor:
+    """To float32 from half precision; wider types stay as they are."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -55,7 +55,8 @@ def postprocess(
         )
         scores.append(level_scores)
         classes.append(level_classes)
-    boxes = clip_boxes(torch.cat(boxes), image_size)  # (T, 4)
+    # A single NaN would make NMS keep every box; as a box of no area it meets none.
+    boxes = clip_boxes(torch.cat(boxes).nan_to_num(), image_size)  # (T, 4)
     scores, classes = torch.cat(scores), torch.cat(classes)  # (T,)
     # Clipping comes first: class offsets of batched_nms need coordinates that are not negative.
     keep = batched_nms(boxes, scores, classes, nms_thresh)[:max_detections]

@@ -22,12 +22,12 @@ from .matching import match_detections
 
 FOUND: Color = (0.25, 1.0, 0.25)
 FALSE_ALARM: Color = (1.0, 0.6, 0.0)
-MISSED: Color = (1.0, 0.2, 0.2)
+MISSED: Color = (1.0, 0.25, 0.3)
 NEUTRAL: Color = (0.85, 0.85, 0.85)  # crowd regions and what lies in them: not counted
 _TEXT: Color = (1.0, 1.0, 1.0)
 
 # Longer side of one panel, pixels: enough to see small objects, not more than a screen shows.
-_MIN_PANEL_SIDE, _MAX_PANEL_SIDE = 640, 1280
+_MIN_PANEL_SIDE, _MAX_PANEL_SIDE = 800, 1280
 _IOU_THRESH = 0.5
 
 Caption = list[tuple[str, Color]]
@@ -57,7 +57,7 @@ def side_by_side(
         titles: Begin the two captions.
 
     Returns:
-        uint8, BGR: two panels whose longer side is 640 to 1280 pixels, below a caption.
+        uint8, BGR: two panels whose longer side is 800 to 1280 pixels, below a caption.
     """
     instances = instances.to("cpu")
     instances = instances[instances.scores >= score_thresh]
@@ -153,7 +153,9 @@ def save_comparisons(
     return paths
 
 
-def _to_instances(results: list[dict], image_size: tuple[int, int], metadata: Metadata) -> Instances:
+def _to_instances(
+    results: list[dict], image_size: tuple[int, int], metadata: Metadata
+) -> Instances:
     """COCO-format results of one image as Instances."""
     contiguous_ids = metadata.get("thing_dataset_id_to_contiguous_id")
     classes = [x["category_id"] for x in results]

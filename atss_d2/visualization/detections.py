@@ -40,23 +40,22 @@ def draw_detections(
         ValueError: ``image`` is something else, or ``colors`` has another length.
     """
     instances = instances.to("cpu")
-    classes = instances.pred_classes.tolist()
     if colors is None:
-        colors = [class_color(c) for c in classes]
+        colors = [class_color(c) for c in instances.pred_classes.tolist()]
     elif len(colors) != len(instances):
         raise ValueError(f"colors must have {len(instances)} elements, got {len(colors)}")
-    kept = [i for i, score in enumerate(instances.scores.tolist()) if score >= score_thresh]
+    is_kept = instances.scores >= score_thresh
+    instances = instances[is_kept]
     labels = []
-    for i in kept:
-        percent = f"{100 * instances.scores[i].item():.0f}%"
-        name = _class_name(classes[i], class_names)
+    for c, score in zip(instances.pred_classes.tolist(), instances.scores.tolist()):
+        name, percent = _class_name(c, class_names), f"{100 * score:.0f}%"
         labels.append((f"{name} {percent}", name) if name else (percent,))
     return _draw_boxes(
         image,
-        instances.pred_boxes.tensor.detach()[kept],
+        instances.pred_boxes.tensor.detach(),
         labels=labels,
-        colors=[colors[i] for i in kept],
-        is_dashed=[False] * len(kept),
+        colors=[color for color, kept in zip(colors, is_kept.tolist()) if kept],
+        is_dashed=[False] * len(instances),
         scale=scale,
     )
 
@@ -157,13 +156,13 @@ def _draw_boxes(
     for i in areas.argsort(descending=True).tolist():  # so that small boxes stay on top
         x0, y0, x1, y1 = boxes[i].tolist()
         side = max(areas[i].item(), 0.0) ** 0.5
-        linewidth = float(np.clip(side / 60, 1.0, 2.5))
+        linewidth = float(np.clip(side / 60, 1.2, 2.5))
         outline = [x0, x1, x1, x0, x0], [y0, y0, y1, y1, y0]
-        if not is_dashed[i]:  # a dark rim, seen on bright ground
-            visualizer.draw_line(*outline, color=(0, 0, 0, 0.4), linewidth=linewidth + 1)
+        # A dark rim, so that a line is seen on bright ground too.
+        visualizer.draw_line(*outline, color=(0, 0, 0, 0.4), linewidth=linewidth + 1)
         visualizer.draw_line(
             *outline,
-            color=(*colors[i], 0.7 if is_dashed[i] else 1.0),
+            color=colors[i],
             linestyle="--" if is_dashed[i] else "-",
             linewidth=linewidth,
         )
@@ -172,8 +171,14 @@ def _draw_boxes(
             label_height = 1.4 * font_size * pixels_per_point
             label_width = 0.62 * font_size * pixels_per_point * len(label)
             if label_width <= x1 - x0 and label_width * label_height <= 0.12 * areas[i]:
+                # A box may reach out of the picture, its label not.
+                x = float(np.clip(x0, 1, max(width - label_width, 1)))
+                y = float(np.clip(y0, 2, max(height - label_height, 2)))
                 visualizer.draw_text(
-                    label, (x0, y0), color=colors[i], font_size=font_size,
+                    label,
+                    (x, y),
+                    color=colors[i],
+                    font_size=font_size,
                     horizontal_alignment="left",
                 )
                 break

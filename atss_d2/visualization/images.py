@@ -29,15 +29,18 @@ def write_image(path: str | os.PathLike, image: np.ndarray) -> None:
         image: (H, W, 3) uint8, BGR.
 
     Raises:
-        OSError: The file cannot be written.
+        OSError: The file cannot be written; the message names it.
         ValueError: The suffix is none of those above.
     """
     path = Path(path)
     if path.suffix.lower() not in _WRITABLE:
         raise ValueError(f"cannot write '{path}': the suffix must be one of {', '.join(_WRITABLE)}")
-    path.parent.mkdir(parents=True, exist_ok=True)
     rgb = np.ascontiguousarray(image[:, :, ::-1])
-    Image.fromarray(rgb).save(path, **_WRITABLE[path.suffix.lower()])
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rgb).save(path, **_WRITABLE[path.suffix.lower()])
+    except OSError as error:
+        raise OSError(f"cannot write '{path}': {error}") from error
 
 
 def output_names(paths: Sequence[str | os.PathLike]) -> list[str]:
@@ -62,8 +65,6 @@ def output_names(paths: Sequence[str | os.PathLike]) -> list[str]:
     shared = [path.parent for path, n in zip(absolute, names) if counts[n.casefold()] > 1]
     root = os.path.commonpath(shared) if shared else ""
     return [
-        name
-        if counts[name.casefold()] == 1
-        else (path.parent.relative_to(root) / name).as_posix()
+        name if counts[name.casefold()] == 1 else (path.parent.relative_to(root) / name).as_posix()
         for path, name in zip(absolute, names)
     ]

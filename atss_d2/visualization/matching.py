@@ -49,7 +49,8 @@ def match_detections(
     boxes, classes = instances.pred_boxes, instances.pred_classes
     same_class = classes[:, None] == gt_classes[None]  # (D, M)
     ious = pairwise_iou(boxes, gt_boxes) * (same_class & ~is_crowd)  # (D, M)
-    in_crowd = (pairwise_ioa(gt_boxes, boxes).T >= iou_thresh) & same_class & is_crowd  # (D, M)
+    shares = pairwise_ioa(gt_boxes, boxes).T  # (D, M), of a detection's own area
+    in_crowd = (shares >= iou_thresh) & same_class & is_crowd  # (D, M)
 
     is_hit = torch.zeros(len(instances), dtype=torch.bool)
     is_found = torch.zeros(len(gt_boxes), dtype=torch.bool)

@@ -82,7 +82,14 @@ def plot_training_curves(
     Raises:
         ValueError: The file has no metrics.
     """
-    rows = read_metrics(metrics_json)
+    figure = _draw(read_metrics(metrics_json), small=small)
+    output_png = Path(output_png)
+    output_png.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(output_png)
+    return output_png
+
+
+def _draw(rows: dict[int, dict[str, float]], *, small: bool) -> Figure:
     # Not pyplot, which keeps figures and the backend in global state.
     figure = Figure(figsize=(8, 3) if small else (12, 7.5), dpi=100, layout="constrained")
     axes = figure.subplots(1 if small else 2, 2, squeeze=False)
@@ -95,17 +102,12 @@ def plot_training_curves(
         axis.set_xlabel("iteration")
         axis.set_xlim(0, max(max(rows), 1))
         axis.grid(alpha=0.3)
-    output_png = Path(output_png)
-    output_png.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(output_png)
-    return output_png
+    return figure
 
 
 def _curve(rows: dict[int, dict[str, float]], key: str) -> tuple[np.ndarray, np.ndarray]:
     """Iterations and finite values of a scalar."""
-    points = [
-        (i, row[key]) for i, row in rows.items() if key in row and math.isfinite(row[key])
-    ]
+    points = [(i, row[key]) for i, row in rows.items() if key in row and math.isfinite(row[key])]
     iterations, values = np.asarray(points, dtype=float).reshape(-1, 2).T
     return iterations, values
 
@@ -124,30 +126,40 @@ def _note(axis: Axes, text: str) -> None:
     axis.text(0.5, 0.5, text, transform=axis.transAxes, ha="center", va="center", color="gray")
 
 
+def _plot(axis: Axes, iterations: np.ndarray, values: np.ndarray, **style) -> None:
+    """``axis.plot``, where a single point, which makes no line, is seen as well."""
+    axis.plot(iterations, values, **({"marker": "."} if len(values) == 1 else {}) | style)
+
+
 def _plot_losses(axis: Axes, rows: dict[int, dict[str, float]]) -> None:
     axis.set(title="Losses (faint: as logged)", ylabel="loss")
-    smoothed = []
+    highest = 0.0
     for key, color in _LOSSES.items():
         iterations, values = _curve(rows, key)
         if len(values):
-            smoothed.append(_smooth(values))
-            axis.plot(iterations, values, color=color, alpha=0.25, linewidth=1)
-            axis.plot(iterations, smoothed[-1], color=color, label=key)
-    if not smoothed:
+            smoothed = _smooth(values)
+            # Not the spikes of the first iterations, beside which all else would be flat.
+            highest = max(highest, np.quantile(values, 0.98), smoothed[-1])
+            _plot(axis, iterations, values, color=color, alpha=0.25, linewidth=1)
+            _plot(axis, iterations, smoothed, color=color, label=key)
+    if not axis.lines:
         _note(axis, "no losses logged")
         return
-    axis.set_ylim(bottom=0)
-    axis.legend(fontsize="small")
+    axis.set_ylim(0, 1.1 * highest or 1)
+    axis.legend(fontsize="small", loc="upper right")
 
 
 def _plot_ap(axis: Axes, rows: dict[int, dict[str, float]]) -> None:
     axis.set(title="Average precision at evaluations", ylabel="AP (%)")
     keys = [match for key in _keys(rows) if (match := _AP_KEY.fullmatch(key))]
     datasets = list(dict.fromkeys(match["dataset"] for match in keys))
+    highest = 0.0
     for match in sorted(keys, key=lambda match: list(_AP_COLORS).index(match["metric"])):
         iterations, values = _curve(rows, match[0])
         if len(values):
+            highest = max(highest, values.max())
             place = datasets.index(match["dataset"])
+            name = " ".join(filter(None, (match["dataset"], match["metric"])))
             axis.plot(
                 iterations,
                 values,
@@ -155,49 +167,51 @@ def _plot_ap(axis: Axes, rows: dict[int, dict[str, float]]) -> None:
                 linestyle=("-", "--", ":", "-.")[place % 4],
                 marker="osD^"[place % 4],
                 markersize=4,
-                clip_on=False,
-                label=" ".join(filter(None, (match["dataset"], match["metric"])))
-                + f" (last {values[-1]:.1f})",
+                clip_on=False,  # the last evaluation lies on the frame
+                label=f"{name} (last {values[-1]:.1f})",
             )
-    if axis.lines:
-        axis.set_ylim(bottom=0)
-        axis.legend(fontsize="small")
-    else:
+    if not axis.lines:
         _note(axis, "no evaluation logged")
+        return
+    axis.set_ylim(0, 1.3 * highest or 1)  # room for the legend
+    axis.legend(fontsize="small", loc="upper left", ncols=len(datasets))
 
 
 def _plot_learning_rate(axis: Axes, rows: dict[int, dict[str, float]]) -> None:
     axis.set(title="Learning rate", ylabel="learning rate")
     iterations, values = _curve(rows, "lr")
-    if len(values):
-        axis.plot(iterations, values, color="black")
-        axis.set_ylim(bottom=0)
-        axis.ticklabel_format(axis="y", scilimits=(-2, 3))
-    else:
+    if not len(values):
         _note(axis, "no learning rate logged")
+        return
+    _plot(axis, iterations, values, color="black")
+    axis.set_ylim(0, 1.1 * values.max() or 1)
+    axis.ticklabel_format(axis="y", scilimits=(-2, 3))
 
 
 def _plot_positives(axis: Axes, rows: dict[int, dict[str, float]]) -> None:
     axis.set(title="ATSS: label assignment", ylabel="count per image")
-    counts = {"atss/num_positives": ("positives", "black", "-")}
+    styles = {"atss/num_positives": ("positives", "black", "-")}
     levels = sorted(match["level"] for key in _keys(rows) if (match := _LEVEL_KEY.fullmatch(key)))
     for i, level in enumerate(levels):
-        counts[f"atss/num_positives_{level}"] = (f"positives on {level}", f"C{i}", "-")
-    counts["atss/gt_without_positive"] = ("boxes without a positive", "tab:red", "--")
-    for key, (label, color, linestyle) in counts.items():
+        styles[f"atss/num_positives_{level}"] = (f"positives on {level}", f"C{i}", "-")
+    styles["atss/gt_without_positive"] = ("boxes without a positive", "deeppink", "--")
+    for key, (label, color, linestyle) in styles.items():
         iterations, values = _curve(rows, key)
         if len(values):
-            axis.plot(
-                iterations, _smooth(values), color=color, linestyle=linestyle, label=label, lw=1.2
-            )
+            style = {"color": color, "linestyle": linestyle, "label": label, "linewidth": 1.2}
+            _plot(axis, iterations, _smooth(values), **style)
+    top, lines = axis, list(axis.lines)
     iterations, values = _curve(rows, "atss/mean_threshold")
     if len(values):
-        right = axis.twinx()
-        right.set(ylabel="mean IoU threshold (dotted)", ylim=(0, 1))
-        right.plot(iterations, _smooth(values), color="gray", linestyle=":")
-    if axis.lines:
-        axis.set_yscale("symlog", linthresh=1)  # levels differ by orders of magnitude; 0 occurs
-        axis.set_ylim(bottom=0)
-        axis.legend(fontsize="small", ncols=2)
-    else:
+        top = axis.twinx()
+        top.set(ylabel="mean IoU threshold", ylim=(0, 1))
+        _plot(top, iterations, _smooth(values), color="gray", linestyle=":", label="mean threshold")
+        lines += top.lines
+    if not lines:
         _note(axis, "nothing logged about positives")
+        return
+    # The counts of levels differ by orders of magnitude, and 0 occurs. Above, room for the legend.
+    axis.set_yscale("symlog", linthresh=1)
+    axis.set_ylim(0, 100 * max(axis.dataLim.y1, 1))
+    # On the axis that is drawn last, so that no curve crosses it.
+    top.legend(handles=lines, fontsize="small", ncols=3, loc="upper center")

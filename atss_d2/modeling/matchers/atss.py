@@ -130,9 +130,15 @@ def _k_nearest(points: Tensor, centers: Tensor, k: int) -> Tensor:
 
 
 def _mean_plus_std(ious: Tensor) -> Tensor:
-    """Algorithm 1, lines 7 to 10: thresholds (M,). The deviation of one candidate is 0."""
-    mean = ious.mean(dim=1)
-    return mean + ious.std(dim=1) if ious.shape[1] > 1 else mean
+    """Algorithm 1, lines 7 to 10: thresholds (M,). The deviation of one candidate is 0.
+
+    In float64, where the mean of equal IoUs is that IoU: a box that holds all of its candidates
+    would otherwise get all or none of them by the rounding of a sum.
+    """
+    ious = ious.double()
+    mean = ious.mean(dim=1, keepdim=True)  # (M, 1)
+    variance = (ious - mean).square().sum(dim=1) / max(ious.shape[1] - 1, 1)
+    return mean[:, 0] + variance.sqrt()
 
 
 def _resolve_conflicts(
@@ -151,7 +157,8 @@ def _resolve_conflicts(
     num_boxes = len(ious)
     device = ious.device
     reversed_idxs = num_boxes - 1 - torch.arange(num_boxes, device=device)  # (M,)
-    keys = (ious.contiguous().view(torch.int32).long() << 32) | reversed_idxs[:, None]  # (M, C)
+    bits = (ious + 0.0).view(torch.int32).long()  # + 0.0: the bits of -0.0 are a negative number
+    keys = (bits << 32) | reversed_idxs[:, None]  # (M, C)
     keys = torch.where(positive, keys, -1)
     slots = candidates + (image_idxs * num_anchors)[:, None]  # (M, C) into N x R
     best = torch.full((num_images * num_anchors,), -1, dtype=torch.int64, device=device)

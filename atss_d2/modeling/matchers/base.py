@@ -52,7 +52,7 @@ class DenseMatcher(ABC):
         if not anchors:
             raise ValueError("a matcher needs at least one level of anchors, got an empty list")
         device = anchors[0].device
-        counts = torch.tensor([len(b) for b in gt_boxes])
+        counts = torch.tensor([len(b) for b in gt_boxes], dtype=torch.int64)
         # The batch as one list of boxes: (M, 4) and the image of each box.
         boxes = torch.cat(gt_boxes) if gt_boxes else anchors[0].new_zeros(0, 4)  # (M, 4)
         image_idxs = torch.repeat_interleave(torch.arange(len(counts)), counts)

@@ -3,16 +3,21 @@
 from detectron2.config import LazyCall as L
 from detectron2.layers import ShapeSpec
 from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
-from detectron2.modeling.backbone import FPN, BasicStem, ResNet
-from detectron2.modeling.backbone.fpn import LastLevelP6P7
+from detectron2.modeling.backbone import BasicStem, ResNet
 
-from atss_d2.modeling import ATSS, ATSSHead, ATSSMatcher, make_resnet_stages
+from atss_d2.modeling import (
+    ATSS,
+    ATSSHead,
+    ATSSMatcher,
+    build_fpn_with_p6p7,
+    make_resnet_stages,
+)
 from atss_d2.modeling.box_coding import box2box_transform
 
 from ..data.constants import constants
 
 model = L(ATSS)(
-    backbone=L(FPN)(
+    backbone=L(build_fpn_with_p6p7)(  # P6 from P5, not from C5 as in Detectron2's RetinaNet
         bottom_up=L(ResNet)(
             stem=L(BasicStem)(in_channels=3, out_channels=64, norm="FrozenBN"),
             stages=L(make_resnet_stages)(depth=50),
@@ -21,10 +26,6 @@ model = L(ATSS)(
         ),
         in_features=["res3", "res4", "res5"],
         out_channels=256,
-        # P6 from P5, not from C5 as in Detectron2's RetinaNet.
-        top_block=L(LastLevelP6P7)(
-            in_channels="${..out_channels}", out_channels="${..out_channels}", in_feature="p5"
-        ),
     ),
     head=L(ATSSHead)(
         input_shape=[ShapeSpec(channels=256)] * 5,

@@ -1,0 +1,22 @@
+"""Deprecation warnings of third parties that nobody who uses this package can act on.
+
+Standard library only, so that it can be used before anything else is imported.
+"""
+
+import warnings
+
+# Beginnings of messages, each raised inside the library that is named.
+_MESSAGES = (
+    r"`torch\.jit\.\w+` is deprecated",  # Detectron2, when it is imported
+    r"`torch\.jit\.\w+` is not supported",  # the same on Python 3.14
+    r"pkg_resources is deprecated",  # Detectron2's model zoo
+    r"torch\.meshgrid: in an upcoming release",  # Detectron2's anchor generator
+    r"`torch\.cuda\.amp\.\w+",  # Detectron2's AMPTrainer
+    r"The 'warn' method is deprecated",  # Detectron2's logging
+)
+
+
+def filter_third_party_warnings() -> None:
+    """Ignores these messages, and no others, for the rest of the process (or context)."""
+    for message in _MESSAGES:
+        warnings.filterwarnings("ignore", message=message)

@@ -1,0 +1,27 @@
+"""What holds for every test: one thread, a fixed seed, no window. Warnings: pyproject.toml."""
+
+import os
+import random
+
+# Before numpy and torch start their threads; commands that tests run inherit it.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+import hypothesis
+import numpy as np
+import pytest
+import torch
+
+torch.set_num_threads(1)
+
+# A busy machine makes any one example slow.
+hypothesis.settings.register_profile("atss_d2", deadline=None)
+hypothesis.settings.load_profile("atss_d2")
+
+
+@pytest.fixture(autouse=True)
+def fixed_seed() -> None:
+    """Starts every test from the same random state, alone or in a suite."""
+    random.seed(0)
+    np.random.seed(0)  # noqa: NPY002  (Detectron2's augmentations draw from the global state)
+    torch.manual_seed(0)

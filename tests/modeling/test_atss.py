@@ -1,0 +1,729 @@
+"""The meta-architecture: labels, losses, logged scalars, inference, several processes."""
+
+import copy
+import datetime
+import math
+import pickle
+import statistics
+
+import pytest
+import torch
+from detectron2.engine import launch
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import META_ARCH_REGISTRY, Backbone
+from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
+from detectron2.structures import Boxes, Instances
+from detectron2.utils.events import EventStorage
+from omegaconf import OmegaConf
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from atss_d2.modeling import ATSS, ATSSHead, ATSSMatcher
+from atss_d2.modeling.box_coding import box2box_transform
+from atss_d2.modeling.matchers import BACKGROUND, IGNORED, DenseMatcher
+from tests import reference
+
+CHANNELS = 64  # two of every group of GN: a group of one value has no variance
+LOSSES = ("loss_cls", "loss_box_reg", "loss_centerness")
+
+
+class ToyBackbone(Backbone):
+    """Two convolutions: one of stride 8, one of stride 2 for every further level."""
+
+    def __init__(self, num_levels=2):
+        super().__init__()
+        self.stem = nn.Conv2d(3, CHANNELS, kernel_size=8, stride=8)
+        if num_levels > 1:
+            self.down = nn.Conv2d(CHANNELS, CHANNELS, kernel_size=3, stride=2, padding=1)
+        self._out_features = [f"p{3 + i}" for i in range(num_levels)]
+        self._out_feature_strides = {name: 8 * 2**i for i, name in enumerate(self._out_features)}
+        self._out_feature_channels = dict.fromkeys(self._out_features, CHANNELS)
+
+    @property
+    def size_divisibility(self):
+        return max(self._out_feature_strides.values())
+
+    def forward(self, x):
+        features = [self.stem(x)]
+        while len(features) < len(self._out_features):
+            features.append(self.down(features[-1].relu()))
+        return dict(zip(self._out_features, features, strict=True))
+
+
+def build(num_levels=2, num_anchors=1, num_classes=3, anchor_scale=4, seed=0, **options):
+    """A toy ATSS with weights that give scores of all sizes."""
+    torch.manual_seed(seed)
+    strides = [8 * 2**i for i in range(num_levels)]
+    num_ratios = 1 if num_anchors == 1 else 3
+    octaves = [2 ** (i / 3) for i in range(num_anchors // num_ratios)]
+    parts = {
+        "backbone": ToyBackbone(num_levels),
+        "head": ATSSHead(
+            input_shape=[ShapeSpec(channels=CHANNELS)] * num_levels,
+            num_classes=num_classes,
+            num_anchors=num_anchors,
+            conv_dims=[CHANNELS],
+        ),
+        "anchor_generator": DefaultAnchorGenerator(
+            sizes=[[anchor_scale * s * octave for octave in octaves] for s in strides],
+            aspect_ratios=[1.0] if num_ratios == 1 else [0.5, 1.0, 2.0],
+            strides=strides,
+            offset=0.5,
+        ),
+        "box2box_transform": box2box_transform(),
+        "matcher": ATSSMatcher(num_anchors=num_anchors),
+        "num_classes": num_classes,
+        "pixel_mean": [103.53, 116.28, 123.675],
+        "pixel_std": [57.375, 57.12, 58.395],
+        **options,
+    }
+    model = ATSS(**parts)
+    for predictor in (model.head.cls_score, model.head.bbox_pred, model.head.ctrness):
+        nn.init.normal_(predictor.weight, std=0.15)
+    return model
+
+
+def image(boxes=(), classes=None, size=(64, 96), seed=0, **extra):
+    """One input of the model."""
+    generator = torch.Generator().manual_seed(seed)
+    instances = Instances(size)
+    instances.gt_boxes = Boxes(torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4))
+    if classes is None:
+        classes = [i % 3 for i in range(len(boxes))]
+    instances.gt_classes = torch.tensor(classes, dtype=torch.int64)
+    pixels = torch.randint(0, 256, (3, *size), dtype=torch.uint8, generator=generator)
+    return {"image": pixels, "instances": instances, **extra}
+
+
+BOXES = [[3.0, 5, 40, 47], [30, 8, 90, 60], [50, 10, 71, 33], [0, 0, 96, 64]]
+
+
+def total_loss(model, batch):
+    losses = model(batch)
+    assert tuple(losses) == LOSSES
+    return sum(losses.values())
+
+
+def randomized_instances(num, generator, size=(64, 96)):
+    corners = torch.rand(num, 2, generator=generator) * torch.tensor([70.0, 40])
+    boxes = torch.cat((corners, corners + 6 + 30 * torch.rand(num, 2, generator=generator)), dim=1)
+    return boxes.tolist()
+
+
+# ---------------------------------------------------------------------------------- training
+
+
+@pytest.mark.parametrize(
+    ("num_levels", "num_anchors", "num_classes"),
+    [(1, 1, 1), (2, 1, 80), (3, 3, 3), (3, 9, 1), (5, 1, 3), (5, 9, 80), (6, 3, 1)],
+)
+def test_a_training_step(num_levels, num_anchors, num_classes):
+    model = build(num_levels, num_anchors, num_classes)
+    batch = [image(BOXES, [0] * 4), image(BOXES[:1], [num_classes - 1], seed=1)]
+    losses = model(batch)
+    for loss in losses.values():
+        assert loss.shape == ()
+        assert loss.dtype == torch.float32
+        assert loss.isfinite()
+        assert loss > 0
+    sum(losses.values()).backward()
+    for name, parameter in model.named_parameters():
+        # The scalar of a level without positives has a gradient, of zero.
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+        if "scales" not in name:
+            assert parameter.grad.abs().sum() > 0, name
+
+
+def test_training_reduces_the_loss():
+    model = build()
+    batch = [image(BOXES[:3]), image(BOXES[1:2], seed=1)]
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+    values = []
+    for _ in range(30):
+        loss = total_loss(model, batch)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        values.append(loss.item())
+    assert values[-1] < 0.7 * values[0]
+
+
+def loops_of_losses(model, batch, **options):
+    """The losses of a batch by the loop versions, from the maps that the head gives."""
+    images = model.preprocess_image(batch)
+    features = [model.backbone(images.tensor)[name] for name in model.head_in_features]
+    logits, deltas, centerness = (
+        torch.cat([m.permute(0, 2, 3, 1).reshape(len(batch), -1, size) for m in maps], dim=1)
+        for maps, size in zip(model.head(features), (model.num_classes, 4, 1), strict=True)
+    )
+    levels = [a.tensor.tolist() for a in model.anchor_generator(features)]
+    anchors = [anchor for level in levels for anchor in level]
+    labels, boxes = [], []
+    for x in batch:
+        gt_boxes = x["instances"].gt_boxes.tensor.tolist()
+        gt_classes = x["instances"].gt_classes.tolist()
+        matched = reference.atss_match(levels, gt_boxes, num_anchors=model.head.num_anchors)
+        labels.append([gt_classes[m] if m >= 0 else model.num_classes for m in matched])
+        boxes.append([gt_boxes[m] if m >= 0 else None for m in matched])
+    return reference.losses(
+        anchors,
+        logits.tolist(),
+        labels,
+        deltas.tolist(),
+        boxes,
+        centerness[..., 0].tolist(),
+        **options,
+    )
+
+
+@pytest.mark.parametrize(("num_levels", "num_anchors"), [(1, 1), (2, 3), (3, 1)])
+def test_losses_equal_the_loops(num_levels, num_anchors):
+    model = build(num_levels, num_anchors)
+    batch = [image(BOXES), image(seed=1), image(BOXES[1:2], seed=2)]
+    losses = {name: loss.item() for name, loss in model(batch).items()}
+    assert losses == pytest.approx(loops_of_losses(model, batch), rel=1e-4)
+
+
+def test_weights_of_the_losses():
+    model = build(
+        focal_loss_alpha=0.6,
+        focal_loss_gamma=1.5,
+        box_reg_loss_weight=0.3,
+        centerness_loss_weight=5.0,
+    )
+    batch = [image(BOXES)]
+    losses = {name: loss.item() for name, loss in model(batch).items()}
+    options = {"alpha": 0.6, "gamma": 1.5, "box_weight": 0.3, "centerness_weight": 5.0}
+    assert losses == pytest.approx(loops_of_losses(model, batch, **options), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    "boxes",
+    [
+        [],
+        [[10.2, 10.2, 11, 11]],  # between all centres
+        [[10.0, 10, 10, 30], [30, 30, 10, 10]],  # no area, inverted
+        [[-90.0, -90, -50, -50]],  # outside
+    ],
+    ids=str,
+)
+def test_batches_without_a_positive(boxes):
+    model = build()
+    batch = [image(boxes), image(boxes, seed=1)]
+    losses = model(batch)
+    assert losses["loss_box_reg"] == 0
+    assert losses["loss_centerness"] == 0
+    assert losses["loss_cls"] > 0
+    assert losses["loss_cls"].isfinite()
+    # All is background and the divisor is 1.
+    assert losses["loss_cls"].item() == pytest.approx(
+        loops_of_losses(model, batch)["loss_cls"], rel=1e-4
+    )
+
+    sum(losses.values()).backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name  # DistributedDataParallel waits for all of them
+        assert parameter.grad.isfinite().all(), name
+    assert model.head.cls_score.weight.grad.abs().sum() > 0
+    assert model.head.bbox_pred.weight.grad.abs().sum() == 0
+    assert model.head.ctrness.weight.grad.abs().sum() == 0
+
+
+def test_an_image_without_boxes_adds_background_only():
+    model = build()
+    alone = model([image(BOXES)])
+    batch = [image(seed=3), image(BOXES), image(seed=4)]
+    losses = model(batch)
+    assert losses["loss_cls"] > alone["loss_cls"]
+    for name in ("loss_box_reg", "loss_centerness"):
+        torch.testing.assert_close(losses[name], alone[name])
+
+
+def test_images_of_different_sizes():
+    model = build()
+    batch = [image(BOXES[:1], size=(64, 64)), image(BOXES, size=(60, 96), seed=1)]
+    losses = {name: loss.item() for name, loss in model(batch).items()}
+    assert losses == pytest.approx(loops_of_losses(model, batch), rel=1e-4)
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan"), 1e30])
+def test_what_the_box_branch_says_about_background_does_not_matter(value):
+    """An anchor that takes no part has weight 0, and 0 times infinity is not 0."""
+    model = build()
+    anchors = model.anchor_generator([torch.zeros(1, 1, 8, 12), torch.zeros(1, 1, 4, 6)])
+    gt_labels, matched = model.label_anchors(anchors, [image(BOXES[:2])["instances"]])
+    sizes = [len(a) for a in anchors]
+    logits = list(torch.randn(1, sum(sizes), 3).split(sizes, dim=1))
+    deltas = torch.randn(1, sum(sizes), 4)
+    centerness = torch.randn(1, sum(sizes))
+    is_background = gt_labels == 3
+
+    def box_losses(deltas, centerness):
+        deltas = deltas.clone().requires_grad_()
+        losses = model.losses(
+            anchors,
+            logits,
+            gt_labels,
+            list(deltas.split(sizes, dim=1)),
+            matched,
+            list(centerness.split(sizes, dim=1)),
+        )
+        (grad,) = torch.autograd.grad(losses["loss_box_reg"], deltas)
+        return losses["loss_box_reg"], grad
+
+    expected = box_losses(deltas, centerness)
+    deltas = torch.where(is_background[..., None], value, deltas)
+    torch.testing.assert_close(box_losses(deltas, centerness), expected)
+
+
+def test_autocast_to_bfloat16():
+    model = build()
+    batch = [image(BOXES), image(seed=1)]
+    expected = {name: loss.item() for name, loss in model(batch).items()}
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        losses = model(batch)
+    for loss in losses.values():
+        assert loss.dtype == torch.float32
+    assert {k: v.item() for k, v in losses.items()} == pytest.approx(expected, rel=0.05)
+    sum(losses.values()).backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad.isfinite().all(), name
+        assert parameter.grad.dtype == torch.float32
+
+    model.eval()
+    expected = model(batch)[0]["instances"]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        detections = model(batch)[0]["instances"]
+    assert detections.scores.dtype == detections.pred_boxes.tensor.dtype == torch.float32
+    torch.testing.assert_close(detections.scores[:10], expected.scores[:10], rtol=0, atol=0.03)
+
+
+# ------------------------------------------------------------------------------------ labels
+
+
+class StubMatcher(DenseMatcher):
+    """Gives what it was told to, and remembers what it saw."""
+
+    def __init__(self, matched_idxs):
+        super().__init__()
+        self.matched_idxs = torch.tensor(matched_idxs)
+
+    def match(self, anchors, boxes, image_idxs, num_images):
+        self.seen = boxes
+        first = torch.tensor([(image_idxs < i).sum() for i in range(num_images)])
+        return torch.where(
+            self.matched_idxs >= 0, self.matched_idxs + first[:, None], self.matched_idxs
+        )
+
+
+def test_labels_of_matched_background_and_ignored_anchors():
+    # Two images of two boxes, the second of none in between; 3 anchors on 2 levels.
+    matcher = StubMatcher([[1, BACKGROUND, IGNORED], [IGNORED, -1, -1], [0, 1, 0]])
+    model = build(num_classes=7, matcher=matcher)
+    anchors = [
+        Boxes(torch.tensor([[0.0, 0, 8, 8], [8, 0, 16, 8]])),
+        Boxes(torch.tensor([[0.0, 0, 16, 16]])),
+    ]
+    batch = [image(BOXES[:2], [5, 6]), image(), image(BOXES[2:], [0, 3])]
+    gt_labels, matched_boxes = model.label_anchors(anchors, [x["instances"] for x in batch])
+
+    assert gt_labels.tolist() == [[6, 7, -1], [-1, 7, 7], [0, 3, 0]]
+    assert gt_labels.dtype == torch.int64
+    a = Boxes.cat(anchors).tensor.tolist()
+    assert matched_boxes.tolist() == [
+        [BOXES[1], a[1], a[2]],
+        [a[0], a[1], a[2]],
+        [BOXES[2], BOXES[3], BOXES[2]],
+    ]
+    assert not matched_boxes.requires_grad
+
+
+def test_ignored_anchors_have_no_loss_and_no_gradient():
+    shapes = [(8, 12), (4, 6)]
+    num_anchors = sum(h * w for h, w in shapes)
+    idxs = torch.randint(-2, 2, (1, num_anchors))
+    model = build(matcher=StubMatcher(idxs.tolist()))
+    anchors = model.anchor_generator([torch.zeros(1, 1, h, w) for h, w in shapes])
+    instances = [image(BOXES[:2])["instances"]]
+    sizes = [h * w for h, w in shapes]
+    gt_labels, matched = model.label_anchors(anchors, instances)
+    predictions = [
+        torch.randn(1, num_anchors, *rest, requires_grad=True) for rest in ((3,), (4,), ())
+    ]
+    logits, deltas, centerness = (list(p.split(sizes, dim=1)) for p in predictions)
+    losses = model.losses(anchors, logits, gt_labels, deltas, matched, centerness)
+    grads = torch.autograd.grad(sum(losses.values()), predictions)
+    assert (grads[0][idxs == IGNORED] == 0).all()
+    assert (grads[0][idxs != IGNORED] != 0).all()
+    assert (grads[1][idxs < 0] == 0).all()
+    assert (grads[2][idxs < 0] == 0).all()
+    assert (grads[2][idxs >= 0] != 0).all()
+
+
+def test_gt_boxes_reach_the_matcher_as_they_are():
+    model = build(matcher=StubMatcher([[BACKGROUND] * 120] * 2))
+    model([image(BOXES[:2]), image(BOXES[2:])])
+    assert model.matcher.seen.tolist() == BOXES
+
+
+# ------------------------------------------------------------------------------------ logging
+
+
+def test_logged_scalars_by_hand():
+    """Anchors side by side: 4 x 4 of 8 x 8 px on p3 and 2 x 2 of 16 x 16 px on p4."""
+    model = build(anchor_scale=1)
+    batch = [
+        # The first box is an anchor of p3 and a quarter of one of p4: one positive.
+        # The second, around (16, 16), holds no centre. It meets 4 anchors on each level.
+        image([[8.0, 8, 16, 16], [15, 15, 17, 17]], size=(32, 32)),
+        image(size=(32, 32)),
+        # The whole image: 9 candidates of IoU 1/16 on p3, 4 of IoU 1/4 on p4, which are positive.
+        image([[0.0, 0, 32, 32]], size=(32, 32)),
+    ]
+    ious = [
+        [1.0, 0.25] + [0.0] * 11,
+        [1 / 67] * 4 + [1 / 259] * 4 + [0.0] * 5,
+        [1 / 16] * 9 + [1 / 4] * 4,
+    ]
+    thresholds = [statistics.mean(values) + statistics.stdev(values) for values in ious]
+    assert 0.25 < thresholds[0] < 1
+    assert 1 / 16 < thresholds[2] < 1 / 4
+    with EventStorage() as storage:
+        model(batch)
+        logged = {name: value for name, (value, _) in storage.latest().items()}
+    assert logged == pytest.approx(
+        {
+            "atss/num_positives": 5 / 3,  # means over the three images
+            "atss/num_positives_p3": 1 / 3,
+            "atss/num_positives_p4": 4 / 3,
+            "atss/gt_without_positive": 1 / 3,
+            "atss/mean_threshold": statistics.mean(thresholds),
+        },
+        rel=1e-5,
+    )
+
+
+def test_boxes_without_a_positive_are_counted():
+    model = build()
+    tiny = [[10.2, 10.2, 11, 11], [20.2, 20.2, 21, 21]]
+    for boxes, count in ((BOXES[:1], 0), (tiny, 2), ([*tiny, *BOXES[:1]], 2), ([], 0)):
+        with EventStorage() as storage:
+            model([image(boxes), image(boxes)])
+            assert storage.latest()["atss/gt_without_positive"][0] == count
+    # Of equal boxes the first gets all anchors.
+    with EventStorage() as storage:
+        model([image([BOXES[0]] * 3)])
+        assert storage.latest()["atss/gt_without_positive"][0] == 2
+    model.matcher = ATSSMatcher(min_positives=1)
+    with EventStorage() as storage:
+        model([image(tiny)])
+        assert storage.latest()["atss/gt_without_positive"][0] == 0
+        assert storage.latest()["atss/num_positives"][0] == 2
+
+
+def test_what_a_matcher_reports_is_logged():
+    matcher = StubMatcher([[BACKGROUND] * 120])
+    matcher.match = lambda *args: (
+        setattr(matcher, "last_stats", {"answer": torch.tensor(42.0)})
+        or torch.full((1, 120), BACKGROUND)
+    )
+    model = build(matcher=matcher)
+    with EventStorage() as storage:
+        model([image()])
+        assert storage.latest()["atss/answer"][0] == 42
+        assert "atss/mean_threshold" not in storage.latest()
+
+
+def test_inference_logs_nothing():
+    model = build().eval()
+    with EventStorage() as storage:
+        model([image(BOXES)])
+        assert storage.latest() == {}
+
+
+# ---------------------------------------------------------------------------------- inference
+
+
+def detect(model, batch):
+    model.eval()
+    with torch.no_grad():
+        return [x["instances"] for x in model(batch)]
+
+
+def test_detections_equal_the_loops():
+    model = build(num_anchors=3, test_topk_candidates=40, max_detections_per_image=25).eval()
+    batch = [image(size=(64, 64), seed=5), image(size=(50, 96), seed=6)]
+    detections = detect(model, batch)
+
+    images = model.preprocess_image(batch)
+    with torch.no_grad():
+        features = [model.backbone(images.tensor)[name] for name in model.head_in_features]
+        outputs = model.head(features)
+    levels = [a.tensor.tolist() for a in model.anchor_generator(features)]
+    for i, size in enumerate([(64, 64), (50, 96)]):
+        logits, deltas, centerness = (
+            [m[i].permute(1, 2, 0).reshape(-1, k).tolist() for m in maps]
+            for maps, k in zip(outputs, (3, 4, 1), strict=True)
+        )
+        expected = reference.detections(
+            levels,
+            logits,
+            deltas,
+            [[c for (c,) in level] for level in centerness],
+            size,
+            topk_candidates=40,
+            max_detections=25,
+        )
+        # Detectron2 drops boxes that lie outside of the image.
+        expected = [e for e in expected if e[2][2] > e[2][0] and e[2][3] > e[2][1]]
+        assert len(expected) > 10
+        assert detections[i].image_size == size
+        assert detections[i].pred_classes.tolist() == [k for _, k, _ in expected]
+        torch.testing.assert_close(
+            detections[i].pred_boxes.tensor,
+            torch.tensor([box for _, _, box in expected]),
+            rtol=1e-4,
+            atol=1e-3,
+        )
+        torch.testing.assert_close(
+            detections[i].scores, torch.tensor([score for score, _, _ in expected])
+        )
+
+
+def test_detections_come_sorted_and_are_limited():
+    model = build(5, num_anchors=3, num_classes=20, test_score_thresh=0.0)
+    (detections,) = detect(model, [image(size=(128, 128))])
+    assert len(detections) == 100
+    assert (detections.scores.diff() <= 0).all()
+    assert detections.pred_classes.min() >= 0
+    assert detections.pred_classes.max() < 20
+    boxes = detections.pred_boxes.tensor
+    assert boxes.min() >= 0
+    assert boxes.max() <= 128
+    model.max_detections_per_image = 300
+    (more,) = detect(model, [image(size=(128, 128))])
+    assert 100 < len(more) <= 300
+    torch.testing.assert_close(more.scores[:100], detections.scores)
+
+
+def test_no_detection():
+    model = build(test_score_thresh=0.999)
+    for detections in detect(model, [image(), image(size=(32, 32))]):
+        assert len(detections) == 0
+        assert detections.pred_boxes.tensor.shape == (0, 4)
+        assert detections.scores.shape == (0,)
+        assert detections.pred_classes.dtype == torch.int64
+
+
+def test_boxes_return_to_the_size_of_the_original_image():
+    model = build()
+    plain, scaled = detect(model, [image()])[0], detect(model, [image(height=128, width=288)])[0]
+    assert len(plain) > 10
+    assert scaled.image_size == (128, 288)
+    factors = torch.tensor([3.0, 2, 3, 2])
+    torch.testing.assert_close(scaled.pred_boxes.tensor, plain.pred_boxes.tensor * factors)
+    torch.testing.assert_close(scaled.scores, plain.scores)
+
+
+def test_training_and_inference_see_the_same_anchors_and_predictions():
+    """Predictions that decode to the targets are detected as the boxes."""
+    model = build(num_classes=3, test_score_thresh=0.5)
+    shapes = [(8, 12), (4, 6)]
+    features = [torch.zeros(1, CHANNELS, h, w) for h, w in shapes]
+    anchors = model.anchor_generator(features)
+    batch = [image(BOXES[:2], [2, 0])]
+    gt_labels, matched = model.label_anchors(anchors, [batch[0]["instances"]])
+    deltas = model.box2box_transform.get_deltas(Boxes.cat(anchors).tensor, matched[0])
+    logits = torch.full((gt_labels.shape[1], 3), -9.0)
+    is_positive = gt_labels[0] < 3
+    logits[is_positive, gt_labels[0][is_positive]] = 9.0
+
+    class Oracle(nn.Module):
+        def forward(self, features):
+            def as_maps(x):
+                parts = x.split([h * w for h, w in shapes])
+                return [p.T.reshape(1, -1, h, w) for p, (h, w) in zip(parts, shapes, strict=True)]
+
+            return as_maps(logits), as_maps(deltas), as_maps(torch.full((len(logits), 1), 9.0))
+
+    model.head = Oracle()
+    (detections,) = detect(model, batch)
+    order = detections.pred_classes.argsort(descending=True)
+    assert detections.pred_classes[order].tolist() == [2, 0]
+    torch.testing.assert_close(
+        detections.pred_boxes.tensor[order], torch.tensor(BOXES[:2]), rtol=1e-4, atol=1e-3
+    )
+    losses = model.train()(batch)
+    assert losses["loss_box_reg"] < 1e-5
+    assert losses["loss_cls"] < 1e-4
+
+
+# ---------------------------------------------------------------------- building and copying
+
+
+def test_registered():
+    assert META_ARCH_REGISTRY.get("ATSS") is ATSS
+
+
+def test_arguments_are_keyword_only():
+    with pytest.raises(TypeError):
+        ATSS(ToyBackbone())
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
+def test_copies_give_the_same(duplicate):
+    model = build()
+    batch = [image(BOXES)]
+    with EventStorage():
+        losses = model(batch)  # copied after use, with whatever it remembers
+    twin = duplicate(model)
+    torch.testing.assert_close(twin(batch), losses)
+    (a,), (b,) = detect(model, batch), detect(twin, batch)
+    torch.testing.assert_close(a.pred_boxes.tensor, b.pred_boxes.tensor)
+    with torch.no_grad():
+        twin.head.cls_score.bias += 1
+    assert not torch.equal(twin.head.cls_score.bias, model.head.cls_score.bias)
+
+
+def test_state_dict_holds_weights_only():
+    """As Detectron2's models: anchors and pixel means are configuration."""
+    keys = build().state_dict().keys()
+    assert {key.split(".")[0] for key in keys} == {"backbone", "head"}
+
+
+def test_features_by_default_are_all_from_fine_to_coarse():
+    model = build(3)
+    assert model.head_in_features == ["p3", "p4", "p5"]
+
+
+def test_lists_of_a_lazy_config_become_lists():
+    config = OmegaConf.create({"features": ["p3", "p4"], "mean": [1.0, 2.0, 3.0]})
+    model = build(head_in_features=config.features, pixel_mean=config.mean)
+    assert type(model.head_in_features) is list
+    model([image(BOXES)])
+
+
+def test_pixels_are_normalised_in_the_order_they_come():
+    model = build(pixel_mean=[10.0, 20.0, 30.0], pixel_std=[1.0, 2.0, 4.0])
+    pixels = torch.tensor([11.0, 24.0, 38.0])[:, None, None].expand(3, 32, 32)
+    normalised = model.preprocess_image([{"image": pixels}]).tensor
+    assert normalised.shape == (1, 3, 32, 32)
+    assert normalised[0, :, 0, 0].tolist() == [1.0, 2.0, 2.0]
+
+
+def anchors_of(strides, num=1):
+    return DefaultAnchorGenerator(
+        sizes=[[4 * s * (1 + i) for i in range(num)] for s in strides],
+        aspect_ratios=[1.0],
+        strides=strides,
+    )
+
+
+def mixed_anchors():
+    return DefaultAnchorGenerator(sizes=[[32], [64, 80]], aspect_ratios=[1.0], strides=[8, 16])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"head_in_features": ["p3", "p9"]},
+            r"head_in_features \['p9'\] are not among the backbone's features \['p3', 'p4'\]",
+        ),
+        ({"input_format": "rgb"}, 'must be "BGR" or "RGB", got "rgb"'),
+        ({"head_in_features": ["p3"]}, r"strides \[8, 16\], but .*\['p3'\] have strides \[8\]"),
+        ({"head_in_features": ["p4", "p3"]}, r"strides \[8, 16\], but .* have strides \[16, 8\]"),
+        (
+            {"anchor_generator": anchors_of([4, 8])},
+            r"strides \[4, 8\], but the features \['p3', 'p4'\] have strides \[8, 16\]",
+        ),
+        (
+            {"anchor_generator": anchors_of([8, 16], num=3)},
+            r"head was built for num_anchors=1 per location, .* gives \[3, 3\]",
+        ),
+        (
+            {"anchor_generator": mixed_anchors()},
+            r"head was built for num_anchors=1 per location, .* gives \[1, 2\]",
+        ),
+        ({"matcher": ATSSMatcher(num_anchors=9)}, r"matcher was built for num_anchors=9"),
+        ({"num_classes": 4}, "num_classes=4, but the head was built for 3 classes"),
+    ],
+    ids=lambda x: x[:30] if isinstance(x, str) else "+".join(x),
+)
+def test_parts_that_do_not_fit(options, message):
+    num_classes = options.pop("num_classes", 3)
+    head = ATSSHead(
+        input_shape=[ShapeSpec(channels=CHANNELS)] * 2, num_classes=3, conv_dims=[CHANNELS]
+    )
+    with pytest.raises(ValueError, match=message):
+        build(**{"head": head, "num_classes": num_classes, **options})
+
+
+# ------------------------------------------------------------------------ several processes
+
+
+def scenario_batches():
+    """Four images each; the first half belongs to the first of two processes."""
+    generator = torch.Generator().manual_seed(7)
+    full = [image(randomized_instances(3, generator), seed=i) for i in range(4)]
+    empty = [image(seed=i) for i in range(4)]
+    # One anchor of 32 x 32 px around (20, 20), the only positive of the whole batch.
+    one = [image([[4.0, 4, 36, 36]]), *empty[1:]]
+    return {
+        "all have boxes": full,
+        "one process has no boxes": [*full[:2], *empty[2:]],
+        "no process has boxes": empty,
+        "one box in all": one,
+    }
+
+
+def gradients(model):
+    return {name: p.grad.clone() for name, p in model.named_parameters()}
+
+
+def train_one_of_two(folder):
+    """Body of a process: every scenario with its half of the batch; the first one writes."""
+    torch.set_num_threads(1)
+    rank = torch.distributed.get_rank()
+    results = {}
+    for name, batch in scenario_batches().items():
+        model = DistributedDataParallel(build())
+        losses = model(batch[2 * rank : 2 * rank + 2])
+        sum(losses.values()).backward()
+        mean = torch.stack([losses[key].detach() for key in LOSSES])
+        torch.distributed.all_reduce(mean)
+        results[name] = (mean / 2, gradients(model.module))
+    if rank == 0:
+        torch.save(results, f"{folder}/results.pth")
+
+
+@pytest.fixture(scope="module")
+def results_of_two_processes(tmp_path_factory):
+    folder = str(tmp_path_factory.mktemp("two_processes"))
+    launch(
+        train_one_of_two,
+        2,
+        dist_url="auto",
+        args=(folder,),
+        timeout=datetime.timedelta(seconds=120),
+    )
+    return torch.load(f"{folder}/results.pth")
+
+
+@pytest.mark.parametrize("scenario", scenario_batches())
+def test_two_processes_train_like_one(results_of_two_processes, scenario):
+    """Losses, averaged over processes, and DDP's gradients are those of the whole batch."""
+    if torch.cuda.is_available():
+        pytest.skip("Detectron2's launch gives every process a GPU; this compares on the CPU")
+    model = build()
+    losses = model(scenario_batches()[scenario])
+    sum(losses.values()).backward()
+    two_losses, two_gradients = results_of_two_processes[scenario]
+    torch.testing.assert_close(
+        two_losses, torch.stack([losses[key].detach() for key in LOSSES]), rtol=1e-5, atol=1e-6
+    )
+    for name, gradient in gradients(model).items():
+        atol = 1e-5 * gradient.abs().max().item()
+        torch.testing.assert_close(two_gradients[name], gradient, rtol=0, atol=atol, msg=name)
+    assert math.isclose(losses["loss_box_reg"].item(), 0) == (scenario == "no process has boxes")

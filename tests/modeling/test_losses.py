@@ -1,0 +1,430 @@
+"""Losses: against their definitions in loops, fvcore's versions and public implementations."""
+
+import fvcore.nn
+import pytest
+import torch
+import torch.nn.functional as F
+from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from atss_d2.modeling.box_coding import box2box_transform
+from atss_d2.modeling.losses import (
+    centerness_loss,
+    centerness_targets,
+    giou_loss,
+    loss_normalizers,
+    sigmoid_focal_loss,
+)
+from tests import reference
+
+published = reference.published()
+GAMMAS = [0, 0.5, 1, 1.5, 2, 3.7]
+
+
+def one_hot(labels, num_classes):
+    """Targets (R, K) of labels 0..K."""
+    return F.one_hot(labels, num_classes + 1)[:, :num_classes].float()
+
+
+# ------------------------------------------------------------------------------- focal loss
+
+
+@pytest.mark.parametrize("alpha", [0.25, 0.6, 0.0, 1.0, -1])
+@pytest.mark.parametrize("gamma", GAMMAS)
+@pytest.mark.parametrize("num_classes", [1, 4])
+def test_focal_loss_is_its_definition(num_classes, gamma, alpha):
+    logits = 4 * torch.randn(30, num_classes)
+    labels = torch.randint(-1, num_classes + 1, (30,))
+    loss = sigmoid_focal_loss(logits, labels, alpha=alpha, gamma=gamma)
+    by_hand = reference.focal_loss(logits.tolist(), labels.tolist(), alpha=alpha, gamma=gamma)
+    torch.testing.assert_close(loss.item(), by_hand, rtol=1e-5, atol=1e-6)
+
+
+def test_defaults_are_those_of_the_paper():
+    logits, labels = torch.randn(9, 3), torch.randint(0, 4, (9,))
+    torch.testing.assert_close(
+        sigmoid_focal_loss(logits, labels),
+        sigmoid_focal_loss(logits, labels, alpha=0.25, gamma=2.0),
+        rtol=0,
+        atol=0,
+    )
+
+
+@pytest.mark.parametrize("alpha", [0.25, -1])
+@pytest.mark.parametrize("gamma", GAMMAS)
+@pytest.mark.parametrize("num_classes", [1, 7])
+def test_focal_loss_and_gradient_are_fvcores(num_classes, gamma, alpha):
+    ours = (3 * torch.randn(200, num_classes)).requires_grad_()
+    theirs = ours.detach().clone().requires_grad_()
+    labels = torch.randint(0, num_classes + 1, (200,))
+    loss = sigmoid_focal_loss(ours, labels, alpha=alpha, gamma=gamma)
+    expected = fvcore.nn.sigmoid_focal_loss(
+        theirs, one_hot(labels, num_classes), alpha=alpha, gamma=gamma, reduction="sum"
+    )
+    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-5)
+    (grad,), (expected_grad,) = (
+        torch.autograd.grad(loss, ours),
+        torch.autograd.grad(expected, theirs),
+    )
+    torch.testing.assert_close(grad, expected_grad, rtol=1e-4, atol=1e-6)
+
+
+def test_gamma_0_is_binary_cross_entropy():
+    logits, labels = 5 * torch.randn(50, 3), torch.randint(0, 4, (50,))
+    torch.testing.assert_close(
+        sigmoid_focal_loss(logits, labels, alpha=-1, gamma=0),
+        F.binary_cross_entropy_with_logits(logits, one_hot(labels, 3), reduction="sum"),
+    )
+
+
+def test_ignored_anchors_have_neither_loss_nor_gradient():
+    logits = torch.randn(6, 3).requires_grad_()
+    labels = torch.tensor([0, -1, 3, -1, 2, -1])
+    loss = sigmoid_focal_loss(logits, labels)
+    torch.testing.assert_close(loss, sigmoid_focal_loss(logits[::2], labels[::2]))
+    (grad,) = torch.autograd.grad(loss, logits)
+    assert (grad[1::2] == 0).all()
+    assert (grad[::2] != 0).all()
+
+
+@pytest.mark.parametrize("num_classes", [1, 5])
+def test_all_background(num_classes):
+    logits = torch.randn(20, num_classes)
+    labels = torch.full((20,), num_classes)
+    by_hand = reference.focal_loss(logits.tolist(), labels.tolist())
+    torch.testing.assert_close(
+        sigmoid_focal_loss(logits, labels).item(), by_hand, rtol=1e-5, atol=0
+    )
+
+
+def test_no_anchors_or_only_ignored_ones():
+    for logits, labels in (
+        (torch.zeros(0, 3), torch.zeros(0, dtype=torch.int64)),
+        (torch.randn(4, 3), torch.full((4,), -1)),
+    ):
+        logits.requires_grad_()
+        loss = sigmoid_focal_loss(logits, labels)
+        assert loss == 0
+        (grad,) = torch.autograd.grad(loss, logits)
+        assert (grad == 0).all()
+
+
+@pytest.mark.parametrize("gamma", GAMMAS)
+@pytest.mark.parametrize("size", [30.0, 100.0, 1e4, 1e30])
+def test_extreme_logits_give_finite_loss_and_gradient(size, gamma):
+    # 2 x 8 rows: vectorised and scalar code underflow at different logits.
+    logits = torch.tensor([[-size, size]]).repeat(16, 1).requires_grad_()
+    labels = torch.tensor([0, 1, 2, -1] * 4)
+    loss = sigmoid_focal_loss(logits, labels, gamma=gamma)
+    (grad,) = torch.autograd.grad(loss, logits)
+    assert loss.isfinite()
+    assert grad.isfinite().all()
+    # The logits of class 1 are right for label 1 and as wrong as can be for 0 and 2, where the
+    # modulating factor is 1 and the loss is the logit; -size is wrong for label 0 only.
+    expected = 4 * (0.25 * size + 0.75 * size) + 4 * 0.75 * size
+    torch.testing.assert_close(loss.item(), expected, rtol=1e-5, atol=0)
+
+
+def test_confident_and_right_costs_next_to_nothing():
+    logits = torch.full((1000, 4), -12.0)
+    labels = torch.arange(1000) % 5
+    logits[labels < 4, labels[labels < 4]] = 12.0
+    loss = sigmoid_focal_loss(logits, labels).item()
+    assert abs(loss) < 1e-2  # of 1000 anchors; background terms of 9 per positive cancel
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_computed_in_float32(dtype):
+    logits = torch.randn(3000, 5).to(dtype).requires_grad_()
+    labels = torch.randint(0, 6, (3000,))
+    loss = sigmoid_focal_loss(logits, labels)
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(loss, sigmoid_focal_loss(logits.float(), labels), rtol=0, atol=0)
+    (grad,) = torch.autograd.grad(loss, logits)
+    assert grad.dtype == dtype
+    assert grad.isfinite().all()
+
+
+@pytest.mark.parametrize("gamma", GAMMAS)
+@pytest.mark.parametrize("alpha", [0.25, -1])
+def test_gradient_of_the_focal_loss_in_float64(gamma, alpha):
+    logits = (3 * torch.randn(6, 3, dtype=torch.float64)).requires_grad_()
+    labels = torch.tensor([0, 1, 2, 3, -1, 1])
+    assert torch.autograd.gradcheck(
+        lambda x: sigmoid_focal_loss(x, labels, alpha=alpha, gamma=gamma), (logits,)
+    )
+
+
+def test_errors_of_the_focal_loss():
+    with pytest.raises(ValueError, match="gamma must be >= 0, got -1"):
+        sigmoid_focal_loss(torch.zeros(2, 3), torch.zeros(2, dtype=torch.int64), gamma=-1)
+    with pytest.raises(ValueError, match=r"got \(2, 3\) and \(3,\)"):
+        sigmoid_focal_loss(torch.zeros(2, 3), torch.zeros(3, dtype=torch.int64))
+    with pytest.raises(ValueError, match=r"got \(6,\) and \(6,\)"):
+        sigmoid_focal_loss(torch.zeros(6), torch.zeros(6, dtype=torch.int64))
+
+
+# --------------------------------------------------------------------------------- GIoU loss
+
+
+def random_boxes(num, dtype=torch.float32):
+    corners = 100 * torch.rand(num, 2, dtype=dtype)
+    return torch.cat((corners, corners + 1 + 50 * torch.rand(num, 2, dtype=dtype)), dim=1)
+
+
+def test_giou_by_hand():
+    boxes = torch.tensor(
+        [
+            [0.0, 0, 2, 2],  # the target itself
+            [1, 0, 3, 2],  # intersection 2, union 6, hull 6: GIoU 1/3
+            [2, 2, 4, 4],  # only a corner touches: union 8, hull 16: GIoU -1/2
+            [8, 0, 10, 2],  # apart: union 8, hull 20: GIoU -3/5
+        ]
+    )
+    targets = torch.tensor([[0.0, 0, 2, 2]]).expand(4, 4)
+    torch.testing.assert_close(giou_loss(boxes, targets), torch.tensor([0, 2 / 3, 3 / 2, 8 / 5]))
+
+
+def test_giou_is_its_definition_and_fvcores():
+    boxes, targets = random_boxes(200), random_boxes(200)
+    loss = giou_loss(boxes, targets)
+    by_hand = [
+        1 - reference.giou(a, b) for a, b in zip(boxes.tolist(), targets.tolist(), strict=True)
+    ]
+    torch.testing.assert_close(loss, torch.tensor(by_hand), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(loss, fvcore.nn.giou_loss(boxes, targets), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(loss, giou_loss(targets, boxes))  # symmetric
+    assert loss.min() >= 0
+    assert loss.max() <= 2
+
+
+def test_gradient_of_giou_is_fvcores():
+    ours = random_boxes(200).requires_grad_()
+    theirs = ours.detach().clone().requires_grad_()
+    targets = random_boxes(200)
+    (grad,) = torch.autograd.grad(giou_loss(ours, targets).sum(), ours)
+    (expected,) = torch.autograd.grad(fvcore.nn.giou_loss(theirs, targets).sum(), theirs)
+    torch.testing.assert_close(grad, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_gradient_of_giou_in_float64():
+    boxes = random_boxes(20, torch.float64).requires_grad_()
+    targets = random_boxes(20, torch.float64)
+    assert torch.autograd.gradcheck(lambda x: giou_loss(x, targets), (boxes,))
+
+
+@pytest.mark.parametrize(
+    "box",
+    [
+        [5.0, 5, 5, 5],
+        [5.0, 5, 5, 9],
+        [9.0, 5, 5, 9],  # inverted in x
+        [9.0, 9, 5, 5],  # inverted in both
+        [0.0, 0, 0, 0],
+        [2.0, 3, 12, 23],  # the target
+        [2.0, 3, 2, 23],  # an edge of the target
+        [-64000.0, -64000, 64000, 64000],
+        [-1e9, -1e9, 1e9, 1e9],
+        [1e9, 1e9, 2e9, 2e9],
+        [1e9, 1e9, -1e9, -1e9],
+        [-1e18, -1e18, 1e18, 1e18],
+        [1e-20, 1e-20, 2e-20, 2e-20],
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("target", [[2.0, 3, 12, 23], [5.0, 5, 5, 5], [0.0, 0, 0, 0]], ids=str)
+def test_any_box_has_a_giou_loss_in_range_and_a_finite_gradient(box, target):
+    box = torch.tensor([box]).requires_grad_()
+    loss = giou_loss(box, torch.tensor([target]))
+    (grad,) = torch.autograd.grad(loss.sum(), box)
+    assert -1e-6 <= loss.item() <= 2 + 1e-6
+    assert grad.isfinite().all()
+
+
+@settings(max_examples=150, derandomize=True)
+@given(st.lists(st.floats(-1e6, 1e6, width=32), min_size=8, max_size=8))
+def test_giou_of_arbitrary_numbers(numbers):
+    box, target = torch.tensor(numbers).view(2, 1, 4)
+    box = box.clone().requires_grad_()
+    loss = giou_loss(box, target)
+    (grad,) = torch.autograd.grad(loss.sum(), box)
+    assert -1e-5 <= loss.item() <= 2 + 1e-5
+    assert grad.isfinite().all()
+
+
+def test_inverted_boxes_are_pulled_towards_the_target():
+    """Area and intersection of an inverted box are 0, but the hull shrinks with its far corner."""
+    target = torch.tensor([[10.0, 10, 20, 20]])
+    box = torch.tensor([[40.0, 40, 30, 30]]).requires_grad_()
+    (grad,) = torch.autograd.grad(giou_loss(box, target).sum(), box)
+    assert (grad[0, 2:] > 0).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_giou_of_half_precision_is_computed_in_float32(dtype):
+    boxes, targets = random_boxes(20).to(dtype), random_boxes(20)
+    loss = giou_loss(boxes, targets)
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(loss, giou_loss(boxes.float(), targets), rtol=0, atol=0)
+
+
+# -------------------------------------------------------------------------------- centerness
+
+
+def test_centerness_by_hand():
+    anchors = torch.tensor([[-4.0, -4, 4, 4]]).repeat(5, 1)  # centre (0, 0)
+    boxes = torch.tensor(
+        [
+            [-5.0, -7, 5, 7],  # in the middle: 1
+            [-1, -2, 4, 2],  # sqrt(1/4 x 1) = 1/2
+            [-1, -1, 4, 9],  # sqrt(1/4 x 1/9) = 1/6
+            [0, -1, 4, 1],  # on the edge: 0
+            [1, 1, 4, 4],  # outside: 0
+        ]
+    )
+    expected = torch.tensor([1, 1 / 2, 1 / 6, 0, 0])
+    torch.testing.assert_close(centerness_targets(anchors, boxes), expected)
+    # 0.5 px less to each side: 0.5/3.5 and 1.5/1.5.
+    targets = centerness_targets(anchors[1:2], boxes[1:2], inset=0.5)
+    torch.testing.assert_close(targets, torch.tensor([(0.5 / 3.5) ** 0.5]))
+
+
+@pytest.mark.parametrize("inset", [0.0, 0.5])
+def test_centerness_is_its_definition(inset):
+    anchors, boxes = random_boxes(300), random_boxes(300)
+    boxes[::2] = anchors[::2] + 8 * torch.randn(150, 4)
+    targets = centerness_targets(anchors, boxes, inset)
+    centers = (anchors[:, :2] + anchors[:, 2:]) / 2
+    by_hand = [
+        reference.centerness(x, y, box, inset)
+        for (x, y), box in zip(centers.tolist(), boxes.tolist(), strict=True)
+    ]
+    assert sum(value > 0 for value in by_hand) > 50
+    torch.testing.assert_close(targets, torch.tensor(by_hand), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "box",
+    [[0.0, 0, 0, 0], [3.0, 3, -3, -3], [-1e-30, -1e-30, 1e-30, 1e-30], [-1e9, -1e9, 1e9, 1e9]],
+    ids=str,
+)
+def test_centerness_in_odd_boxes_is_in_range(box):
+    target = centerness_targets(torch.tensor([[-4.0, -4, 4, 4]]), torch.tensor([box]))
+    assert 0 <= target.item() <= 1
+
+
+def test_centerness_loss_is_its_definition():
+    logits = torch.cat((3 * torch.randn(20), torch.tensor([-100.0, 100.0, 1e4, -1e4])))
+    targets = torch.cat((torch.rand(20), torch.tensor([0.0, 1.0, 1.0, 0.5])))
+    logits.requires_grad_()
+    loss = centerness_loss(logits, targets)
+    by_hand = [
+        reference.binary_cross_entropy(*pair)
+        for pair in zip(logits.tolist(), targets.tolist(), strict=True)
+    ]
+    torch.testing.assert_close(loss, torch.tensor(by_hand), rtol=1e-5, atol=1e-6)
+    (grad,) = torch.autograd.grad(loss.sum(), logits)
+    torch.testing.assert_close(grad, (logits.sigmoid() - targets).detach(), rtol=1e-4, atol=1e-6)
+
+
+def test_centerness_loss_in_other_precisions():
+    targets = torch.rand(8)
+    logits = torch.randn(8, dtype=torch.bfloat16)
+    loss = centerness_loss(logits, targets)
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(loss, centerness_loss(logits.float(), targets), rtol=0, atol=0)
+    double = torch.randn(8, dtype=torch.float64).requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: centerness_loss(x, targets.double()), (double,))
+
+
+def test_normalizers_of_one_process():
+    for num_positives, sum_centerness, expected in (
+        (7, 2.5, (7.0, 2.5)),
+        (1, 0.25, (1.0, 0.25)),
+        (3, 0.0, (3.0, 1e-6)),  # centres outside their boxes (min_positives)
+        (0, 0.0, (1.0, 1e-6)),
+    ):
+        values = loss_normalizers(torch.tensor(num_positives), torch.tensor(sum_centerness))
+        torch.testing.assert_close(values, tuple(map(torch.tensor, expected)))
+
+
+# ---------------------------------------------------------------------------- public numbers
+
+
+def flatten(prefix):
+    """Published head outputs as (N x R, K), (N x R, 4) and (N x R,)."""
+    outputs = []
+    for name in ("cls", "reg", "ctr"):
+        maps = [torch.from_numpy(published[f"{prefix}.{name}_{level}"]) for level in range(5)]
+        outputs.append(torch.cat([m.permute(0, 2, 3, 1).flatten(1, 2) for m in maps], dim=1))
+    logits, deltas, centerness = (x.flatten(0, 1) for x in outputs)
+    return logits, deltas, centerness[:, 0]
+
+
+def three_losses(prefix, anchors, labels, boxes, *, inset=0.0, shrink=0.0):
+    """The losses of two images from published predictions.
+
+    Args:
+        anchors: (R, 4).
+        labels: (2, R); 5 is background.
+        boxes: (2, R, 4) matched boxes.
+        inset: Of the centerness targets.
+        shrink: Pixels taken off width and height of both boxes in the GIoU loss.
+    """
+    logits, deltas, centerness = flatten(prefix)
+    anchors, labels, boxes = anchors.repeat(2, 1), labels.flatten(), boxes.flatten(0, 1)
+    is_positive = labels < 5
+    targets = centerness_targets(anchors, boxes, inset) * is_positive
+    num_positives, sum_centerness = loss_normalizers(is_positive.sum(), targets.sum())
+    pred_boxes = box2box_transform().apply_deltas(deltas, anchors)
+    by = torch.tensor([0.0, 0, shrink, shrink])
+    box_loss = (giou_loss(pred_boxes - by, boxes - by) * targets).sum()
+    ctr_loss = (centerness_loss(centerness, targets) * is_positive).sum()
+    return (
+        (sigmoid_focal_loss(logits, labels) / num_positives).item(),
+        (2 * box_loss / sum_centerness).item(),
+        (ctr_loss / num_positives).item(),
+    )
+
+
+def test_losses_are_those_of_mmdetection():
+    shapes = published["level_shapes"].tolist()
+    generator = DefaultAnchorGenerator(
+        sizes=[[64], [128], [256], [512], [1024]],
+        aspect_ratios=[1.0],
+        strides=[8, 16, 32, 64, 128],
+        offset=0.0,
+    )
+    anchors = torch.cat([a.tensor for a in generator([torch.zeros(1, 1, h, w) for h, w in shapes])])
+    labels, boxes = [], []
+    for i in range(2):
+        assigned = torch.from_numpy(published[f"mmdet.assigned_{i}"]).long()
+        classes = torch.from_numpy(published[f"gt_classes_{i}"]).long()
+        gt_boxes = torch.from_numpy(published[f"gt_boxes_{i}"])
+        labels.append(torch.where(assigned >= 0, classes[assigned], 5))
+        boxes.append(torch.where((assigned >= 0)[:, None], gt_boxes[assigned], anchors))
+    losses = three_losses("mmdet", anchors, torch.stack(labels), torch.stack(boxes))
+    theirs = tuple(published[f"mmdet.loss_{name}"].item() for name in ("cls", "bbox", "centerness"))
+    torch.testing.assert_close(losses, theirs, rtol=1e-6, atol=0)
+
+
+def test_losses_are_those_of_the_authors():
+    anchors = torch.from_numpy(published["authors.atss_box.anchors"])
+    labels, boxes = [], []
+    for i in range(2):
+        theirs = torch.from_numpy(published[f"authors.atss_box.labels_{i}"]).long()
+        matched = anchors.clone()
+        matched[theirs > 0] = torch.from_numpy(published[f"authors.atss_box.matched_boxes_{i}"])
+        labels.append(torch.where(theirs > 0, theirs - 1, 5))
+        boxes.append(matched)
+    labels, boxes = torch.stack(labels), torch.stack(boxes)
+    theirs = tuple(
+        published[f"authors.atss_box.loss_{name}"].item() for name in ("cls", "reg", "centerness")
+    )
+    # Inclusive corners: distances are 0.5 px shorter, and in the GIoU loss sides 1 px.
+    losses = three_losses("authors.atss_box", anchors, labels, boxes, inset=0.5, shrink=1.0)
+    torch.testing.assert_close(losses, theirs, rtol=1e-6, atol=0)
+    # In continuous geometry the same predictions cost nearly the same.
+    losses = three_losses("authors.atss_box", anchors, labels, boxes)
+    torch.testing.assert_close(losses, theirs, rtol=5e-3, atol=0)

@@ -1,0 +1,310 @@
+"""Slow loop versions of what the detector computes, written from the paper.
+
+Plain Python, one anchor, one box and one class at a time; nothing of the package is used. They
+say what a result *is*; the package says how to get it quickly. Geometry of boxes is measured in
+float32, as the detector does, so that ties fall alike; statistics and losses are in float64.
+
+Boxes are sequences (x1, y1, x2, y2) in pixels, continuous coordinates.
+
+Shapes: L levels, R anchors, A anchors per location, M boxes of an image, K classes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+
+Box = Sequence[float]
+
+
+@lru_cache
+def published() -> dict[str, np.ndarray]:
+    """Numbers computed by public implementations, see ``assets/README.md``."""
+    with np.load(Path(__file__).parent / "assets" / "reference.npz") as arrays:
+        return dict(arrays)
+
+
+def grid_anchors(
+    shapes: Sequence[tuple[int, int]],
+    strides: Sequence[int],
+    sides: Sequence[tuple[float, float]] = ((8.0, 8.0),),
+    offset: float = 0.5,
+) -> list[list[list[float]]]:
+    """Anchors of L levels in Detectron2's order: row by row, those of one location adjacent.
+
+    Args:
+        shapes: (Hi, Wi) of each level.
+        strides: Pixels between neighbouring locations of each level.
+        sides: (width, height) of the A anchors of a location, in strides.
+        offset: Position of the first location, in strides.
+    """
+    levels = []
+    for (height, width), stride in zip(shapes, strides, strict=True):
+        anchors = []
+        for row in range(height):
+            for column in range(width):
+                x, y = (column + offset) * stride, (row + offset) * stride
+                for w, h in sides:
+                    half_w, half_h = w * stride / 2, h * stride / 2
+                    anchors.append([x - half_w, y - half_h, x + half_w, y + half_h])
+        levels.append(anchors)
+    return levels
+
+
+def _float32(box: Box) -> list[np.float32]:
+    return [np.float32(value) for value in box]
+
+
+def _center(box: Sequence[np.float32]) -> tuple[np.float32, np.float32]:
+    x1, y1, x2, y2 = box
+    return (x1 + x2) / np.float32(2), (y1 + y2) / np.float32(2)
+
+
+def box_iou(a: Sequence[np.float32], b: Sequence[np.float32]) -> np.float32:
+    """Intersection over union, 0 where there is no union; of float32 numbers, in float32."""
+    zero = np.float32(0)
+    width = max(min(a[2], b[2]) - max(a[0], b[0]), zero)
+    height = max(min(a[3], b[3]) - max(a[1], b[1]), zero)
+    intersection = width * height
+    area_a = (a[2] - a[0]) * (a[3] - a[1])
+    area_b = (b[2] - b[0]) * (b[3] - b[1])
+    union = area_a + area_b - intersection
+    return intersection / union if union > 0 else zero
+
+
+def _mean_plus_std(values: Sequence[float]) -> float:
+    """Mean plus unbiased standard deviation, 0 for a single value. Exact for equal values."""
+    mean = math.fsum(values) / len(values)
+    if len(values) == 1:
+        return mean
+    variance = math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1)
+    return mean + math.sqrt(variance)
+
+
+def atss_candidates(
+    levels: Sequence[Sequence[Box]], box: Box, *, topk: int, num_anchors: int
+) -> list[int]:
+    """Algorithm 1, lines 3 to 6: indices into the R anchors, level by level, nearest first.
+
+    Among anchors at equal distance the lower index comes first.
+    """
+    x, y = _center(_float32(box))
+    candidates, first = [], 0
+    for anchors in levels:
+        keys = []
+        for index, anchor in enumerate(anchors):
+            anchor_x, anchor_y = _center(_float32(anchor))
+            dx, dy = x - anchor_x, y - anchor_y
+            keys.append((dx * dx + dy * dy, index))
+        keys.sort()
+        candidates += [first + index for _, index in keys[: topk * num_anchors]]
+        first += len(anchors)
+    return candidates
+
+
+def atss_threshold(
+    levels: Sequence[Sequence[Box]], box: Box, *, topk: int = 9, num_anchors: int = 1
+) -> float:
+    """Algorithm 1, lines 7 to 10."""
+    anchors = [anchor for level in levels for anchor in level]
+    candidates = atss_candidates(levels, box, topk=topk, num_anchors=num_anchors)
+    return _mean_plus_std([float(box_iou(_float32(anchors[i]), _float32(box))) for i in candidates])
+
+
+def atss_match(
+    levels: Sequence[Sequence[Box]],
+    boxes: Sequence[Box],
+    *,
+    topk: int = 9,
+    num_anchors: int = 1,
+    center_epsilon: float = 0.01,
+    inset: float = 0.0,
+    min_positives: int = 0,
+) -> list[int]:
+    """Algorithm 1 for one image: for each of the R anchors the index of its box, or -1.
+
+    An anchor wanted by several boxes goes to the one of highest IoU; among equal IoUs to the box
+    of the lower index. ``min_positives`` also makes the candidates of highest IoU of every box of
+    positive area positive; among equal IoUs those that come first in ``atss_candidates``.
+    """
+    anchors = [_float32(anchor) for level in levels for anchor in level]
+    best_iou = [-1.0] * len(anchors)
+    matched = [-1] * len(anchors)
+    for g, box in enumerate(map(_float32, boxes)):
+        candidates = atss_candidates(levels, box, topk=topk, num_anchors=num_anchors)
+        ious = [box_iou(anchors[i], box) for i in candidates]
+        threshold = _mean_plus_std([float(iou) for iou in ious])
+
+        positive = set()
+        for i, iou in zip(candidates, ious, strict=True):
+            x, y = _center(anchors[i])
+            margin = min(x - box[0], y - box[1], box[2] - x, box[3] - y) - np.float32(inset)
+            if float(iou) >= threshold and margin > np.float32(center_epsilon):
+                positive.add(i)
+        if box[2] > box[0] and box[3] > box[1]:
+            order = sorted(range(len(candidates)), key=lambda c: (-ious[c], c))
+            positive.update(candidates[c] for c in order[:min_positives])
+
+        for i, iou in zip(candidates, ious, strict=True):
+            if i in positive and iou > best_iou[i]:
+                best_iou[i], matched[i] = iou, g
+    return matched
+
+
+def sigmoid(x: float) -> float:
+    """1 / (1 + exp(-x)) without overflow."""
+    return 1 / (1 + math.exp(-x)) if x >= 0 else math.exp(x) / (1 + math.exp(x))
+
+
+def log_sigmoid(x: float) -> float:
+    """log(sigmoid(x)) without overflow."""
+    return min(x, 0.0) - math.log1p(math.exp(-abs(x)))
+
+
+def focal_loss(
+    logits: Sequence[Sequence[float]],
+    labels: Sequence[int],
+    *,
+    alpha: float = 0.25,
+    gamma: float = 2.0,
+) -> float:
+    """Sum of -alpha_t (1 - p_t)^gamma log(p_t) ("Focal Loss for Dense Object Detection", Eq. 5).
+
+    Label K is background, -1 is left out, alpha below 0 weighs nothing.
+    """
+    total = 0.0
+    for row, label in zip(logits, labels, strict=True):
+        if label == -1:
+            continue
+        for k, logit in enumerate(row):
+            # 1 - sigmoid(x) is sigmoid(-x).
+            x = logit if k == label else -logit
+            alpha_t = 1.0 if alpha < 0 else (alpha if k == label else 1 - alpha)
+            total += -alpha_t * sigmoid(-x) ** gamma * log_sigmoid(x)
+    return total
+
+
+def giou(a: Box, b: Box) -> float:
+    """Generalised IoU (arXiv 1902.09630, Algorithm 1) of two boxes of positive area."""
+    width = max(0.0, min(a[2], b[2]) - max(a[0], b[0]))
+    height = max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
+    intersection = width * height
+    area_a = (a[2] - a[0]) * (a[3] - a[1])
+    area_b = (b[2] - b[0]) * (b[3] - b[1])
+    union = area_a + area_b - intersection
+    hull = (max(a[2], b[2]) - min(a[0], b[0])) * (max(a[3], b[3]) - min(a[1], b[1]))
+    return intersection / union - (hull - union) / hull
+
+
+def centerness(x: float, y: float, box: Box, inset: float = 0.0) -> float:
+    """Centerness (arXiv 1904.01355, Eq. 3) of a point in a box, 0 outside of it."""
+    left, top = x - box[0] - inset, y - box[1] - inset
+    right, bottom = box[2] - x - inset, box[3] - y - inset
+    if min(left, top, right, bottom) <= 0:
+        return 0.0
+    return math.sqrt(min(left, right) / max(left, right) * min(top, bottom) / max(top, bottom))
+
+
+def binary_cross_entropy(logit: float, target: float) -> float:
+    """-target log(p) - (1 - target) log(1 - p) of p = sigmoid(logit)."""
+    return -target * log_sigmoid(logit) - (1 - target) * log_sigmoid(-logit)
+
+
+def decode(deltas: Sequence[float], anchor: Box) -> list[float]:
+    """Box of the (dx, dy, dw, dh) regression with weights (10, 10, 5, 5)."""
+    width, height = anchor[2] - anchor[0], anchor[3] - anchor[1]
+    x = (anchor[0] + anchor[2]) / 2 + deltas[0] / 10 * width
+    y = (anchor[1] + anchor[3]) / 2 + deltas[1] / 10 * height
+    width *= math.exp(min(deltas[2] / 5, math.log(1000 / 16)))
+    height *= math.exp(min(deltas[3] / 5, math.log(1000 / 16)))
+    return [x - width / 2, y - height / 2, x + width / 2, y + height / 2]
+
+
+def losses(
+    anchors: Sequence[Box],
+    logits: Sequence[Sequence[Sequence[float]]],
+    labels: Sequence[Sequence[int]],
+    deltas: Sequence[Sequence[Sequence[float]]],
+    boxes: Sequence[Sequence[Box]],
+    centerness_logits: Sequence[Sequence[float]],
+    *,
+    alpha: float = 0.25,
+    gamma: float = 2.0,
+    box_weight: float = 2.0,
+    centerness_weight: float = 1.0,
+) -> dict[str, float]:
+    """The three losses of a batch (Sec. 3.1): N images, each with R labels and matched boxes.
+
+    Classification and centerness are averaged over the positives, GIoU is averaged with the
+    centerness targets as weights.
+    """
+    num_classes = len(logits[0][0])
+    cls = box = ctr = sum_centerness = 0.0
+    num_positives = 0
+    for n in range(len(labels)):
+        cls += focal_loss(logits[n], labels[n], alpha=alpha, gamma=gamma)
+        for r, anchor in enumerate(anchors):
+            if not 0 <= labels[n][r] < num_classes:
+                continue
+            x, y = (anchor[0] + anchor[2]) / 2, (anchor[1] + anchor[3]) / 2
+            target = centerness(x, y, boxes[n][r])
+            num_positives += 1
+            sum_centerness += target
+            box += target * (1 - giou(decode(deltas[n][r], anchor), boxes[n][r]))
+            ctr += binary_cross_entropy(centerness_logits[n][r], target)
+    return {
+        "loss_cls": cls / max(num_positives, 1),
+        "loss_box_reg": box_weight * box / sum_centerness if sum_centerness else 0.0,
+        "loss_centerness": centerness_weight * ctr / max(num_positives, 1),
+    }
+
+
+def detections(
+    levels: Sequence[Sequence[Box]],
+    logits: Sequence[Sequence[Sequence[float]]],
+    deltas: Sequence[Sequence[Sequence[float]]],
+    centerness_logits: Sequence[Sequence[float]],
+    image_size: tuple[int, int],
+    *,
+    apply_deltas: Callable[[Sequence[float], Box], Sequence[float]] = decode,
+    score_thresh: float = 0.05,
+    topk_candidates: int = 1000,
+    nms_thresh: float = 0.6,
+    max_detections: int = 100,
+) -> list[tuple[float, int, list[float]]]:
+    """Detections (score, class, box) of one image, best first, for scores without ties."""
+    height, width = image_size
+    candidates = []
+    for level in zip(levels, logits, deltas, centerness_logits, strict=True):
+        of_level = []
+        for anchor, row, delta, centerness_logit in zip(*level, strict=True):
+            for k, logit in enumerate(row):
+                if sigmoid(logit) > score_thresh:
+                    score = math.sqrt(sigmoid(logit) * sigmoid(centerness_logit))
+                    of_level.append((score, k, apply_deltas(delta, anchor)))
+        of_level.sort(key=lambda c: -c[0])
+        candidates += of_level[:topk_candidates]
+    candidates = [
+        (
+            score,
+            k,
+            [
+                min(max(float(box[0]), 0.0), float(width)),
+                min(max(float(box[1]), 0.0), float(height)),
+                min(max(float(box[2]), 0.0), float(width)),
+                min(max(float(box[3]), 0.0), float(height)),
+            ],
+        )
+        for score, k, box in candidates
+    ]
+    candidates.sort(key=lambda c: -c[0])
+    kept: list[tuple[float, int, list[float]]] = []
+    for score, k, box in candidates:
+        rivals = [other for _, other_k, other in kept if other_k == k]
+        if all(float(box_iou(_float32(box), _float32(other))) <= nms_thresh for other in rivals):
+            kept.append((score, k, box))
+    return kept[:max_detections]

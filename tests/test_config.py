@@ -1,0 +1,405 @@
+"""The yaml side follows the signatures; configs are found by name."""
+
+import copy
+import inspect
+
+import pytest
+import torch
+from detectron2.config import CfgNode, LazyConfig
+from detectron2.config import get_cfg as get_detectron2_cfg
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import BACKBONE_REGISTRY, Backbone, build_model
+from torch import nn
+
+from atss_d2 import config as config_module
+from atss_d2.config import (
+    add_atss_config,
+    cfg_to_kwargs,
+    get_cfg,
+    get_config,
+    get_config_path,
+    list_configs,
+    signature_to_cfg,
+)
+from atss_d2.modeling import ATSS, ATSSHead, ATSSMatcher
+from atss_d2.modeling.box_coding import box2box_transform
+from atss_d2.modeling.deform_conv import ModulatedDeformConvPack
+
+TOY_BACKBONE = "build_backbone_of_the_config_tests"
+
+
+class OneConvPerLevel(Backbone):
+    """Three levels, p3 to p5, of strides 8 to 32."""
+
+    def __init__(self):
+        super().__init__()
+        self._out_features = ["p3", "p4", "p5"]
+        self._out_feature_strides = {"p3": 8, "p4": 16, "p5": 32}
+        self._out_feature_channels = dict.fromkeys(self._out_features, 64)
+        for name, stride in self._out_feature_strides.items():
+            self.add_module(name, nn.Conv2d(3, 64, kernel_size=stride, stride=stride))
+
+    @property
+    def size_divisibility(self):
+        return 32
+
+    def forward(self, x):
+        return {name: getattr(self, name)(x) for name in self._out_features}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def toy_backbone():
+    """A registry entry for the time of this module."""
+
+    def build(cfg, input_shape):
+        return OneConvPerLevel()
+
+    BACKBONE_REGISTRY._do_register(TOY_BACKBONE, build)
+    yield
+    del BACKBONE_REGISTRY._obj_map[TOY_BACKBONE]
+
+
+def toy_cfg():
+    """A small ATSS with every key of ours at its default."""
+    cfg = get_detectron2_cfg()
+    add_atss_config(cfg)
+    cfg.MODEL.DEVICE = "cpu"
+    cfg.MODEL.META_ARCHITECTURE = "ATSS"
+    cfg.MODEL.BACKBONE.NAME = TOY_BACKBONE
+    cfg.MODEL.ANCHOR_GENERATOR.SIZES = [[64], [128], [256]]
+    cfg.MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS = [[1.0]]
+    cfg.MODEL.ATSS.HEAD.CONV_DIMS = (64,)
+    return cfg
+
+
+def flatten(node, prefix=""):
+    """Dotted key -> value of a yacs tree."""
+    values = {}
+    for key, value in node.items():
+        if isinstance(value, CfgNode):
+            values.update(flatten(value, f"{prefix}{key}."))
+        else:
+            values[prefix + key] = value
+    return values
+
+
+# -------------------------------------------------------------------- signatures and cfg nodes
+
+
+def example(
+    required,
+    *,
+    number=3,
+    fraction=0.5,
+    name="GN",
+    nothing=None,
+    empty="",
+    flag=False,
+    several=(1, 2),
+    skipped=7,
+):
+    """A callable with arguments of all types that yaml has."""
+    return locals()
+
+
+def test_round_trip_of_defaults():
+    node = signature_to_cfg(example, skip=["skipped"])
+    assert set(node) == {"NUMBER", "FRACTION", "NAME", "NOTHING", "EMPTY", "FLAG", "SEVERAL"}
+    kwargs = cfg_to_kwargs(node, example, skip=["skipped"])
+    assert example(0, **kwargs) == example(0)
+
+
+def test_round_trip_through_yaml():
+    cfg = CfgNode({"EXAMPLE": signature_to_cfg(example)})
+    loaded = CfgNode({"EXAMPLE": signature_to_cfg(example)})
+    loaded.merge_from_other_cfg(CfgNode.load_cfg(cfg.dump()))
+    assert example(0, **cfg_to_kwargs(loaded.EXAMPLE, example)) == example(0)
+
+
+def test_changed_values_arrive():
+    cfg = CfgNode({"EXAMPLE": signature_to_cfg(example)})
+    cfg.merge_from_list(
+        [
+            *("EXAMPLE.NUMBER", "4"),
+            *("EXAMPLE.FRACTION", 0.25),
+            *("EXAMPLE.NAME", ""),
+            *("EXAMPLE.FLAG", "True"),
+            *("EXAMPLE.SEVERAL", "[5, 6, 7]"),
+        ]
+    )
+    kwargs = cfg_to_kwargs(cfg.EXAMPLE, example)
+    assert kwargs == {
+        "number": 4,
+        "fraction": 0.25,
+        "name": "",  # not None: only an argument that may be None is
+        "nothing": None,
+        "empty": "",
+        "flag": True,
+        "several": (5, 6, 7),
+        "skipped": 7,
+    }
+
+
+@pytest.mark.parametrize("value", [["p3", "p4"], ("p3",), "p3", 5, 0.5, True], ids=str)
+def test_an_argument_that_may_be_none_takes_any_value(value):
+    """yacs refuses a value of another type than the default's, except for a default of None."""
+    cfg = CfgNode({"EXAMPLE": signature_to_cfg(example)})
+    cfg.merge_from_list(["EXAMPLE.NOTHING", value])
+    assert cfg_to_kwargs(cfg.EXAMPLE, example)["nothing"] == value
+    cfg.merge_from_list(["EXAMPLE.NOTHING", None])
+    assert cfg_to_kwargs(cfg.EXAMPLE, example)["nothing"] is None
+
+
+def test_values_of_the_wrong_type_and_unknown_keys_are_refused():
+    cfg = CfgNode({"EXAMPLE": signature_to_cfg(example)})
+    with pytest.raises(ValueError, match="Type mismatch"):
+        cfg.merge_from_list(["EXAMPLE.NUMBER", "many"])
+    with pytest.raises(KeyError, match="NUMBERS"):
+        cfg.merge_from_other_cfg(CfgNode({"EXAMPLE": {"NUMBERS": 4}}))
+
+
+# ----------------------------------------------------------------------------- add_atss_config
+
+
+def test_nothing_of_detectron2s_is_changed():
+    theirs, ours = get_detectron2_cfg(), get_detectron2_cfg()
+    add_atss_config(ours)
+    theirs, ours = flatten(theirs), flatten(ours)
+    added = ours.keys() - theirs.keys()
+    assert {
+        key for key in added if not key.startswith(("MODEL.ATSS.", "MODEL.TORCHVISION."))
+    } == set()
+    assert {key: ours[key] for key in theirs} == theirs
+    # Nor the defaults that the next call of Detectron2's own get_cfg() gives.
+    assert "ATSS" not in get_detectron2_cfg().MODEL
+
+
+def test_two_cfgs_share_nothing():
+    first, second = toy_cfg(), toy_cfg()
+    first.MODEL.ATSS.HEAD.NORM = "BN"
+    first.MODEL.ATSS.TEST_SCORE_THRESH = 0.9
+    assert second.MODEL.ATSS.HEAD.NORM == "GN"
+    assert second.MODEL.ATSS.TEST_SCORE_THRESH == 0.05
+
+
+def test_defaults_are_those_of_the_signatures():
+    node = flatten(toy_cfg().MODEL.ATSS)
+    del node["NUM_CLASSES"], node["HEAD.CONV_DIMS"]
+    for prefix, function in (
+        ("", ATSS.__init__),
+        ("HEAD.", ATSSHead),
+        ("MATCHER.", ATSSMatcher),
+        ("BOX2BOX_TRANSFORM.", box2box_transform),
+    ):
+        parameters = inspect.signature(function).parameters
+        keys = [
+            key for key in node if key[: len(prefix)] == prefix and "." not in key[len(prefix) :]
+        ]
+        assert keys
+        for key in keys:
+            assert node[key] == parameters[key[len(prefix) :].lower()].default, key
+    # The keys that Detectron2 has already are not there a second time.
+    assert {"INPUT_FORMAT", "PIXEL_MEAN", "PIXEL_STD"}.isdisjoint(node)
+
+
+# Key of MODEL.ATSS -> (another value, what the built model then has).
+EFFECTS = {
+    "NUM_CLASSES": (7, lambda m: (m.num_classes, m.head.cls_score.out_channels), (7, 7)),
+    "HEAD_IN_FEATURES": (["p3", "p4", "p5"], lambda m: m.head_in_features, ["p3", "p4", "p5"]),
+    "FOCAL_LOSS_ALPHA": (0.5, lambda m: m.focal_loss_alpha, 0.5),
+    "FOCAL_LOSS_GAMMA": (1.5, lambda m: m.focal_loss_gamma, 1.5),
+    "BOX_REG_LOSS_WEIGHT": (3.0, lambda m: m.box_reg_loss_weight, 3.0),
+    "CENTERNESS_LOSS_WEIGHT": (0.5, lambda m: m.centerness_loss_weight, 0.5),
+    "TEST_SCORE_THRESH": (0.3, lambda m: m.test_score_thresh, 0.3),
+    "TEST_TOPK_CANDIDATES": (10, lambda m: m.test_topk_candidates, 10),
+    "TEST_NMS_THRESH": (0.4, lambda m: m.test_nms_thresh, 0.4),
+    "MAX_DETECTIONS_PER_IMAGE": (5, lambda m: m.max_detections_per_image, 5),
+    "HEAD.CONV_DIMS": ([64, 32], lambda m: m.head.cls_score.in_channels, 32),
+    "HEAD.NORM": ("BN", lambda m: type(m.head.cls_subnet[1]), nn.BatchNorm2d),
+    "HEAD.DEFORM_LAST_CONV": (True, lambda m: type(m.head.cls_subnet[0]), ModulatedDeformConvPack),
+    "HEAD.PRIOR_PROB": (
+        0.5,
+        lambda m: m.head.cls_score.bias.sigmoid().mean().item(),
+        pytest.approx(0.5),
+    ),
+    "MATCHER.TOPK": (5, lambda m: m.matcher.topk, 5),
+    "MATCHER.CENTER_EPSILON": (0.1, lambda m: m.matcher.center_epsilon, 0.1),
+    "MATCHER.INSET": (0.5, lambda m: m.matcher.inset, 0.5),
+    "MATCHER.MIN_POSITIVES": (1, lambda m: m.matcher.min_positives, 1),
+    "BOX2BOX_TRANSFORM.WEIGHTS": (
+        [1.0, 2.0, 3.0, 4.0],
+        lambda m: m.box2box_transform.weights,
+        (1.0, 2.0, 3.0, 4.0),
+    ),
+}
+
+
+def test_the_effect_of_every_key_is_tested():
+    cfg = get_detectron2_cfg()
+    add_atss_config(cfg)
+    assert set(flatten(cfg.MODEL.ATSS)) == set(EFFECTS)
+
+
+@pytest.mark.parametrize("key", EFFECTS)
+def test_every_key_has_an_effect(key):
+    value, read, expected = EFFECTS[key]
+    cfg = toy_cfg()
+    if key != "HEAD_IN_FEATURES":  # None stands for all features
+        assert read(build_model(cfg)) != expected
+    cfg.merge_from_list([f"MODEL.ATSS.{key}", value])
+    model = build_model(cfg)
+    assert read(model) == expected
+    assert type(model) is ATSS
+
+
+def test_fewer_features_than_the_backbone_has():
+    cfg = toy_cfg()
+    cfg.merge_from_list(["MODEL.ATSS.HEAD_IN_FEATURES", "['p4', 'p5']"])
+    cfg.MODEL.ANCHOR_GENERATOR.SIZES = [[128], [256]]
+    model = build_model(cfg)
+    assert model.head_in_features == ["p4", "p5"]
+    assert model.anchor_generator.strides == [16, 32]
+    assert len(model.head.scales) == 2
+
+
+def test_anchors_per_location_follow_the_anchor_generator():
+    cfg = toy_cfg()
+    cfg.MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS = [[0.5, 1.0, 2.0]]
+    model = build_model(cfg)
+    assert model.head.num_anchors == model.matcher.num_anchors == 3
+
+
+def test_detectron2s_keys_reach_the_model():
+    cfg = toy_cfg()
+    cfg.MODEL.PIXEL_MEAN = [1.0, 2.0, 3.0]
+    cfg.MODEL.PIXEL_STD = [4.0, 5.0, 6.0]
+    cfg.MODEL.ANCHOR_GENERATOR.OFFSET = 0.5
+    cfg.INPUT.FORMAT = "RGB"
+    model = build_model(cfg)
+    assert model.pixel_mean.flatten().tolist() == [1.0, 2.0, 3.0]
+    assert model.pixel_std.flatten().tolist() == [4.0, 5.0, 6.0]
+    assert model.anchor_generator.offset == 0.5
+    assert model.input_format == "RGB"
+
+
+def test_cfg_and_constructor_build_the_same():
+    """No value comes from anywhere but the signatures and the keys."""
+    cfg = toy_cfg()
+    torch.manual_seed(0)
+    from_cfg = build_model(cfg)
+    torch.manual_seed(0)
+    by_hand = ATSS(
+        backbone=OneConvPerLevel(),
+        head=ATSSHead(input_shape=[ShapeSpec(channels=64)] * 3, num_classes=80, conv_dims=(64,)),
+        anchor_generator=copy.deepcopy(from_cfg.anchor_generator),
+        box2box_transform=box2box_transform(),
+        matcher=ATSSMatcher(),
+        num_classes=80,
+        pixel_mean=cfg.MODEL.PIXEL_MEAN,
+        pixel_std=cfg.MODEL.PIXEL_STD,
+    )
+    ours, theirs = from_cfg.state_dict(), by_hand.state_dict()
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+    public = {k: v for k, v in vars(by_hand).items() if isinstance(v, (int, float, str, list))}
+    assert len(public) > 10
+    assert {k: getattr(from_cfg, k) for k in public} == public
+
+
+def test_a_saved_cfg_builds_again(tmp_path):
+    cfg = toy_cfg()
+    cfg.MODEL.ATSS.MATCHER.TOPK = 5
+    path = tmp_path / "config.yaml"
+    path.write_text(cfg.dump())
+    loaded = get_detectron2_cfg()
+    add_atss_config(loaded)
+    loaded.merge_from_file(str(path))
+    assert flatten(loaded.MODEL.ATSS) == flatten(cfg.MODEL.ATSS)
+    assert build_model(loaded).matcher.topk == 5
+
+
+def test_get_cfg_is_the_paper_s_recipe():
+    cfg = get_cfg()
+    assert cfg.MODEL.META_ARCHITECTURE == "ATSS"
+    assert cfg.MODEL.RESNETS.DEPTH == 50
+    assert cfg.MODEL.ANCHOR_GENERATOR.SIZES == [[64], [128], [256], [512], [1024]]
+    assert cfg.MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS == [[1.0]]
+    assert cfg.MODEL.ANCHOR_GENERATOR.OFFSET == 0.5
+    assert (cfg.SOLVER.MAX_ITER, cfg.SOLVER.STEPS) == (90000, (60000, 80000))
+    assert (cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.BASE_LR) == (16, 0.01)
+    assert flatten(cfg.MODEL.ATSS) == flatten(ATSS.config_node())
+
+
+# ----------------------------------------------------------------------------- configs by name
+
+
+def test_every_listed_config_is_found():
+    names = list_configs()
+    assert "coco/atss_R_50_FPN_1x" in names
+    assert names == sorted(set(names))
+    for name in names:
+        assert not name.endswith(".py")
+        assert not name.startswith("common/")
+        assert get_config_path(name) == get_config_path(f"{name}.py")
+
+
+def test_get_config_has_detectron2s_five_keys():
+    config = get_config("coco/atss_R_50_FPN_1x")
+    assert {"model", "dataloader", "optimizer", "lr_multiplier", "train"} <= set(config)
+    again = LazyConfig.load(get_config_path("coco/atss_R_50_FPN_1x.py"))
+    assert config == again
+    again.train.max_iter += 1  # a copy: nothing is shared between two calls
+    assert get_config("coco/atss_R_50_FPN_1x") == config
+
+
+def test_shared_parts_and_yaml_files_are_found_by_path():
+    assert get_config_path("common/train.py").endswith("common/train.py")
+    assert get_config_path("yaml/Base-ATSS.yaml").endswith("Base-ATSS.yaml")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "nearest"),
+    [
+        ("coco/atss_R50_FPN_1x", "coco/atss_R_50_FPN_1x"),
+        ("coco/atss_R_50_FPN_1x.yaml", "yaml/atss_R_50_FPN_1x.yaml"),
+        ("atss_R_50_FPN_1x", "coco/atss_R_50_FPN_1x"),
+        ("COCO/atss_r_50_fpn_1x.py", "coco/atss_R_50_FPN_1x"),
+        ("yaml/Base-ATS.yaml", "yaml/Base-ATSS.yaml"),
+    ],
+)
+@pytest.mark.parametrize("function", [get_config, get_config_path])
+def test_a_wrong_name_is_answered_with_the_nearest(function, wrong, nearest):
+    with pytest.raises(FileNotFoundError) as error:
+        function(wrong)
+    assert f"no config '{wrong}'" in str(error.value)
+    assert "did you mean" in str(error.value)
+    assert nearest in str(error.value)
+
+
+def test_a_name_like_no_other_is_answered_with_all():
+    with pytest.raises(FileNotFoundError, match=r"available: .*coco/atss_R_50_FPN_1x"):
+        get_config("?")
+    with pytest.raises(FileNotFoundError):
+        get_config("coco")  # a folder
+
+
+def test_configs_of_an_installed_package(tmp_path, monkeypatch):
+    """A wheel has configs/ inside the package; a checkout's comes first."""
+    for root in ("checkout", "wheel"):
+        (tmp_path / root / "demo").mkdir(parents=True)
+        (tmp_path / root / "demo" / f"{root}.py").write_text("train = dict(max_iter=1)\n")
+        (tmp_path / root / "demo" / "both.py").write_text(f"train = dict(root='{root}')\n")
+    roots = (tmp_path / "checkout", tmp_path / "wheel")
+    monkeypatch.setattr(config_module, "_CONFIG_ROOTS", roots)
+    assert get_config("demo/both").train.root == "checkout"
+
+    monkeypatch.setattr(config_module, "_CONFIG_ROOTS", (tmp_path / "nowhere", tmp_path / "wheel"))
+    assert list_configs() == ["demo/both", "demo/wheel"]
+    assert get_config("demo/wheel").train.max_iter == 1
+    assert get_config("demo/both").train.root == "wheel"
+
+
+def test_without_any_configs(tmp_path, monkeypatch):
+    monkeypatch.setattr(config_module, "_CONFIG_ROOTS", (tmp_path / "nowhere",))
+    assert list_configs() == []
+    with pytest.raises(FileNotFoundError, match="no config 'demo/x'"):
+        get_config("demo/x")

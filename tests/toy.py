@@ -1,0 +1,208 @@
+"""A detector, a data set and a config so small that training runs take a second.
+
+Configs name what is in here, so it is a module that commands run by tests can import as well.
+"""
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from detectron2.config import LazyCall as L
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import load_coco_json
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import BACKBONE_REGISTRY, Backbone
+from detectron2.solver import WarmupParamScheduler
+from detectron2.utils import comm
+from detectron2.utils.events import get_event_storage
+from fvcore.common.param_scheduler import CosineParamScheduler
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+from atss_d2 import ATSS, get_config
+
+KEYS = ("model", "dataloader", "optimizer", "lr_multiplier", "train")
+NUM_IMAGES = {"toy_train": 10, "toy_val": 4}
+CLASSES = ("bright", "dark")
+CHANNELS = 32
+
+
+class ToyBackbone(Backbone):
+    """Two maps, of strides 8 and 16."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, CHANNELS, kernel_size=8, stride=8)
+        self.norm = nn.BatchNorm2d(CHANNELS)  # has buffers, which an average must follow
+        self._out_features = ["p3", "p4"]
+        self._out_feature_channels = {"p3": CHANNELS, "p4": CHANNELS}
+        self._out_feature_strides = {"p3": 8, "p4": 16}
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        x = self.norm(self.conv(x)).relu()
+        return {"p3": x, "p4": nn.functional.max_pool2d(x, 2)}
+
+    @property
+    def size_divisibility(self) -> int:
+        return 16
+
+
+@BACKBONE_REGISTRY.register()
+def build_toy_backbone(cfg, input_shape) -> Backbone:
+    return ToyBackbone()
+
+
+class ToyError(Exception):
+    """An error of the training that a test asked for."""
+
+
+class RecordingATSS(ATSS):
+    """Appends the images of every iteration to the file ``$TOY_SEEN.<rank>``.
+
+    In iteration ``$TOY_FAIL_AT`` raises an error, in ``$TOY_KILL_AT`` kills its process.
+    """
+
+    def forward(self, batched_inputs):
+        if self.training:
+            iteration = get_event_storage().iter
+            names = [os.path.basename(x["file_name"]) for x in batched_inputs]
+            if "TOY_SEEN" in os.environ:
+                with open(f"{os.environ['TOY_SEEN']}.{comm.get_rank()}", "a") as f:
+                    f.write(json.dumps([iteration, names]) + "\n")
+            if iteration == int(os.environ.get("TOY_FAIL_AT", -1)):
+                raise ToyError(f"in iteration {iteration}, as the test wants it")
+            if iteration == int(os.environ.get("TOY_KILL_AT", -1)):
+                os.kill(os.getpid(), signal.SIGKILL)
+        return super().forward(batched_inputs)
+
+
+def seen_images(path: Path, rank: int = 0) -> dict[int, list[str]]:
+    """Iteration -> file names, as recorded in ``$TOY_SEEN``; of repeated iterations the last."""
+    lines = Path(f"{path}.{rank}").read_text().splitlines()
+    return dict(map(json.loads, lines))
+
+
+def read_metrics(output_dir: Path) -> dict[int, dict[str, float]]:
+    """Iteration -> all scalars of ``metrics.json``; of repeated iterations the last."""
+    metrics: dict[int, dict[str, float]] = {}
+    for line in (Path(output_dir) / "metrics.json").read_text().splitlines():
+        scalars = json.loads(line)
+        metrics.setdefault(scalars["iteration"], {}).update(scalars)
+    return metrics
+
+
+def write_dataset(folder: Path) -> None:
+    """Draws squares on grey, one a picture and class by its brightness, and registers them."""
+    rng = np.random.default_rng(0)
+    for name, num in NUM_IMAGES.items():
+        images, annotations = [], []
+        for index in range(num):
+            # Numbers 0, 3, 6, 9 are portraits.
+            height, width = (128, 96) if index % 3 == 0 else (96, 128)
+            picture = rng.integers(110, 140, (height, width, 3)).astype(np.uint8)
+            side, label = int(rng.integers(28, 40)), index % 2
+            x, y = int(rng.integers(width - side)), int(rng.integers(height - side))
+            picture[y : y + side, x : x + side] = 20 if label else 240
+            file_name = f"{name}_{index}.png"
+            cv2.imwrite(str(folder / file_name), picture)
+            images.append({"id": index, "file_name": file_name, "height": height, "width": width})
+            annotations.append(
+                {
+                    "id": index + 1,
+                    "image_id": index,
+                    "category_id": label + 1,
+                    "bbox": [x, y, side, side],
+                    "area": side * side,
+                    "iscrowd": 0,
+                }
+            )
+        categories = [{"id": i + 1, "name": label} for i, label in enumerate(CLASSES)]
+        content = {"images": images, "annotations": annotations, "categories": categories}
+        (folder / f"{name}.json").write_text(json.dumps(content))
+    os.environ["TOY_DATA"] = str(folder)
+    register_dataset(folder)
+
+
+def register_dataset(folder: Path) -> None:
+    """Registers ``toy_train`` and ``toy_val``; a second call moves them."""
+    for name in NUM_IMAGES:
+        if name in DatasetCatalog:
+            DatasetCatalog.remove(name)
+            MetadataCatalog.remove(name)
+        json_file = str(Path(folder) / f"{name}.json")
+        DatasetCatalog.register(
+            name, lambda name=name, json_file=json_file: load_coco_json(json_file, folder, name)
+        )
+        MetadataCatalog.get(name).set(
+            json_file=json_file, evaluator_type="coco", thing_classes=list(CLASSES)
+        )
+
+
+if "TOY_DATA" in os.environ:  # in a command that a test runs
+    register_dataset(Path(os.environ["TOY_DATA"]))
+
+
+def config(output_dir: Path, **overrides: object) -> DictConfig:
+    """The paper's recipe, made small; more keys may be set by ``**{"train.seed": 1}``."""
+    cfg = get_config("coco/atss_R_50_FPN_1x")
+    cfg.model._target_ = RecordingATSS
+    cfg.model.backbone = L(ToyBackbone)()
+    cfg.model.num_classes = len(CLASSES)
+    cfg.model.head.update(input_shape=[ShapeSpec(channels=CHANNELS)] * 2, conv_dims=[CHANNELS])
+    cfg.model.anchor_generator.update(sizes=[[32], [64]], strides=[8, 16])
+    cfg.model.head_in_features = ["p3", "p4"]
+    cfg.model.pixel_std = [57.0, 57.0, 57.0]
+    cfg.dataloader.train.dataset.names = "toy_train"
+    cfg.dataloader.train.mapper.augmentations = []
+    cfg.dataloader.train.update(total_batch_size=2, num_workers=0)
+    cfg.dataloader.test.dataset.names = "toy_val"
+    cfg.dataloader.test.mapper.augmentations[0].short_edge_length = 96
+    cfg.dataloader.test.num_workers = 0
+    cfg.optimizer.lr = 0.02
+    # Another learning rate in every iteration.
+    cfg.lr_multiplier = L(WarmupParamScheduler)(
+        scheduler=L(CosineParamScheduler)(start_value=1.0, end_value=0.01),
+        warmup_length=0.3,
+        warmup_method="linear",
+        warmup_factor=0.1,
+    )
+    cfg.train.update(
+        output_dir=str(output_dir), init_checkpoint="", max_iter=12, log_period=1, eval_period=6
+    )
+    cfg.train.checkpointer.period = 4
+    for key, value in overrides.items():
+        OmegaConf.update(cfg, key, value)
+    return cfg
+
+
+def write_config(path: Path, output_dir: Path) -> Path:
+    """Writes a config file that gives :func:`config`."""
+    path.write_text(
+        "from tests import toy\n\n"
+        f"_cfg = toy.config({str(output_dir)!r})\n"
+        f"{', '.join(KEYS)} = (_cfg[key] for key in toy.KEYS)\n"
+    )
+    return path
+
+
+def yaml_config(output_dir: Path) -> str:
+    """The same in Detectron2's yaml keys."""
+    return f"""
+MODEL:
+  META_ARCHITECTURE: ATSS
+  BACKBONE: {{NAME: build_toy_backbone}}
+  ANCHOR_GENERATOR: {{SIZES: [[32], [64]], ASPECT_RATIOS: [[1.0]], OFFSET: 0.5}}
+  PIXEL_STD: [57.0, 57.0, 57.0]
+  ATSS: {{NUM_CLASSES: {len(CLASSES)}, HEAD: {{CONV_DIMS: [{CHANNELS}]}}}}
+INPUT: {{MIN_SIZE_TRAIN: [96], MIN_SIZE_TEST: 96, MAX_SIZE_TEST: 1333}}
+DATASETS: {{TRAIN: [toy_train], TEST: [toy_val]}}
+DATALOADER: {{NUM_WORKERS: 0}}
+SOLVER: {{IMS_PER_BATCH: 2, BASE_LR: 0.02, MAX_ITER: 6, CHECKPOINT_PERIOD: 3, STEPS: []}}
+TEST: {{EVAL_PERIOD: 3}}
+OUTPUT_DIR: {output_dir}
+VERSION: 2
+"""

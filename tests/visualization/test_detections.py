@@ -1,0 +1,161 @@
+import numpy as np
+import pytest
+import torch
+from detectron2.structures import Boxes, BoxMode, Instances
+
+from atss_d2.visualization import draw_detections, draw_ground_truth
+from atss_d2.visualization.detections import class_color
+
+GREY = 128
+IMAGE = np.full((60, 80, 3), GREY, dtype=np.uint8)
+IMAGE.setflags(write=False)  # nobody may draw on the input
+
+
+def _detections(boxes, scores=None, classes=None, image=IMAGE):
+    return Instances(
+        image.shape[:2],
+        pred_boxes=Boxes(torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)),
+        scores=torch.tensor(scores or [0.9] * len(boxes)),
+        pred_classes=torch.tensor(classes or [0] * len(boxes), dtype=torch.int64),
+    )
+
+
+def _annotation(box, category_id=0, iscrowd=0):
+    x0, y0, x1, y1 = box
+    return {
+        "bbox": [x0, y0, x1 - x0, y1 - y0],
+        "bbox_mode": BoxMode.XYWH_ABS,
+        "category_id": category_id,
+        "iscrowd": iscrowd,
+    }
+
+
+def _is_changed(picture):
+    return np.any(picture != GREY, axis=2)
+
+
+def _border(box, picture):
+    """Colours along the four sides of a box, (n, 3)."""
+    x0, y0, x1, y1 = box
+    return np.concatenate(
+        [picture[y0, x0:x1], picture[y1, x0:x1], picture[y0:y1, x0], picture[y0:y1, x1]]
+    ).astype(int)
+
+
+def _bgr(color):
+    return np.array(color[::-1]) * 255
+
+
+def test_boxes_are_drawn_along_their_borders_and_nowhere_else():
+    box = (20, 15, 50, 40)
+    picture = draw_detections(IMAGE, _detections([box]), class_names=["tree"])
+    assert picture.shape == IMAGE.shape
+    assert picture.dtype == np.uint8
+    # The middle of the line may lie between two pixels, so the colour is mixed.
+    distance = np.abs(_border(box, picture) - _bgr(class_color(0))).max(axis=1)
+    assert distance.max() < 110
+    changed = _is_changed(picture)
+    changed[13:43, 18:53] = False  # the box with its line
+    assert not changed.any()
+    assert not _is_changed(picture)[18:37, 23:47].any()  # inside: too small for a label
+
+
+def test_no_detection_leaves_the_picture_as_it_is():
+    picture = draw_detections(IMAGE, _detections([]), class_names=["tree"])
+    np.testing.assert_array_equal(picture, IMAGE)
+
+
+def test_colours_of_the_photograph_stay():
+    image = np.zeros((60, 80, 3), dtype=np.uint8)
+    image[:] = (200, 100, 20)
+    np.testing.assert_array_equal(draw_detections(image, _detections([])), image)
+
+
+def test_detections_below_the_threshold_are_left_out():
+    boxes, low, high = [(5, 5, 30, 30), (45, 20, 70, 50)], (5, 5, 30, 30), (45, 20, 70, 50)
+    # 0.7 in float32 is below 0.7, but a detector that gives 0.7 passes a threshold of 0.7.
+    picture = draw_detections(IMAGE, _detections(boxes, [0.69, 0.7]), score_thresh=0.7)
+    assert (_border(low, picture) == GREY).all()
+    assert (_border(high, picture) != GREY).any(axis=1).all()
+
+
+def test_colors_belong_to_their_detections():
+    boxes = [(5, 5, 26, 30), (32, 5, 48, 30), (52, 5, 75, 30)]
+    colors = [(1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0)]
+    picture = draw_detections(
+        IMAGE, _detections(boxes, [0.2, 0.6, 0.9]), score_thresh=0.5, colors=colors
+    )
+    assert (_border(boxes[0], picture) == GREY).all()
+    assert (_border(boxes[1], picture).argmax(axis=1) == 1).all()  # green
+    assert (_border(boxes[2], picture).argmax(axis=1) == 0).all()  # blue in BGR
+    with pytest.raises(ValueError, match="colors must have 3 elements, got 1"):
+        draw_detections(IMAGE, _detections(boxes), colors=colors[:1])
+
+
+def test_classes_have_different_colors():
+    colors = np.array([class_color(i) for i in range(10)])
+    distances = np.abs(colors[:, None] - colors[None]).max(axis=2)
+    assert distances[~np.eye(10, dtype=bool)].min() > 0.2
+
+
+def test_a_large_box_has_a_label_and_a_small_one_has_none():
+    image = np.full((300, 400, 3), GREY, dtype=np.uint8)
+    large, small = (100, 100, 300, 250), (20, 20, 45, 45)
+    detections = _detections([large, small], image=image)
+    picture = draw_detections(image, detections, class_names=["tree", "house"])
+    # A label lies inside, at the upper left corner, on nearly black ground.
+    assert picture[105:115, 105:150].min() < 60
+    assert _is_changed(picture)[130:245, 105:295].sum() == 0
+    assert _is_changed(picture)[23:42, 23:42].sum() == 0
+
+
+def test_a_label_stays_in_the_picture():
+    image = np.full((300, 400, 3), GREY, dtype=np.uint8)
+    picture = draw_detections(image, _detections([(-90, -90, 250, 200)], image=image))
+    assert picture[3:12, 3:30].min() < 60
+    picture = draw_detections(image, _detections([(396, 296, 600, 500)], image=image))
+    assert picture[285:297, 360:398].min() < 60
+
+
+def test_many_small_objects_stay_visible():
+    rng = np.random.default_rng(0)
+    corners = rng.uniform(0, 560, (100, 2))
+    boxes = np.concatenate([corners, corners + rng.uniform(15, 40, (100, 2))], axis=1)
+    image = np.full((600, 600, 3), GREY, dtype=np.uint8)
+    picture = draw_detections(image, _detections(boxes.tolist(), image=image))
+    assert 0.02 < _is_changed(picture).mean() < 0.25
+
+
+def test_scale_enlarges_picture_and_boxes():
+    box = (20, 15, 50, 40)
+    picture = draw_detections(IMAGE, _detections([box]), class_names=["tree"], scale=2.0)
+    assert picture.shape == (120, 160, 3)
+    assert (_border((40, 30, 100, 80), picture) != GREY).any(axis=1).all()
+    assert not _is_changed(picture)[34:76, 64:96].any()
+
+
+def test_ground_truth_is_solid_and_crowds_are_dashed():
+    box, crowd = (5, 5, 35, 50), (40, 5, 75, 50)
+    annotations = [_annotation(box), _annotation(crowd, iscrowd=1)]
+    picture = draw_ground_truth(IMAGE, annotations, class_names=["tree"])
+    color = _bgr(class_color(0))
+    assert (np.abs(_border(box, picture) - color).max(axis=1) < 110).all()
+    is_colored = np.abs(_border(crowd, picture) - color).max(axis=1) < 110
+    assert 0.4 < is_colored.mean() < 0.9
+
+
+def test_ground_truth_without_boxes():
+    np.testing.assert_array_equal(draw_ground_truth(IMAGE, []), IMAGE)
+
+
+def test_ground_truth_wants_one_color_for_each_box():
+    with pytest.raises(ValueError, match="colors must have 1 elements, got 0"):
+        draw_ground_truth(IMAGE, [_annotation((5, 5, 35, 50))], colors=[])
+
+
+@pytest.mark.parametrize(
+    "image", [IMAGE[:, :, 0], IMAGE.astype(np.float32), np.zeros((60, 80, 4), dtype=np.uint8)]
+)
+def test_other_images_are_refused(image):
+    with pytest.raises(ValueError, match=r"image must be \(H, W, 3\) uint8, got \("):
+        draw_detections(image, _detections([]))
