@@ -21,7 +21,7 @@ import atss_d2  # noqa: F401  (first: quiet about the deprecations of its depend
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
-from detectron2.engine import DefaultTrainer, default_argument_parser, default_setup, launch
+from detectron2.engine import DefaultTrainer, default_argument_parser, launch
 from detectron2.evaluation import COCOEvaluator
 from omegaconf import DictConfig
 from torch import nn
@@ -32,6 +32,7 @@ from atss_d2.engine import (
     apply_yaml_overrides,
     build_model,
     check_checkpoint,
+    default_setup,
     do_test,
     do_train,
     load_weights,
@@ -114,7 +115,9 @@ def run_yaml(cfg: CfgNode, args: argparse.Namespace) -> dict:
         return Trainer.test(cfg, model)
     trainer = Trainer(cfg)
     trainer.resume_or_load(resume=args.resume)
-    return trainer.train()
+    trainer.train()
+    # What train() returns only for configs with expected results.
+    return trainer._last_eval_results
 
 
 def main(args: argparse.Namespace) -> dict:

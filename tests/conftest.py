@@ -1,4 +1,4 @@
-"""What holds for every test: one thread, a fixed seed, no window. Warnings: pyproject.toml."""
+"""What holds for every test: one thread, a fixed seed, no window, our warnings only."""
 
 import os
 import random
@@ -11,6 +11,8 @@ import hypothesis
 import numpy as np
 import pytest
 import torch
+
+from atss_d2.warning_filters import filter_third_party_warnings
 
 torch.set_num_threads(1)
 
@@ -25,3 +27,9 @@ def fixed_seed() -> None:
     random.seed(0)
     np.random.seed(0)  # noqa: NPY002  (Detectron2's augmentations draw from the global state)
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def third_party_warnings() -> None:
+    """Ignores what the commands ignore too; pytest sets up anew which warnings each test sees."""
+    filter_third_party_warnings()

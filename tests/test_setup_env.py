@@ -100,12 +100,12 @@ def test_terminated_run_leaves_no_stamp_and_the_next_completes(fakes, setup_env,
     process = fakes.start(FAKE_PIP="hang", FAKE_LOG=str(fakes.log), SETUP_DISK_GB="0")
     wait_for(fakes.pip_calls)
     process.terminate()
-    output, _ = process.communicate(timeout=30)
+    output, _ = process.communicate(timeout=120)
     assert process.returncode == 130, output
     assert "the next run goes on" in output
     assert not (fakes.venv / ".atss_d2" / "stamp").exists()
     process = fakes.start(FAKE_LOG=str(fakes.log), SETUP_DISK_GB="0")
-    output, _ = process.communicate(timeout=30)
+    output, _ = process.communicate(timeout=120)
     assert process.returncode == 0, output
 
 
@@ -116,7 +116,7 @@ def test_two_runs_at_once_install_once(fakes, monkeypatch):
     first = fakes.start(**variables)
     wait_for(fakes.pip_calls)
     second = fakes.start(**variables)
-    outputs = [process.communicate(timeout=60)[0] for process in (first, second)]
+    outputs = [process.communicate(timeout=120)[0] for process in (first, second)]
     assert [first.returncode, second.returncode] == [0, 0], outputs
     assert len(fakes.pip_calls()) == 4
     assert "waiting for it" in outputs[1]

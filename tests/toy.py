@@ -14,7 +14,7 @@ import torch
 from detectron2.config import LazyCall as L
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import load_coco_json
-from detectron2.layers import ShapeSpec
+from detectron2.layers import ShapeSpec, get_norm
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 from detectron2.solver import WarmupParamScheduler
 from detectron2.utils import comm
@@ -34,10 +34,10 @@ CHANNELS = 32
 class ToyBackbone(Backbone):
     """Two maps, of strides 8 and 16."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, norm: str = "BN") -> None:
         super().__init__()
         self.conv = nn.Conv2d(3, CHANNELS, kernel_size=8, stride=8)
-        self.norm = nn.BatchNorm2d(CHANNELS)  # has buffers, which an average must follow
+        self.norm = get_norm(norm, CHANNELS)  # BN has buffers, which an average must follow
         self._out_features = ["p3", "p4"]
         self._out_feature_channels = {"p3": CHANNELS, "p4": CHANNELS}
         self._out_feature_strides = {"p3": 8, "p4": 16}

@@ -21,13 +21,18 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # also from a chec
 import atss_d2  # first: quiet about the deprecations of its dependencies
 
 # isort: split
-from detectron2.engine import default_setup
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
-from atss_d2.engine import apply_overrides, build_model, do_test, do_train, load_weights
-from atss_d2.engine.memory import keep_freed_memory
+from atss_d2.engine import (
+    apply_overrides,
+    build_model,
+    default_setup,
+    do_test,
+    do_train,
+    load_weights,
+)
 from atss_d2.visualization import plot_training_curves, save_comparisons
 from atss_d2.warning_filters import filter_third_party_warnings
 
@@ -47,7 +52,6 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     args = parser.parse_args(argv)
     filter_third_party_warnings()
-    keep_freed_memory()
     cfg = atss_d2.get_config(args.config)
     try:
         apply_overrides(cfg, args.overrides)
@@ -68,7 +72,7 @@ def main(argv: list[str] | None = None) -> int:
         pictures += save_comparisons(
             name,
             inference_dir(output_dir, name, cfg) / "coco_instances_results.json",
-            output_dir / "pictures",
+            output_dir / "pictures" / name,
             score_thresh=0.4,
         )
     seconds = time.perf_counter() - start

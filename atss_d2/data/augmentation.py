@@ -3,7 +3,7 @@
 import numpy as np
 from detectron2.data import transforms as T
 
-__all__ = ["ResizeByFactor"]
+__all__ = ["RandomSquareCrop", "ResizeByFactor"]
 
 
 class ResizeByFactor(T.Augmentation):
@@ -30,3 +30,31 @@ class ResizeByFactor(T.Augmentation):
         height, width = image.shape[:2]
         new_height, new_width = (max(1, round(side * self.factor)) for side in (height, width))
         return T.ResizeTransform(height, width, new_height, new_width)
+
+
+class RandomSquareCrop(T.RandomCrop):
+    """Crops a square of random size; resized to one size, this varies the scale of objects.
+
+    Detectron2's ``RandomCrop("absolute_range", ...)`` draws height and width independently, which
+    distorts objects when the crop is resized to a square.
+    """
+
+    def __init__(self, min_size: int, max_size: int) -> None:
+        """
+        Args:
+            min_size: Smallest side of the square, in pixels.
+            max_size: Largest side, in pixels; smaller where the image is.
+
+        Raises:
+            ValueError: The sizes are not ``1 <= min_size <= max_size``.
+        """
+        if not 1 <= min_size <= max_size:
+            raise ValueError(f"need 1 <= min_size <= max_size, got {min_size} and {max_size}")
+        super().__init__("absolute_range", (min_size, max_size))
+        self.min_size, self.max_size = min_size, max_size
+
+    def get_crop_size(self, image_size: tuple[int, int]) -> tuple[int, int]:
+        """Draws (height, width), which are equal, for an image of (height, width)."""
+        smallest, largest = (min(size, *image_size) for size in (self.min_size, self.max_size))
+        side = np.random.randint(smallest, largest + 1)  # noqa: NPY002  (as Detectron2 draws)
+        return side, side

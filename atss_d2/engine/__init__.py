@@ -3,7 +3,15 @@
 from .ema import EMAHook
 from .optim import BackboneLRFactor
 from .overrides import apply_overrides, apply_yaml_overrides
-from .trainer import build_model, check_checkpoint, do_test, do_train, load_weights, resolve_device
+from .trainer import (
+    build_model,
+    check_checkpoint,
+    default_setup,
+    do_test,
+    do_train,
+    load_weights,
+    resolve_device,
+)
 
 __all__ = [
     "BackboneLRFactor",
@@ -12,6 +20,7 @@ __all__ = [
     "apply_yaml_overrides",
     "build_model",
     "check_checkpoint",
+    "default_setup",
     "do_test",
     "do_train",
     "load_weights",

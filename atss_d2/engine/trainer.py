@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import copy
 import logging
 import os
@@ -9,18 +10,34 @@ from typing import Any
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
-from detectron2.config import instantiate
+from detectron2.config import CfgNode, instantiate
 from detectron2.engine import AMPTrainer, SimpleTrainer, create_ddp_model, default_writers, hooks
+from detectron2.engine import default_setup as detectron2_setup
 from detectron2.evaluation import inference_on_dataset, print_csv_format
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
+from detectron2.utils.logger import setup_logger
 from omegaconf import DictConfig
 from torch import nn
 
 from .ema import EMAHook
+from .gradient_clipping import GradientClippingHook
+from .memory import keep_freed_memory
 from .train_loader import build_train_loader
 
 logger = logging.getLogger(__name__)
+
+
+def default_setup(cfg: DictConfig | CfgNode, args: argparse.Namespace) -> None:
+    """Detectron2's ``default_setup``, which then also shows what this package logs.
+
+    Args:
+        cfg: A LazyConfig or a yaml config.
+        args: The command line, to be logged.
+    """
+    detectron2_setup(cfg, args)
+    output_dir = cfg.OUTPUT_DIR if isinstance(cfg, CfgNode) else cfg.train.output_dir
+    setup_logger(output_dir, distributed_rank=comm.get_rank(), name="atss_d2")
 
 
 def resolve_device(name: str) -> str:
@@ -32,8 +49,15 @@ def resolve_device(name: str) -> str:
 
 
 def build_model(cfg: DictConfig) -> nn.Module:
-    """Instantiates ``model`` on ``train.device`` (without weights from a checkpoint)."""
-    return instantiate(cfg.model).to(resolve_device(cfg.train.device))
+    """Instantiates ``model`` on ``train.device`` (without weights from a checkpoint).
+
+    With ``train.channels_last`` its convolutions keep the channels of a pixel side by side in
+    memory, which gives the same results and is faster on many CPUs, and on GPUs under AMP.
+    """
+    model = instantiate(cfg.model).to(resolve_device(cfg.train.device))
+    if cfg.train.get("channels_last", False):
+        model = model.to(memory_format=torch.channels_last)
+    return model
 
 
 def do_test(cfg: DictConfig, model: nn.Module) -> dict[str, Any]:
@@ -69,6 +93,8 @@ def do_train(cfg: DictConfig, *, resume: bool = False) -> dict[str, Any]:
     """
     cfg = copy.deepcopy(cfg)  # the optimiser's node gets the model
     model = build_model(cfg)
+    if next(model.parameters()).device.type == "cpu":
+        keep_freed_memory()
     logger.info(f"Model:\n{model}")
     cfg.optimizer.params.model = model
     optimizer = instantiate(cfg.optimizer)
@@ -87,7 +113,7 @@ def do_train(cfg: DictConfig, *, resume: bool = False) -> dict[str, Any]:
         results.update(do_test(cfg, evaluated))
         return results
 
-    trainer.register_hooks(_build_hooks(cfg, checkpointer, ema, evaluate))
+    trainer.register_hooks(_build_hooks(cfg, model, checkpointer, ema, evaluate))
     resume = resume and checkpointer.has_checkpoint()
     if not resume:
         check_checkpoint(cfg.train.init_checkpoint)
@@ -142,11 +168,16 @@ class AutocastModel(nn.Module):
             return self.model(batched_inputs)
 
 
-def _build_hooks(cfg: DictConfig, checkpointer, ema: EMAHook | None, evaluate) -> list:
+def _build_hooks(
+    cfg: DictConfig, model: nn.Module, checkpointer, ema: EMAHook | None, evaluate
+) -> list:
     """All hooks, in the order in which they run after each step."""
     is_main = comm.is_main_process()
     return [
         hooks.IterationTimer(),
+        GradientClippingHook(model, max_norm=cfg.train.clip_gradients.max_norm)
+        if _enabled(cfg, "clip_gradients")
+        else None,
         hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),
         ema,
         # Before the evaluation, so that the checkpoint is there when evaluation fails.

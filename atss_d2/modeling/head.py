@@ -91,9 +91,7 @@ class ATSSHead(nn.Module):
         self._init_weights(prior_prob)
 
     def _init_weights(self, prior_prob: float) -> None:
-        offset_convs = {
-            module.offset for module in self.modules() if isinstance(module, ModulatedDeformConvPack)
-        }
+        offset_convs = {m.offset for m in self.modules() if isinstance(m, ModulatedDeformConvPack)}
         for module in self.modules():
             # Offset predictors start at zero: a deformable convolution starts as a plain one
             # with its masks half open.
@@ -116,7 +114,9 @@ class ATSSHead(nn.Module):
             centerness logits (N, A, Hi, Wi).
         """
         if len(features) != len(self.scales):
-            raise ValueError(f"the head was built for {len(self.scales)} levels, got {len(features)}")
+            raise ValueError(
+                f"the head was built for {len(self.scales)} levels, got {len(features)}"
+            )
         logits, deltas, centerness = [], [], []
         for feature, scale in zip(features, self.scales):
             logits.append(self.cls_score(self.cls_subnet(feature)))

@@ -1,7 +1,7 @@
 """Focal, GIoU and centerness losses, their targets and their normalisers.
 
-All losses are computed in at least float32 on fixed shapes: an anchor that takes no part in a loss has
-weight zero instead of being indexed away, which would make the host wait for the device.
+All losses are computed in at least float32 on fixed shapes: an anchor that takes no part in a loss
+has weight zero instead of being indexed away, which would make the host wait for the device.
 
 Shapes: R anchors (of one image or of a whole batch), K classes.
 """

@@ -8,6 +8,7 @@
 import detectron2.data.transforms as T
 from detectron2.config import LazyCall as L
 from detectron2.data import (
+    DatasetMapper,
     build_detection_test_loader,
     build_detection_train_loader,
     get_detection_dataset_dicts,
@@ -16,7 +17,8 @@ from detectron2.solver import WarmupParamScheduler
 from fvcore.common.param_scheduler import CosineParamScheduler
 
 from atss_d2.data import MinVisibleDatasetMapper
-from atss_d2.data.augmentation import ResizeByFactor
+from atss_d2.data.augmentation import RandomSquareCrop, ResizeByFactor
+from atss_d2.engine import BackboneLRFactor
 from atss_d2.engine.evaluation import COCOEvaluatorWithAR
 
 from ..common.models.atss_mobile import model
@@ -24,9 +26,11 @@ from ..common.optim import AdamW as optimizer
 from ..common.train import train
 
 model.num_classes = 1
+model.test_nms_thresh = 0.45  # crowns overlap less than COCO's objects
 
-# Crowns are 10 to 100 px wide; crops are enlarged so that they fit the anchors of P3 and P4.
-_crop, _factor = 320, 1.5
+# Crowns are 10 to 100 px wide: enlarged 1.5 times they fit the anchors of P3 and P4 (64, 128 px).
+_factor = 1.5
+_crop = 256
 
 dataloader = dict(
     train=L(build_detection_train_loader)(
@@ -35,17 +39,23 @@ dataloader = dict(
             is_train=True,
             min_visible=0.3,
             augmentations=[
-                L(T.RandomCrop)(crop_type="absolute_range", crop_size=[256, 400]),
-                L(T.Resize)(shape=[480, 480]),
+                L(RandomSquareCrop)(min_size=int(_crop / 1.3), max_size=int(_crop * 1.3)),
+                L(T.RandomFlip)(horizontal=True),
+                L(T.RandomFlip)(horizontal=False, vertical=True),
+                L(T.RandomRotation)(angle=[0, 90], sample_style="choice"),
+                L(T.RandomBrightness)(intensity_min=0.7, intensity_max=1.3),
+                L(T.RandomContrast)(intensity_min=0.7, intensity_max=1.3),
+                L(T.RandomSaturation)(intensity_min=0.6, intensity_max=1.4),
+                L(T.Resize)(shape=[int(_crop * _factor)] * 2),
             ],
             image_format="${model.input_format}",
         ),
         total_batch_size=4,
-        num_workers=0,
+        num_workers=0,  # the cores are busy with the model
     ),
     test=L(build_detection_test_loader)(
         dataset=L(get_detection_dataset_dicts)(names="trees_val", filter_empty=False),
-        mapper=L(MinVisibleDatasetMapper)(
+        mapper=L(DatasetMapper)(
             is_train=False,
             augmentations=[L(ResizeByFactor)(factor=_factor)],
             image_format="${model.input_format}",
@@ -58,18 +68,24 @@ dataloader = dict(
     ),
 )
 
-train.max_iter = 500
-lr_multiplier = L(WarmupParamScheduler)(
-    scheduler=L(CosineParamScheduler)(start_value=1.0, end_value=0.01),
-    warmup_length=50 / train.max_iter,
-    warmup_method="linear",
-    warmup_factor=0.02,
-)
+optimizer.lr = 1e-3
+optimizer.params.lr_factor_func = L(BackboneLRFactor)(factor=0.3)
+
 train.update(
     init_checkpoint="atss_d2://pretrained/mobilenet_v2.pth",
     output_dir="output/demo",
+    max_iter=700,
     eval_period=100,
     log_period=10,
-    ema=dict(enabled=True, decay=0.99),
+    channels_last=True,
+    # A batch may hold hardly a crown; its losses per positive would throw the weights off course.
+    clip_gradients=dict(enabled=True, max_norm=5.0),
+    ema=dict(enabled=True, decay=0.995),
     checkpointer=dict(period=100, max_to_keep=2),
+)
+lr_multiplier = L(WarmupParamScheduler)(
+    scheduler=L(CosineParamScheduler)(start_value=1.0, end_value=0.01),
+    warmup_length=0.07,
+    warmup_method="linear",
+    warmup_factor=0.02,
 )

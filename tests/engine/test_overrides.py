@@ -36,7 +36,10 @@ def cfg(loaded_cfg) -> DictConfig:
         ('train.output_dir="it\'s (here)"', "it's (here)"),
         ("train.output_dir=", ""),
         ("train.init_checkpoint=detectron2://a/R-50.pkl", "detectron2://a/R-50.pkl"),
-        ("train.init_checkpoint='a.pth?matching_heuristics=True'", "a.pth?matching_heuristics=True"),
+        (
+            "train.init_checkpoint='a.pth?matching_heuristics=True'",
+            "a.pth?matching_heuristics=True",
+        ),
         ("model.head_in_features=null", None),
         ("model.head_in_features=None", None),
         ("train.amp={enabled:True,dtype:bfloat16}", {"enabled": True, "dtype": "bfloat16"}),
@@ -137,7 +140,9 @@ def test_keys_like_nothing_name_the_top_level(cfg, key):
 
 
 def test_unknown_keys_inside_a_value(cfg):
-    with pytest.raises(KeyError, match=r"no key 'train\.amp\.dtyp'; did you mean train\.amp\.dtype"):
+    with pytest.raises(
+        KeyError, match=r"no key 'train\.amp\.dtyp'; did you mean train\.amp\.dtype"
+    ):
         apply_overrides(cfg, ["train.amp={enabled:True,dtyp:bfloat16}"])
 
 
@@ -148,7 +153,10 @@ def test_unknown_keys_inside_a_value(cfg):
         (["MODEL.WEIGHTS"], "takes key=value; write train.init_checkpoint=VALUE"),
         (["train.max_iter"], "'train.max_iter' is not an override"),
         (["train.max_iter=5", "--resume"], "'--resume' is not an override; flags .* before"),
-        (["train.max_iter=5", "--num-gpus=2"], "'--num-gpus=2' is not an override; flags .* before"),
+        (
+            ["train.max_iter=5", "--num-gpus=2"],
+            "'--num-gpus=2' is not an override; flags .* before",
+        ),
         (["train.max_iter=abc"], "train.max_iter must be a number, got 'abc'"),
         (["train.amp.enabled=ture"], "train.amp.enabled must be True or False, got 'ture'"),
         (["train.amp=True"], "'train.amp' is not a value.*train.amp.enabled, train.amp.dtype"),

@@ -188,7 +188,9 @@ def test_images_of_unknown_size_are_not_grouped(absent, caplog):
 
 
 def test_a_sampler_of_its_own_is_used(caplog):
-    cfg = loader_cfg(sampler=L(TrainingSampler)(size=11, shuffle=False), aspect_ratio_grouping=False)
+    cfg = loader_cfg(
+        sampler=L(TrainingSampler)(size=11, shuffle=False), aspect_ratio_grouping=False
+    )
     assert names(build_train_loader(cfg, seed=5, start_iter=3), 2) == [["0", "1"], ["2", "3"]]
     assert "it has a sampler of its own" in caplog.text
 

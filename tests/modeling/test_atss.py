@@ -339,6 +339,15 @@ def test_labels_of_matched_background_and_ignored_anchors():
     assert not matched_boxes.requires_grad
 
 
+def test_an_image_without_background_has_no_box_without_positive():
+    """The count must not mistake "no box" for a box when no anchor is background."""
+    model = build(1, matcher=StubMatcher([[0, 1] * 48]))
+    with EventStorage() as storage:
+        model([image(BOXES[:2])])
+        assert storage.latest()["atss/gt_without_positive"][0] == 0
+        assert storage.latest()["atss/num_positives"][0] == 96
+
+
 def test_ignored_anchors_have_no_loss_and_no_gradient():
     shapes = [(8, 12), (4, 6)]
     num_anchors = sum(h * w for h, w in shapes)
@@ -451,8 +460,19 @@ def detect(model, batch):
         return [x["instances"] for x in model(batch)]
 
 
-def test_detections_equal_the_loops():
-    model = build(num_anchors=3, test_topk_candidates=40, max_detections_per_image=25).eval()
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"test_score_thresh": 0.5},
+        {"test_topk_candidates": 15},
+        {"test_nms_thresh": 0.21},
+        {"max_detections_per_image": 12},
+    ],
+    ids=str,
+)
+def test_detections_equal_the_loops(options):
+    model = build(num_anchors=3, **options)
     batch = [image(size=(64, 64), seed=5), image(size=(50, 96), seed=6)]
     detections = detect(model, batch)
 
@@ -472,8 +492,10 @@ def test_detections_equal_the_loops():
             deltas,
             [[c for (c,) in level] for level in centerness],
             size,
-            topk_candidates=40,
-            max_detections=25,
+            score_thresh=options.get("test_score_thresh", 0.05),
+            topk_candidates=options.get("test_topk_candidates", 1000),
+            nms_thresh=options.get("test_nms_thresh", 0.6),
+            max_detections=options.get("max_detections_per_image", 100),
         )
         # Detectron2 drops boxes that lie outside of the image.
         expected = [e for e in expected if e[2][2] > e[2][0] and e[2][3] > e[2][1]]
@@ -706,7 +728,7 @@ def results_of_two_processes(tmp_path_factory):
         2,
         dist_url="auto",
         args=(folder,),
-        timeout=datetime.timedelta(seconds=120),
+        timeout=datetime.timedelta(minutes=5),
     )
     return torch.load(f"{folder}/results.pth")
 

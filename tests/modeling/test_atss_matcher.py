@@ -405,9 +405,11 @@ def test_boxes_that_are_none_get_no_anchor_and_disturb_no_other(box):
     anchors = grid([(6, 6), (3, 3)], [8, 16], [(2, 2)])
     good = torch.tensor([[8.0, 8, 28, 24]])
     alone = ATSSMatcher(min_positives=1)(anchors, [good])[0]
-    both = ATSSMatcher(min_positives=1)(anchors, [torch.cat((torch.tensor([box]), good))])[0]
+    matcher = ATSSMatcher(min_positives=1)
+    both = matcher(anchors, [torch.cat((torch.tensor([box]), good))])[0]
     assert (both != 0).all()
     assert torch.equal(both == 1, alone == 0)
+    assert matcher.last_stats["mean_threshold"].isfinite()
 
 
 @pytest.mark.parametrize(
@@ -578,6 +580,7 @@ def test_a_rule_needs_nothing_but_match():
         def match(self, anchors, boxes, image_idxs, num_images):
             assert boxes.dtype == torch.float32
             assert not torch.is_autocast_enabled("cpu")
+            assert not torch.is_grad_enabled()
             matched = torch.full((num_images, sum(map(len, anchors))), BACKGROUND)
             for box_idx, image_idx in enumerate(image_idxs.tolist()):
                 matched[image_idx, 0] = box_idx

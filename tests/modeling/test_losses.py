@@ -273,17 +273,18 @@ def test_giou_of_half_precision_is_computed_in_float32(dtype):
 
 
 def test_centerness_by_hand():
-    anchors = torch.tensor([[-4.0, -4, 4, 4]]).repeat(5, 1)  # centre (0, 0)
+    anchors = torch.tensor([[-4.0, -4, 4, 4]]).repeat(6, 1)  # centre (0, 0)
     boxes = torch.tensor(
         [
             [-5.0, -7, 5, 7],  # in the middle: 1
             [-1, -2, 4, 2],  # sqrt(1/4 x 1) = 1/2
             [-1, -1, 4, 9],  # sqrt(1/4 x 1/9) = 1/6
+            [-0.1, -0.2, 0.1, 0.3],  # sqrt(1 x 2/3), however small the box is
             [0, -1, 4, 1],  # on the edge: 0
             [1, 1, 4, 4],  # outside: 0
         ]
     )
-    expected = torch.tensor([1, 1 / 2, 1 / 6, 0, 0])
+    expected = torch.tensor([1, 1 / 2, 1 / 6, (2 / 3) ** 0.5, 0, 0])
     torch.testing.assert_close(centerness_targets(anchors, boxes), expected)
     # 0.5 px less to each side: 0.5/3.5 and 1.5/1.5.
     targets = centerness_targets(anchors[1:2], boxes[1:2], inset=0.5)

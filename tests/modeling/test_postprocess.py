@@ -310,6 +310,7 @@ def test_half_precision_scores_and_boxes_are_computed_in_float32(dtype):
     expected = run([(anchors, deltas.float(), logits.float(), centerness.float())], **options)
     assert boxes.dtype == scores.dtype == torch.float32
     torch.testing.assert_close((boxes, scores, classes), expected, rtol=0, atol=0)
+    run([(anchors, deltas, logits, centerness)])  # the coder itself is given float32
 
 
 @pytest.mark.parametrize("num_boxes", [10, 3000])

@@ -11,7 +11,7 @@ from ..data.constants import constants
 from .atss import model
 
 model.backbone = L(FPN)(
-    bottom_up=L(TorchvisionBackbone)(name="mobilenet_v2", norm="BN", freeze_at=2),
+    bottom_up=L(TorchvisionBackbone)(name="mobilenet_v2", norm="FrozenBN", freeze_at=2),
     in_features=["res3", "res4", "res5"],
     out_channels=96,
     top_block=L(LastLevelMaxPool)(),  # P6

@@ -1,0 +1,34 @@
+"""Clipping of the gradient's norm, as a hook."""
+
+from __future__ import annotations
+
+from detectron2.engine import HookBase
+from torch import nn
+
+
+class GradientClippingHook(HookBase):
+    """Scales the gradient down when its norm over all parameters is too large.
+
+    Runs between the backward pass and the optimiser's step. Under float16 AMP the gradient is
+    unscaled first, so that ``max_norm`` means the same with and without AMP.
+    """
+
+    def __init__(self, model: nn.Module, *, max_norm: float) -> None:
+        """
+        Args:
+            model: The trained model.
+            max_norm: Largest L2 norm.
+
+        Raises:
+            ValueError: ``max_norm`` is not positive.
+        """
+        if max_norm <= 0:
+            raise ValueError(f"max_norm must be > 0, got {max_norm}")
+        self._parameters = [p for p in model.parameters() if p.requires_grad]
+        self._max_norm = max_norm
+
+    def after_backward(self) -> None:
+        scaler = getattr(self.trainer, "grad_scaler", None)
+        if scaler is not None:
+            scaler.unscale_(self.trainer.optimizer)
+        nn.utils.clip_grad_norm_(self._parameters, self._max_norm)

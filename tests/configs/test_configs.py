@@ -1,0 +1,414 @@
+"""Every recipe: loads, saves, reloads, builds, and says what it is; the numbers are the paper's."""
+
+import ast
+import math
+import pickle
+import sys
+import types
+from pathlib import Path
+
+import pytest
+import torch
+from detectron2.config import LazyCall as L
+from detectron2.config import LazyConfig, instantiate
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import build_model as build_yaml_model
+from detectron2.modeling.backbone import SimpleFeaturePyramid, SwinTransformer, ViT
+from detectron2.modeling.backbone.fpn import LastLevelMaxPool
+from detectron2.modeling.backbone.regnet import RegNet, ResBottleneckBlock, SimpleStem
+from detectron2.solver import LRMultiplier, build_lr_scheduler, build_optimizer
+from detectron2.structures import Boxes, Instances
+from detectron2.utils.registry import locate
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from torch import nn
+
+from atss_d2 import ATSS, get_config, list_configs
+from atss_d2.config import get_config_path, load_config
+from atss_d2.modeling import build_fpn_with_p6p7
+
+ROOT = Path(get_config_path("coco/atss_R_50_FPN_1x")).parents[2]
+LAZY = list_configs()
+COCO = [name for name in LAZY if name.startswith("coco/")]
+YAML = sorted(path.name for path in (ROOT / "configs/yaml").glob("atss_*.yaml"))
+
+# Parameters, frozen ones included.
+NUM_PARAMETERS = {
+    "atss_R_50_FPN_1x": 32_244_250,
+    "atss_R_101_FPN_1x": 51_184_154,
+    "atss_R_101_FPN_2x": 51_184_154,
+    "atss_X_101_32x8d_FPN_2x": 95_328_794,
+    "atss_X_101_64x4d_FPN_2x": 89_992_730,
+    "atss_dcnv2_R_50_FPN_1x": 33_239_983,
+    "atss_dcnv2_R_101_FPN_1x": 53_237_882,
+    "atss_dcnv2_R_101_FPN_2x": 53_237_882,
+    "atss_dcnv2_X_101_32x8d_FPN_2x": 102_670_094,
+    "atss_dcnv2_X_101_64x4d_FPN_2x": 97_334_030,
+}
+
+
+@pytest.fixture(scope="module")
+def configs() -> dict[str, DictConfig]:
+    """All LazyConfigs by name; not to be changed."""
+    return {name: get_config(name) for name in LAZY}
+
+
+@pytest.fixture(scope="module")
+def meta_models(configs) -> dict[str, nn.Module]:
+    """The models of the COCO recipes without memory for their weights."""
+    with torch.device("meta"):
+        return {name: instantiate(configs[name].model) for name in COCO}
+
+
+def callables(node) -> list:
+    """All functions and classes in a config."""
+    if isinstance(node, DictConfig):
+        return [c for name in node for c in callables(node[name])]
+    if isinstance(node, ListConfig):
+        return [c for value in node for c in callables(value)]
+    return [node] if callable(node) else []
+
+
+def plain(node):
+    """A config as dicts and lists; targets that a file names are found, "${...}" stays as it is."""
+    if OmegaConf.is_config(node):
+        node = OmegaConf.to_container(node)
+    if isinstance(node, dict):
+        node = {key: plain(value) for key, value in node.items()}
+        if isinstance(node.get("_target_"), str):
+            node["_target_"] = locate(node["_target_"])
+        return node
+    return [plain(value) for value in node] if isinstance(node, list) else node
+
+
+def test_the_ten_models_of_the_authors_are_there():
+    assert [name.removeprefix("coco/") for name in COCO] == sorted(NUM_PARAMETERS)
+
+
+@pytest.mark.parametrize("name", LAZY)
+def test_loads_saves_and_reloads(configs, name, tmp_path):
+    cfg = configs[name]
+    assert set(cfg) >= {"model", "dataloader", "optimizer", "lr_multiplier", "train"}
+    for function in callables(cfg):
+        assert function.__name__ != "<lambda>"
+        pickle.dumps(function)  # by its name
+    LazyConfig.save(cfg, str(tmp_path / "config.yaml"))
+    assert not (tmp_path / "config.yaml.pkl").exists()  # Detectron2's way out of lambdas
+    again = load_config(tmp_path / "config.yaml")
+    assert plain(again) == plain(cfg)
+
+
+@pytest.mark.parametrize("name", LAZY)
+def test_says_what_it_is(name):
+    source = (ROOT / f"configs/{name}.py").read_text()
+    docstring = ast.get_docstring(ast.parse(source))
+    title, command = docstring.splitlines()[:3:2]
+    assert title.endswith(".")
+    assert f"python train_net.py --config-file configs/{name}.py" in command
+    if name in COCO:
+        assert title.startswith("ATSS, Res")
+        last = docstring.splitlines()[-1]
+        assert last.startswith("Quoted COCO") or last.startswith("No AP is quoted")
+
+
+@pytest.mark.parametrize("name", YAML)
+def test_yaml_says_what_it_is(name):
+    lines = (ROOT / "configs/yaml" / name).read_text().splitlines()
+    assert lines[0] == f"# python train_net.py --config-file configs/yaml/{name} --num-gpus 8"
+    assert lines[1].startswith("# Quoted COCO")
+    lazy = (ROOT / "configs/coco" / name).with_suffix(".py").read_text()
+    assert lines[1].removeprefix("# ") in lazy
+
+
+# Models
+
+
+@pytest.mark.parametrize("name", COCO)
+def test_size_of_the_model(meta_models, name):
+    model = meta_models[name]
+    assert isinstance(model, ATSS)
+    num = sum(p.numel() for p in model.parameters())
+    assert num == NUM_PARAMETERS[name.removeprefix("coco/")]
+
+
+@pytest.mark.parametrize("name", COCO)
+def test_parts_of_the_model(meta_models, name):
+    model = meta_models[name]
+    deform = "dcnv2" in name
+    names = [key for key, _ in model.named_parameters()]
+    stages = sorted({key.split(".")[2] for key in names if "conv2_offset" in key})
+    expected = ["res4", "res5"] if "X_101" in name else ["res3", "res4", "res5"]
+    assert stages == (expected if deform else [])
+    assert any(key.startswith("head.cls_subnet.9.offset") for key in names) == deform
+    assert any(key.startswith("head.bbox_subnet.9.offset") for key in names) == deform
+    res2 = model.backbone.bottom_up.res2
+    assert res2[0].conv1.stride == (1, 1)
+    first = model.backbone.bottom_up.res3[0]
+    # MSRA's weights have their stride in the 1x1 convolution, ResNeXt's in the 3x3.
+    assert (first.conv1.stride[0], first.conv2.stride[0]) == ((1, 2) if "X_101" in name else (2, 1))
+    groups = {"32x8d": 32, "64x4d": 64}.get(name.split("101_")[-1].split("_")[0], 1)
+    assert first.conv2.groups == groups
+    frozen = {key.split(".")[2] for key, p in model.named_parameters() if not p.requires_grad}
+    assert frozen == {"stem", "res2"}
+    assert model.head_in_features == ["p3", "p4", "p5", "p6", "p7"]
+    assert model.backbone.size_divisibility == 32
+
+
+def test_the_demo_model_builds(configs):
+    for name in set(LAZY) - set(COCO):
+        with torch.device("meta"):
+            assert isinstance(instantiate(configs[name].model), ATSS)
+
+
+@pytest.mark.parametrize("name", COCO)
+def test_image_sizes(configs, name):
+    augmentations = configs[name].dataloader.train.mapper.augmentations
+    resize = instantiate(augmentations[0])
+    sizes = {resize.get_transform(torch.zeros(700, 900, 3).numpy()).new_h for _ in range(50)}
+    if name.endswith("2x"):
+        assert 640 <= min(sizes) < 700 < max(sizes) <= 800
+        assert len(sizes) > 10
+    else:
+        assert sizes == {800}
+    resize = instantiate(configs[name].dataloader.test.mapper.augmentations[0])
+    transform = resize.get_transform(torch.zeros(700, 900, 3).numpy())
+    assert (transform.new_h, transform.new_w) == (800, 1029)
+    transform = resize.get_transform(torch.zeros(500, 900, 3).numpy())
+    assert max(transform.new_h, transform.new_w) == 1333
+
+
+# Schedule and optimiser
+
+
+@pytest.mark.parametrize("name", COCO)
+def test_schedule(configs, name):
+    cfg = configs[name]
+    is_2x = name.endswith("2x")
+    max_iter, first, second = (180000, 120000, 160000) if is_2x else (90000, 60000, 80000)
+    assert cfg.train.max_iter == max_iter
+    multiplier = instantiate(cfg.lr_multiplier)
+    expected = {
+        0: 1 / 3,  # constant warm-up
+        250: 1 / 3,
+        499: 1 / 3,
+        500: 1,
+        first - 1: 1,
+        first: 0.1,
+        second - 1: 0.1,
+        second: 0.01,
+        max_iter - 1: 0.01,
+    }
+    found = {i: multiplier(i / max_iter) for i in expected}
+    assert found == pytest.approx(expected)
+
+
+class Detector(nn.Module):
+    """Has a parameter of every kind that optimisers treat in their own way."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone = nn.Module()
+        self.backbone.bottom_up = nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2))
+        self.head = nn.Sequential(nn.Conv2d(2, 2, 1), nn.GroupNorm(1, 2))
+        self.scale = nn.Parameter(torch.ones(()))
+        self.frozen = nn.Parameter(torch.ones(()), requires_grad=False)
+
+
+def rates_and_decays(model: nn.Module, optimizer) -> dict[str, tuple[float, float]]:
+    found = {
+        p: (group["lr"], group["weight_decay"])
+        for group in optimizer.param_groups
+        for p in group["params"]
+    }
+    return {name: found[p] for name, p in model.named_parameters() if p in found}
+
+
+@pytest.mark.parametrize("name", LAZY)
+def test_optimiser_and_schedule_build(configs, name):
+    cfg = OmegaConf.create(
+        {key: configs[name][key] for key in ("optimizer", "lr_multiplier", "train")},
+        flags={"allow_objects": True},
+    )
+    model = Detector()
+    cfg.optimizer.params.model = model
+    optimizer = instantiate(cfg.optimizer)
+    found = rates_and_decays(model, optimizer)
+    assert set(found) == {key for key, p in model.named_parameters() if p.requires_grad}
+    scheduler = LRMultiplier(optimizer, instantiate(cfg.lr_multiplier), cfg.train.max_iter)
+    assert scheduler.get_last_lr()[0] > 0
+    if name in COCO:
+        assert found == {  # biases: twice the rate and no decay, Gn's and BN's as well
+            key: pytest.approx((0.02, 0.0) if key.endswith("bias") else (0.01, 1e-4))
+            for key in found
+        }
+        assert optimizer.defaults["momentum"] == 0.9
+
+
+@pytest.mark.parametrize("name", YAML)
+def test_yaml_solver_is_the_lazy_one(configs, name):
+    yaml_cfg = load_config(ROOT / "configs/yaml" / name)
+    lazy_cfg = configs[f"coco/{Path(name).stem}"]
+    model = Detector()
+    optimizer = build_optimizer(yaml_cfg, model)
+    lazy_optimizer = OmegaConf.create(
+        {"optimizer": lazy_cfg.optimizer}, flags={"allow_objects": True}
+    ).optimizer
+    lazy_optimizer.params.model = model
+    expected = rates_and_decays(model, instantiate(lazy_optimizer))
+    assert rates_and_decays(model, optimizer) == {
+        key: pytest.approx(value) for key, value in expected.items()
+    }
+    assert lazy_cfg.train.max_iter == yaml_cfg.SOLVER.MAX_ITER
+    assert lazy_cfg.dataloader.train.total_batch_size == yaml_cfg.SOLVER.IMS_PER_BATCH
+    scheduler = build_lr_scheduler(yaml_cfg, optimizer)
+    multiplier = instantiate(lazy_cfg.lr_multiplier)
+    max_iter = lazy_cfg.train.max_iter
+    for i in [0, 499, 500, 59999, 60000, 80000, 119999, 120000, 160000, max_iter - 1]:
+        if i < max_iter:
+            assert scheduler._multiplier(i / max_iter) == pytest.approx(multiplier(i / max_iter))
+    assert lazy_cfg.train.init_checkpoint == yaml_cfg.MODEL.WEIGHTS
+
+
+# yaml models
+
+
+@pytest.mark.parametrize("name", YAML)
+def test_yaml_model_is_the_lazy_one(meta_models, name):
+    cfg = load_config(ROOT / "configs/yaml" / name)
+    cfg.MODEL.DEVICE = "meta"
+    with torch.device("meta"):
+        model = build_yaml_model(cfg)
+    expected = meta_models[f"coco/{Path(name).stem}"]
+    assert [(key, p.shape, p.requires_grad) for key, p in model.named_parameters()] == [
+        (key, p.shape, p.requires_grad) for key, p in expected.named_parameters()
+    ]
+    assert str(model) == str(expected)  # strides, paddings, norms
+
+
+def test_yaml_model_computes_what_the_lazy_one_does(configs):
+    torch.manual_seed(0)
+    model = instantiate(configs["coco/atss_R_50_FPN_1x"].model)
+    cfg = load_config(ROOT / "configs/yaml/atss_R_50_FPN_1x.yaml")
+    cfg.MODEL.DEVICE = "cpu"
+    yaml_model = build_yaml_model(cfg)
+    yaml_model.load_state_dict(model.state_dict())
+    image = torch.randint(0, 255, (3, 64, 96)).float()
+    boxes = Boxes(torch.tensor([[8.0, 8.0, 72.0, 60.0]]))
+    gt = Instances((64, 96), gt_boxes=boxes, gt_classes=torch.tensor([3]))
+    batch = [{"image": image, "height": 128, "width": 192, "instances": gt}]
+    outputs = []
+    for built in (model, yaml_model):
+        with torch.no_grad():
+            losses = built.train()(batch)
+            built.test_score_thresh = 0.0
+            instances = built.eval()(batch)[0]["instances"]
+        outputs.append({**losses, "boxes": instances.pred_boxes.tensor, "scores": instances.scores})
+    assert len(outputs[0]["boxes"]) == 100
+    assert all(math.isfinite(outputs[0][key]) for key in losses)
+    torch.testing.assert_close(outputs[1], outputs[0], rtol=0, atol=0)
+
+
+# Other backbones of Detectron2, as a user would put them into a config
+
+
+def regnet():
+    return L(build_fpn_with_p6p7)(
+        bottom_up=L(RegNet)(
+            stem_class=SimpleStem,
+            stem_width=8,
+            block_class=ResBottleneckBlock,
+            depth=6,
+            w_a=12,
+            w_0=8,
+            w_m=2,
+            group_width=8,
+            norm="BN",
+            out_features=["s2", "s3", "s4"],
+        ),
+        in_features=["s2", "s3", "s4"],
+        out_channels=32,
+    )
+
+
+def swin():
+    return L(build_fpn_with_p6p7)(
+        bottom_up=L(SwinTransformer)(
+            embed_dim=8,
+            depths=[1, 1, 1, 1],
+            num_heads=[1, 1, 2, 2],
+            window_size=4,
+            out_indices=[1, 2, 3],
+            drop_path_rate=0.0,
+        ),
+        in_features=["p1", "p2", "p3"],
+        out_channels=32,
+    )
+
+
+def vitdet():
+    return L(SimpleFeaturePyramid)(
+        net=L(ViT)(
+            img_size=64,
+            patch_size=16,
+            embed_dim=16,
+            depth=1,
+            num_heads=2,
+            window_size=0,
+            use_rel_pos=True,
+            out_feature="last_feat",
+        ),
+        in_feature="${.net.out_feature}",
+        out_channels=32,
+        scale_factors=[2.0, 1.0, 0.5],
+        top_block=L(LastLevelMaxPool)(),
+        norm="LN",
+        square_pad=64,
+    )
+
+
+class StandInMlp(nn.Sequential):
+    """Called as timm's, which Detectron2's ViT needs."""
+
+    def __init__(self, in_features, hidden_features, act_layer):
+        first, last = (
+            nn.Linear(in_features, hidden_features),
+            nn.Linear(hidden_features, in_features),
+        )
+        super().__init__(first, act_layer(), last)
+
+
+@pytest.fixture
+def timm(monkeypatch):
+    """timm, or what takes its place where it is not installed."""
+    try:
+        import timm.models.layers  # noqa: F401
+    except ImportError:
+        layers = types.ModuleType("timm.models.layers")
+        layers.Mlp, layers.DropPath = StandInMlp, nn.Dropout
+        for name in ("timm", "timm.models"):
+            monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+        monkeypatch.setitem(sys.modules, "timm.models.layers", layers)
+
+
+@pytest.mark.parametrize("backbone", [regnet, swin, vitdet])
+def test_other_backbones(configs, backbone, timm, tmp_path):
+    cfg = OmegaConf.create({"model": configs[COCO[0]].model}, flags={"allow_objects": True})
+    cfg.model.update(backbone=backbone(), num_classes=3, pixel_std=[57.0, 57.0, 57.0])
+    if backbone is vitdet:  # p3 to p6
+        cfg.model.anchor_generator.update(
+            sizes=[[64], [128], [256], [512]], strides=[8, 16, 32, 64]
+        )
+        cfg.model.head_in_features = ["p3", "p4", "p5", "p6"]
+    num_levels = len(cfg.model.head_in_features)
+    cfg.model.head.update(input_shape=[ShapeSpec(channels=32)] * num_levels, conv_dims=[64])
+    LazyConfig.save(cfg, str(tmp_path / "config.yaml"))
+    cfg = LazyConfig.load(str(tmp_path / "config.yaml"))
+    model = instantiate(cfg.model)
+    boxes = Boxes(torch.tensor([[8.0, 8.0, 60.0, 52.0]]))
+    gt = Instances((60, 64), gt_boxes=boxes, gt_classes=torch.tensor([1]))
+    batch = [{"image": torch.randint(0, 255, (3, 60, 64)).float(), "instances": gt}]
+    losses = model.train()(batch * 2)
+    sum(losses.values()).backward()
+    assert all(loss.isfinite() for loss in losses.values())
+    first = next(model.backbone.parameters())
+    assert first.grad.abs().sum() > 0
+    assert isinstance(model.eval()(batch)[0]["instances"], Instances)

@@ -1,0 +1,23 @@
+import platform
+import subprocess
+import sys
+
+import pytest
+
+from atss_d2.engine import memory
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a setting of glibc")
+def test_glibc_takes_the_setting():
+    # In a process of its own: the setting stays for the rest of it.
+    code = f"import runpy; m = runpy.run_path({memory.__file__!r}); print(m['keep_freed_memory']())"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.stdout == "True\n", result.stderr
+
+
+def test_elsewhere_nothing_happens(monkeypatch):
+    monkeypatch.setattr(sys, "platform", "darwin")
+    assert memory.keep_freed_memory() is False
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setattr(memory.ctypes.util, "find_library", lambda name: None)
+    assert memory.keep_freed_memory() is False

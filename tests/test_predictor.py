@@ -1,0 +1,346 @@
+import copy
+import pickle
+from pathlib import Path
+
+import cv2
+import detectron2.data.transforms as T
+import numpy as np
+import pytest
+import torch
+import yaml
+from detectron2.config import LazyCall as L
+from detectron2.config import LazyConfig, instantiate
+from detectron2.data import MetadataCatalog
+from detectron2.engine import DefaultPredictor
+from detectron2.structures import Boxes, Instances
+from omegaconf import OmegaConf
+from PIL import UnidentifiedImageError
+from torch import nn
+
+from atss_d2 import Predictor, get_config
+from atss_d2.config import is_lazy_config, load_config
+from atss_d2.engine import build_model
+from tests import toy
+
+
+@pytest.fixture(scope="module", autouse=True)
+def toy_data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("toy_data")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TOY_DATA", "")  # restored afterwards
+        toy.write_dataset(folder)
+        yield folder
+
+
+def lazy_config():
+    """A config whose untrained model finds a hundred objects, in images that are enlarged."""
+    cfg = toy.config("nowhere", **{"model.head.prior_prob": 0.3})
+    cfg.dataloader.test.mapper.augmentations[0].short_edge_length = 112
+    return cfg
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory) -> Path:
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("weights") / "model.pth"
+    torch.save({"model": build_model(lazy_config()).state_dict()}, path)
+    return path
+
+
+@pytest.fixture
+def predictor(weights) -> Predictor:
+    return Predictor(lazy_config(), weights)
+
+
+def read(path: Path) -> np.ndarray:
+    return cv2.imread(str(path))
+
+
+def assert_equal(actual: Instances, expected: Instances) -> None:
+    assert actual.image_size == expected.image_size
+    torch.testing.assert_close(actual.pred_boxes.tensor, expected.pred_boxes.tensor)
+    torch.testing.assert_close(actual.scores, expected.scores)
+    torch.testing.assert_close(actual.pred_classes, expected.pred_classes)
+
+
+# Configs
+
+
+def test_detects_what_the_evaluation_detects(predictor, weights):
+    cfg = lazy_config()
+    model = build_model(cfg).eval()
+    model.load_state_dict(torch.load(weights)["model"])
+    for batch in instantiate(cfg.dataloader.test):
+        with torch.no_grad():
+            expected = model(batch)[0]["instances"]
+        actual = predictor(batch[0]["file_name"])
+        assert_equal(actual, expected)
+        # In pixels of the image as it is, not as the model saw it.
+        assert actual.image_size == (batch[0]["height"], batch[0]["width"])
+        assert batch[0]["image"].shape[1] > batch[0]["height"]
+        assert len(actual) == 100
+
+
+def test_kinds_of_lazy_configs(tmp_path, weights, toy_data, monkeypatch):
+    image = toy_data / "toy_val_0.png"
+    expected = Predictor(lazy_config(), weights)(image)
+    script = tmp_path / "config.py"
+    script.write_text(
+        "from tests.test_predictor import lazy_config\n\n_cfg = lazy_config()\n"
+        "model, dataloader, train = _cfg.model, _cfg.dataloader, _cfg.train\n"
+    )
+    saved = tmp_path / "config.yaml"
+    LazyConfig.save(lazy_config(), str(saved))
+    for config in (script, str(script), saved, str(saved)):
+        assert_equal(Predictor(config, weights)(image), expected)
+    # The config's own checkpoint, when no other is given.
+    cfg = lazy_config()
+    cfg.train.init_checkpoint = str(weights)
+    assert_equal(Predictor(cfg)(image), expected)
+    overrides = [f"train.init_checkpoint={weights}", "model.test_score_thresh=0.99"]
+    assert len(Predictor(lazy_config(), overrides=overrides)(image)) == 0
+
+
+def test_config_by_name(tmp_path):
+    name = "demo/atss_mobilenetv2_trees"
+    torch.save(build_model(get_config(name)).state_dict(), tmp_path / "model.pth")
+    predictor = Predictor(name, tmp_path / "model.pth", overrides=["model.test_score_thresh=0.0"])
+    assert predictor.class_names == MetadataCatalog.get("trees_val").thing_classes
+    assert isinstance(predictor(np.zeros((40, 50, 3), np.uint8)), Instances)
+
+
+def test_yaml_equals_detectron2s_predictor(tmp_path, weights, toy_data):
+    path = tmp_path / "toy.yaml"
+    path.write_text(toy.yaml_config(tmp_path))
+    overrides = ["MODEL.ATSS.TEST_SCORE_THRESH", "0.0", "INPUT.MIN_SIZE_TEST", "112"]
+    for input_format in ("BGR", "RGB"):
+        cfg = load_config(path)
+        cfg.merge_from_list([*overrides, "MODEL.WEIGHTS", str(weights), "MODEL.DEVICE", "cpu"])
+        cfg.INPUT.FORMAT = input_format
+        theirs = DefaultPredictor(cfg)
+        more = [*overrides, "INPUT.FORMAT", input_format]
+        for config, kwargs in ((path, dict(overrides=more)), (cfg, {})):
+            ours = Predictor(config, weights, **kwargs)
+            assert ours.class_names == list(toy.CLASSES)
+            for image_path in sorted(toy_data.glob("toy_val_*.png")):
+                image = read(image_path)
+                detections = ours(image)
+                assert len(detections) == 100
+                assert_equal(detections, theirs(image)["instances"])
+
+
+def test_the_config_is_not_changed(weights, tmp_path):
+    cfg = lazy_config()
+    before = OmegaConf.to_container(cfg)
+    overrides = ["model.anchor_generator.sizes.0=[24]", "train.max_iter=1", "+train.more=1"]
+    predictor = Predictor(cfg, weights, device="cpu", overrides=overrides)
+    assert OmegaConf.to_container(cfg) == before
+    assert next(iter(predictor.model.anchor_generator.cell_anchors))[0, 2] == 12
+    path = tmp_path / "toy.yaml"
+    path.write_text(toy.yaml_config(tmp_path))
+    cfg = load_config(path)
+    cfg.freeze()
+    before = cfg.dump()
+    Predictor(cfg, weights, device="cpu", overrides=["INPUT.MIN_SIZE_TEST", "100"])
+    assert cfg.dump() == before
+
+
+def test_device(weights, monkeypatch):
+    cfg = lazy_config()
+    assert cfg.train.device == "cuda"
+    asked = []
+    monkeypatch.setattr("atss_d2.engine.trainer.resolve_device", lambda d: asked.append(d) or "cpu")
+    Predictor(cfg, weights)
+    Predictor(cfg, weights, device="cuda:1")
+    assert asked == ["cuda", "cuda:1"]
+
+
+def test_load_config(tmp_path):
+    cfg = lazy_config()
+    assert load_config(cfg) is cfg
+    assert OmegaConf.is_config(load_config("coco/atss_R_50_FPN_1x"))
+    yaml_cfg = load_config("yaml/atss_R_50_FPN_1x.yaml")
+    assert yaml_cfg.MODEL.RESNETS.DEPTH == 50
+    assert load_config(yaml_cfg) is yaml_cfg
+    (tmp_path / "dumped.yml").write_text(yaml_cfg.dump())
+    again = load_config(tmp_path / "dumped.yml")
+    assert yaml.safe_load(again.dump()) == yaml.safe_load(yaml_cfg.dump())
+    assert not is_lazy_config(str(tmp_path / "dumped.yml"))
+    with pytest.raises(FileNotFoundError, match=r"did you mean coco/atss_R_50_FPN_1x"):
+        load_config("coco/atss_R_50_1x")
+    with pytest.raises(FileNotFoundError, match="There is no config"):
+        load_config(tmp_path)  # a folder
+
+
+# Images
+
+
+def test_kinds_of_images(predictor, toy_data):
+    paths = [toy_data / f"toy_val_{i}.png" for i in range(4)]
+    expected = [predictor(read(path)) for path in paths]
+    assert_equal(predictor(paths[0]), expected[0])
+    assert_equal(predictor(str(paths[1])), expected[1])
+    mixed = [paths[0], str(paths[1]), read(paths[2]), paths[3]]
+    for images in (mixed, tuple(mixed)):
+        results = predictor(images)
+        assert isinstance(results, list)
+        for result, instances in zip(results, expected, strict=True):
+            assert_equal(result, instances)
+    assert predictor([]) == []
+    assert len(predictor([paths[0]])) == 1
+
+
+def test_detections_do_not_depend_on_the_batch(weights, toy_data):
+    one, three = (Predictor(lazy_config(), weights, batch_size=n) for n in (1, 3))
+    paths = [toy_data / f"toy_train_{i}.png" for i in (0, 1, 3, 2, 4, 5, 6, 7, 9, 8)]
+    images = [read(path) for path in paths]
+    images.insert(2, images[0][:77])  # and one of a size of its own
+    for result, image in zip(three(images), images, strict=True):
+        assert_equal(result, one(image))
+
+
+class StubModel(nn.Module):
+    """Keeps what it is given, and detects the image's mean in a box of its size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1))
+        self.num_classes = 3
+        self.batches: list[list[dict]] = []
+
+    def forward(self, batched_inputs: list[dict]) -> list[dict]:
+        assert not self.training
+        assert not torch.is_grad_enabled()
+        self.batches.append(batched_inputs)
+        return [{"instances": self.detect(x)} for x in batched_inputs]
+
+    def detect(self, x: dict) -> Instances:
+        size = (x["height"], x["width"])
+        box = torch.tensor([[0.0, 0.0, size[1], size[0]]])
+        score = x["image"].float().mean()[None]
+        return Instances(size, pred_boxes=Boxes(box), scores=score)
+
+
+@pytest.fixture
+def stub_predictor(tmp_path):
+    """``stub_predictor(**{config key: value}, batch_size=1)`` has a :class:`StubModel`."""
+    torch.save(StubModel().state_dict(), tmp_path / "stub.pth")
+
+    def make(*, batch_size: int = 1, **overrides) -> Predictor:
+        cfg = lazy_config()
+        cfg.model = L(StubModel)()
+        cfg.dataloader.test.mapper.image_format = "BGR"
+        for key, value in overrides.items():
+            OmegaConf.update(cfg, key, value, merge=False)
+        return Predictor(cfg, tmp_path / "stub.pth", batch_size=batch_size)
+
+    return make
+
+
+def test_order_is_kept_and_batches_have_one_size(stub_predictor):
+    predictor = stub_predictor(batch_size=3)
+    sizes = [(40, 60), (60, 40), (40, 60), (40, 60), (60, 40), (50, 50), (40, 60), (60, 40)]
+    images = [np.full((*size, 3), i, np.uint8) for i, size in enumerate(sizes)]
+    results = predictor(images)
+    assert [result.image_size for result in results] == sizes
+    assert [result.scores.item() for result in results] == list(range(8))
+    batches = predictor.model.batches
+    assert sorted(len(batch) for batch in batches) == [1, 1, 3, 3]
+    for batch in batches:
+        assert len({x["image"].shape for x in batch}) == 1
+
+
+@pytest.mark.parametrize("image_format", ["BGR", "RGB"])
+def test_pixels_are_those_of_the_test_mapper(stub_predictor, toy_data, image_format):
+    predictor = stub_predictor(**{"dataloader.test.mapper.image_format": image_format})
+    cfg = lazy_config()
+    cfg.dataloader.test.mapper.image_format = image_format
+    mapper = instantiate(cfg.dataloader.test.mapper)
+    coloured = toy_data / "coloured.png"
+    pixels = np.random.default_rng(0).integers(0, 255, (70, 90, 3)).astype(np.uint8)
+    pixels[..., 0] //= 4  # little blue
+    cv2.imwrite(str(coloured), pixels)
+    expected = mapper({"file_name": str(coloured), "height": 70, "width": 90})["image"]
+    for image in (coloured, pixels):
+        predictor.model.batches.clear()
+        predictor(image)
+        (inputs,) = predictor.model.batches[0]
+        torch.testing.assert_close(inputs["image"], expected, rtol=0, atol=0)
+        assert (inputs["height"], inputs["width"]) == (70, 90)
+    blue = expected[0 if image_format == "BGR" else 2].float().mean()
+    assert blue < 40
+
+
+def test_other_augmentations_of_the_test_mapper(stub_predictor):
+    augmentations = [L(T.Resize)(shape=[32, 64])]
+    predictor = stub_predictor(**{"dataloader.test.mapper.augmentations": augmentations})
+    predictor(np.zeros((100, 50, 3), np.uint8))
+    assert predictor.model.batches[0][0]["image"].shape == (3, 32, 64)
+
+
+def test_detections_are_the_users_own(predictor, toy_data):
+    instances = predictor(toy_data / "toy_val_0.png")
+    before = instances.pred_boxes.tensor.clone()
+    instances.pred_boxes.scale(2.0, 2.0)  # works in place
+    torch.testing.assert_close(instances.pred_boxes.tensor, 2 * before)
+    assert not instances.scores.requires_grad
+    pickle.dumps(instances)
+    copy.deepcopy(instances)
+
+
+def test_class_names(stub_predictor):
+    assert stub_predictor().class_names == list(toy.CLASSES)
+    numbers = ["0", "1", "2"]  # of a model with three classes
+    for names in ("no_such_dataset", ["no_such_dataset"], []):
+        assert stub_predictor(**{"dataloader.test.dataset.names": names}).class_names == numbers
+    elsewhere = L(list)()  # a data set that is not in the catalog
+    assert stub_predictor(**{"dataloader.test.dataset": elsewhere}).class_names == numbers
+
+
+# Mistakes
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (np.zeros((40, 50), np.uint8), r"got shape \(40, 50\)"),
+        (np.zeros((40, 50, 1), np.uint8), r"got shape \(40, 50, 1\)"),
+        (np.zeros((40, 50, 4), np.uint8), r"got shape \(40, 50, 4\)"),
+        (np.zeros((2, 40, 50, 3), np.uint8), r"got shape \(2, 40, 50, 3\)"),
+        (np.zeros((3, 40, 50), np.uint8), r"got shape \(3, 40, 50\)"),
+        (np.zeros((0, 50, 3), np.uint8), r"got shape \(0, 50, 3\)"),
+        (np.zeros((40, 50, 3), np.float32), "got float32"),
+        (torch.zeros((40, 50, 3), dtype=torch.uint8), "got Tensor"),
+        (None, "got NoneType"),
+    ],
+)
+def test_what_is_no_image(predictor, image, message):
+    for images in (image, [image]):
+        with pytest.raises(ValueError, match=rf"\(H, W, 3\) uint8 array in BGR order, {message}"):
+            predictor(images)
+
+
+def test_missing_and_broken_image_files(predictor, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.png"):
+        predictor(tmp_path / "nowhere.png")
+    (tmp_path / "text.png").write_text("no picture")
+    with pytest.raises(UnidentifiedImageError, match=r"text\.png"):
+        predictor(tmp_path / "text.png")
+
+
+def test_missing_config_or_weights(tmp_path, weights):
+    with pytest.raises(FileNotFoundError, match="did you mean coco/atss_R_50_FPN_1x"):
+        Predictor("coco/atss_R50_FPN_1x", weights)
+    with pytest.raises(FileNotFoundError, match=r"There is no checkpoint at '.*nowhere\.pth'"):
+        Predictor(lazy_config(), tmp_path / "nowhere.pth")
+    with pytest.raises(ValueError, match="no weights: give a checkpoint"):
+        Predictor(lazy_config())
+
+
+def test_wrong_arguments(weights):
+    with pytest.raises(ValueError, match="batch_size must be >= 1, got 0"):
+        Predictor(lazy_config(), weights, batch_size=0)
+    with pytest.raises(KeyError, match="did you mean model"):
+        Predictor(lazy_config(), weights, overrides=["model.test_score_tresh=0.3"])
+    with pytest.raises(KeyError, match=r"did you mean INPUT\.MIN_SIZE_TEST"):
+        Predictor("yaml/atss_R_50_FPN_1x.yaml", weights, overrides=["INPUT.MIN_SIZE_TST", "3"])
