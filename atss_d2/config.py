@@ -48,9 +48,7 @@ def signature_to_cfg(function: Callable, skip: Collection[str] = ()) -> CfgNode:
     return node
 
 
-def cfg_to_kwargs(
-    node: CfgNode, function: Callable, skip: Collection[str] = ()
-) -> dict[str, Any]:
+def cfg_to_kwargs(node: CfgNode, function: Callable, skip: Collection[str] = ()) -> dict[str, Any]:
     """Reads back what :func:`signature_to_cfg` wrote, as keyword arguments of ``function``."""
     return {name: node[name.upper()] for name in _arguments_with_default(function, skip)}
 

@@ -230,10 +230,14 @@ class ATSS(DenseDetector):
         is_positive = matched_idxs >= 0  # (N, R)
         # Row 0 stands for "no box", so that a batch without boxes needs no branch.
         rows = torch.where(is_positive, matched_idxs + first_idxs[:, None] + 1, 0)  # (N, R)
-        classes = torch.cat([counts.new_tensor([self.num_classes]).to(all_anchors.device)]
-                            + [x.gt_classes for x in gt_instances])  # (1 + M,)
-        boxes = torch.cat([all_anchors.new_zeros(1, 4)]
-                          + [x.gt_boxes.tensor.to(all_anchors) for x in gt_instances])
+        classes = torch.cat(
+            [counts.new_tensor([self.num_classes]).to(all_anchors.device)]
+            + [x.gt_classes for x in gt_instances]
+        )  # (1 + M,)
+        boxes = torch.cat(
+            [all_anchors.new_zeros(1, 4)]
+            + [x.gt_boxes.tensor.to(all_anchors) for x in gt_instances]
+        )
         gt_labels = torch.where(matched_idxs == IGNORED, -1, classes[rows])  # (N, R)
         matched_gt_boxes = torch.where(is_positive[..., None], boxes[rows], all_anchors)
 

@@ -52,13 +52,12 @@ def sigmoid_focal_loss(
 
     background = _modulated_cross_entropy(logits, gamma)  # (R, K)
     target_logits = logits.gather(1, labels.clamp(0, num_classes - 1)[:, None])[:, 0]  # (R,)
-    correction = (
-        positive_weight * _modulated_cross_entropy(-target_logits, gamma)
-        - negative_weight * _modulated_cross_entropy(target_logits, gamma)
+    correction = positive_weight * _modulated_cross_entropy(
+        -target_logits, gamma
+    ) - negative_weight * _modulated_cross_entropy(target_logits, gamma)
+    return (
+        negative_weight * (background * is_used[:, None]).sum() + (correction * is_positive).sum()
     )
-    return negative_weight * (background * is_used[:, None]).sum() + (
-        correction * is_positive
-    ).sum()
 
 
 def _modulated_cross_entropy(logits: Tensor, gamma: float) -> Tensor:
