@@ -17,10 +17,11 @@ from detectron2.config import CfgNode, LazyConfig
 from detectron2.config import get_cfg as get_detectron2_cfg
 from omegaconf import DictConfig
 
-# In a checkout (and an editable install) configs/ lies beside the package, in a wheel inside it.
+# In a wheel configs/ lies inside the package, in a checkout (and an editable install) beside it.
+# In this order: beside an installed package may lie somebody else's folder of that name.
 _CONFIG_ROOTS = (
-    Path(__file__).resolve().parent.parent / "configs",
     Path(__file__).resolve().parent / "configs",
+    Path(__file__).resolve().parent.parent / "configs",
 )
 
 

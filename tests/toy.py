@@ -10,6 +10,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import pytest
 import torch
 from detectron2.config import LazyCall as L
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -18,12 +19,14 @@ from detectron2.layers import ShapeSpec, get_norm
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 from detectron2.solver import WarmupParamScheduler
 from detectron2.utils import comm
+from detectron2.utils.env import seed_all_rng
 from detectron2.utils.events import get_event_storage
 from fvcore.common.param_scheduler import CosineParamScheduler
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from atss_d2 import ATSS, get_config
+from atss_d2.engine import do_train
 
 KEYS = ("model", "dataloader", "optimizer", "lr_multiplier", "train")
 NUM_IMAGES = {"toy_train": 10, "toy_val": 4}
@@ -206,3 +209,45 @@ TEST: {{EVAL_PERIOD: 3}}
 OUTPUT_DIR: {output_dir}
 VERSION: 2
 """
+
+
+class Run:
+    """A training run of the toy config in a folder, and what it left there."""
+
+    def __init__(self, folder: Path, **overrides) -> None:
+        self.folder = folder
+        self.output_dir = folder / "output"
+        self.cfg = config(self.output_dir, **overrides)
+        self.results: dict = {}
+
+    def train(self, *, resume: bool = False, fail_at: int | None = None, seed: int = 0) -> "Run":
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("TOY_SEEN", str(self.folder / "seen"))
+            if fail_at is not None:
+                patch.setenv("TOY_FAIL_AT", str(fail_at))
+            seed_all_rng(seed)
+            if fail_at is None:
+                self.results = do_train(self.cfg, resume=resume)
+            else:
+                with pytest.raises(ToyError):
+                    do_train(self.cfg, resume=resume)
+        return self
+
+    @property
+    def seen(self) -> dict[int, list[str]]:
+        return seen_images(self.folder / "seen")
+
+    @property
+    def metrics(self) -> dict[int, dict[str, float]]:
+        return read_metrics(self.output_dir)
+
+    def rates(self) -> list[float]:
+        return [self.metrics[i]["lr"] for i in range(self.cfg.train.max_iter)]
+
+    def checkpoint(self, name: str = "model_final") -> dict:
+        return torch.load(self.output_dir / f"{name}.pth")
+
+    def forget(self) -> "Run":
+        """Forgets the images of earlier iterations."""
+        (self.folder / "seen.0").write_text("")
+        return self

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 import time
 from pathlib import Path
@@ -100,9 +101,12 @@ def evaluate_other_site(cfg: DictConfig, output_dir: Path) -> dict:
 def write_summary(
     output_dir: Path, results: dict[str, dict], training_seconds: float, seconds: float
 ) -> None:
-    """Writes the table as ``summary.json``."""
+    """Writes the table as ``summary.json``; null is a metric of no detections at all."""
     summary = {
-        "results": {name: {m: values[m] for m in METRICS} for name, values in results.items()},
+        "results": {
+            name: {m: values[m] if math.isfinite(values[m]) else None for m in METRICS}
+            for name, values in results.items()
+        },
         "training_seconds": round(training_seconds, 1),
         "seconds": round(seconds, 1),
     }

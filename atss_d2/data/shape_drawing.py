@@ -46,7 +46,8 @@ def shape_mask(rng: np.random.Generator, label: int, size: float) -> np.ndarray:
     Args:
         rng: source of the rotation.
         label: index into :data:`SHAPES_CLASSES`.
-        size: longer side of the object in its rotation, pixels (met up to two pixels).
+        size: longer side of the object in its rotation, pixels. The mask may be two pixels off, and
+            4 % shorter where a thin tip holds no centre of a pixel.
     """
     contours = _CONTOURS[SHAPES_CLASSES[label]]
     angle = rng.uniform(0, 2 * np.pi)

@@ -23,7 +23,7 @@ class TrainingLog:
 
     def put(self, scalars: dict[str, Tensor]) -> None:
         """Logs ``scalars``: at once from the CPU, with the next call from a GPU."""
-        if not has_event_storage():
+        if not scalars or not has_event_storage():
             return
         names = list(scalars)
         values = torch.stack([value.detach().float() for value in scalars.values()])

@@ -86,7 +86,8 @@ def test_an_object_that_would_hide_another_is_dropped():
 @given(st.integers(0, 5), st.floats(8, 300), st.integers(0, 2**31))
 def test_masks_are_tight_and_as_large_as_asked(label, size, seed):
     mask = shape_mask(np.random.default_rng(seed), label, size)
-    assert abs(max(mask.shape) - size) <= 2
+    # A tip so thin that it holds no centre of a pixel is not drawn: at most 4 % of a star.
+    assert -2 - 0.04 * size <= max(mask.shape) - size <= 2
     assert mask[0].any()
     assert mask[-1].any()
     assert mask[:, 0].any()

@@ -273,7 +273,7 @@ def test_cfg_keys_are_the_arguments_that_detectron2_has_no_key_for():
     cfg = _cfg()
     assert dict(cfg.MODEL.TORCHVISION) == {
         "NAME": "mobilenet_v2",
-        "WEIGHTS": "",
+        "WEIGHTS": None,
         "NORM": "FrozenBN",
     }
     cfg.merge_from_list(["MODEL.TORCHVISION.WEIGHTS", "IMAGENET1K_V9"])
