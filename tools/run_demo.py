@@ -74,7 +74,7 @@ def main(argv: list[str] | None = None) -> int:
             name,
             inference_dir(output_dir, name, cfg) / "coco_instances_results.json",
             output_dir / "pictures" / name,
-            score_thresh=0.4,
+            score_thresh=0.5,
         )
     seconds = time.perf_counter() - start
     write_summary(output_dir, results, training_seconds, seconds)

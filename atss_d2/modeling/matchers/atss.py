@@ -52,7 +52,8 @@ class ATSSMatcher(DenseMatcher):
             min_positives: 0 is the paper's rule, under which some boxes get no positive (tiny
                 ones between anchor centres; ones whose threshold lies above their best IoU).
                 n >= 1 also makes the n best candidates of every box of positive area positive
-                (by IoU, then by distance within a level), wherever their centres lie.
+                (by IoU, then by distance within a level), wherever their centres lie. A box still
+                loses them to boxes that overlap them more.
 
         Raises:
             ValueError: An argument is out of range.
