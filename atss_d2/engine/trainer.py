@@ -127,7 +127,10 @@ def do_train(cfg: DictConfig, *, resume: bool = False) -> dict[str, Any]:
     trainer.data_loader = build_train_loader(
         cfg.dataloader.train, seed=seed if seed >= 0 else None, start_iter=start_iter
     )
-    trainer.train(start_iter, cfg.train.max_iter)
+    try:
+        trainer.train(start_iter, cfg.train.max_iter)
+    finally:
+        trainer.reset_data_loader(lambda: None)  # ends the loader's processes now
     return results
 
 

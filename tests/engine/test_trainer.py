@@ -2,6 +2,7 @@
 
 import copy
 import json
+import multiprocessing
 
 import pytest
 import torch
@@ -120,6 +121,14 @@ def test_wrong_decay_is_an_error_before_training(tmp_path):
     run = toy.Run(tmp_path, **{"train.ema": {"enabled": True, "decay": 2}})
     with pytest.raises(ValueError, match="decay must be in"):
         run.train()
+
+
+@pytest.mark.parametrize("fail_at", [None, 1])
+def test_no_process_of_the_loader_is_left(tmp_path, fail_at):
+    before = multiprocessing.active_children()
+    overrides = {"dataloader.train.num_workers": 2, "train.max_iter": 3}
+    toy.Run(tmp_path, **overrides).train(fail_at=fail_at)
+    assert multiprocessing.active_children() == before
 
 
 # Speed and stability
