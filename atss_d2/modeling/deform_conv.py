@@ -25,6 +25,8 @@ from torch import Tensor, nn
 from torch.nn.modules.utils import _pair
 from torchvision.ops import deform_conv2d
 
+from .precision import widen
+
 __all__ = ["DeformBottleneckBlock", "DeformConv2d", "ModulatedDeformConvPack"]
 
 
@@ -265,12 +267,7 @@ def _split_offset_and_mask(prediction: Tensor, modulated: bool) -> tuple[Tensor,
     if not modulated:
         return prediction, None
     num_offsets = prediction.shape[1] // 3 * 2
-    return prediction[:, :num_offsets], _widen(prediction[:, num_offsets:]).sigmoid()
-
-
-def _widen(x: Tensor) -> Tensor:
-    """To float32 from half precision; wider types stay as they are."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
+    return prediction[:, :num_offsets], widen(prediction[:, num_offsets:]).sigmoid()
 
 
 def _deform_conv2d_float32(
@@ -297,13 +294,13 @@ def _deform_conv2d_float32(
         no_autocast = torch.autocast(device, enabled=False)
     with no_autocast:
         out = deform_conv2d(
-            _widen(x),
-            _widen(offset),
-            _widen(weight),
-            None if bias is None else _widen(bias),
+            widen(x),
+            widen(offset),
+            widen(weight),
+            None if bias is None else widen(bias),
             stride,
             padding,
             dilation,
-            None if mask is None else _widen(mask),
+            None if mask is None else widen(mask),
         )
     return out.to(out_dtype)

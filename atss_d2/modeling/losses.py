@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from detectron2.utils import comm
 from torch import Tensor
 
+from .precision import widen
+
 _GIOU_EPS = 1e-7  # added to the areas that GIoU divides by
 _TINY = 1e-6  # floor of the sum of centerness
 
@@ -46,7 +48,7 @@ def sigmoid_focal_loss(
         )
     positive_weight, negative_weight = (alpha, 1 - alpha) if alpha >= 0 else (1.0, 1.0)
     num_classes = logits.shape[1]
-    logits = _widen(logits)
+    logits = widen(logits)
     is_used = labels >= 0  # (R,)
     is_positive = is_used & (labels < num_classes)
 
@@ -74,7 +76,7 @@ def giou_loss(boxes: Tensor, targets: Tensor, eps: float = _GIOU_EPS) -> Tensor:
 
     ``boxes`` may be degenerate or inverted (then their area counts as 0), as predicted ones are.
     """
-    boxes, targets = _widen(boxes), _widen(targets)
+    boxes, targets = widen(boxes), widen(targets)
     sides = (boxes[:, 2:] - boxes[:, :2]).clamp(min=0)
     target_sides = (targets[:, 2:] - targets[:, :2]).clamp(min=0)
     lower = torch.maximum(boxes[:, :2], targets[:, :2])
@@ -109,7 +111,7 @@ def centerness_targets(anchors: Tensor, boxes: Tensor, inset: float = 0.0) -> Te
 
 def centerness_loss(logits: Tensor, targets: Tensor) -> Tensor:
     """Binary cross entropy (R,) of centerness logits (R,) with targets (R,) in [0, 1]."""
-    return F.binary_cross_entropy_with_logits(_widen(logits), targets, reduction="none")
+    return F.binary_cross_entropy_with_logits(widen(logits), targets, reduction="none")
 
 
 def loss_normalizers(num_positives: Tensor, sum_centerness: Tensor) -> tuple[Tensor, Tensor]:
@@ -133,8 +135,3 @@ def loss_normalizers(num_positives: Tensor, sum_centerness: Tensor) -> tuple[Ten
         torch.distributed.all_reduce(totals)
     num_positives, sum_centerness = totals.unbind()
     return num_positives.clamp(min=1) / world_size, sum_centerness.clamp(min=_TINY) / world_size
-
-
-def _widen(x: Tensor) -> Tensor:
-    """To float32 from half precision; wider types stay as they are."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
