@@ -14,20 +14,21 @@ import glob
 import json
 import os
 import sys
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # also from a checkout
-# What Detectron2 itself calls.
-warnings.filterwarnings("ignore", message=r"`torch\.jit\.|torch\.meshgrid: ")
 
-from detectron2.data.detection_utils import read_image  # noqa: E402
-from detectron2.structures import Instances  # noqa: E402
-from tqdm import tqdm  # noqa: E402
+import atss_d2  # noqa: F401  (first: quiet about the deprecations of its dependencies)
 
-from atss_d2 import Predictor  # noqa: E402
-from atss_d2.visualization import draw_detections, output_names, write_image  # noqa: E402
+# isort: split
+from detectron2.data.detection_utils import read_image
+from detectron2.structures import Instances
+from tqdm import tqdm
+
+from atss_d2 import Predictor
+from atss_d2.visualization import draw_detections, output_names, write_image
+from atss_d2.warning_filters import filter_third_party_warnings
 
 # What is taken from folders and patterns; a file given by its name is always tried.
 _SUFFIXES = (".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpeg", ".jpg", ".pgm", ".png", ".ppm")
@@ -141,6 +142,7 @@ def detect(predictor: Predictor, paths: list[str], output: Path, *, score_thresh
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the command line; 1 when an image could not be used, 2 for a wrong command line."""
+    filter_third_party_warnings()
     parser = get_parser()
     args = parser.parse_args(argv)
     paths, problems = find_images(args.input)

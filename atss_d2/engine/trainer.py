@@ -89,7 +89,8 @@ def do_train(cfg: DictConfig, *, resume: bool = False) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: There is no file ``train.init_checkpoint``.
-        ValueError: ``train.amp`` or ``train.ema`` asks for what is not possible.
+        ValueError: ``train.amp``, ``train.ema`` or ``train.clip_gradients`` asks for what is not
+            possible.
     """
     cfg = copy.deepcopy(cfg)  # the optimiser's node gets the model
     model = build_model(cfg)

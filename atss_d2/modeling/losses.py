@@ -54,9 +54,9 @@ def sigmoid_focal_loss(
 
     background = _modulated_cross_entropy(logits, gamma)  # (R, K)
     target_logits = logits.gather(1, labels.clamp(0, num_classes - 1)[:, None])[:, 0]  # (R,)
-    correction = positive_weight * _modulated_cross_entropy(
-        -target_logits, gamma
-    ) - negative_weight * _modulated_cross_entropy(target_logits, gamma)
+    as_positive = positive_weight * _modulated_cross_entropy(-target_logits, gamma)  # (R,)
+    as_background = negative_weight * _modulated_cross_entropy(target_logits, gamma)  # (R,)
+    correction = as_positive - as_background
     return (
         negative_weight * (background * is_used[:, None]).sum() + (correction * is_positive).sum()
     )

@@ -16,15 +16,15 @@ def tool(monkeypatch, tmp_path):
     spec.loader.exec_module(module)
     for name in shapes.SHAPES_SPLITS:
         monkeypatch.setitem(shapes.SHAPES_SPLITS, name, 1)
-    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "root"))
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "data"))
     return module
 
 
 def test_only_the_named_part_is_prepared(tool, tmp_path, capsys):
     for _ in range(2):
         assert tool.main(["--shapes"]) == 0
-        assert capsys.readouterr().out == f"shapes: {tmp_path}/root/shapes\n"
-    assert [path.name for path in (tmp_path / "root").iterdir()] == ["shapes"]
+        assert capsys.readouterr().out == f"shapes: {tmp_path}/data/shapes\n"
+    assert [path.name for path in (tmp_path / "data").iterdir()] == ["shapes"]
 
 
 def test_everything_is_the_default(tool, monkeypatch, capsys):
