@@ -5,6 +5,9 @@
     python train_net.py --config-file configs/demo/atss_mobilenetv2_trees.py train.max_iter=100
     python train_net.py --config-file configs/yaml/atss_R_50_FPN_1x.yaml SOLVER.BASE_LR 0.005
 
+--eval-only evaluates the checkpoint that train.init_checkpoint or MODEL.WEIGHTS names, without and,
+if the config has test_time_augmentation (in yaml TEST.AUG.ENABLED), with test-time augmentation.
+
 Flags stand before the overrides: key=value for a LazyConfig, KEY VALUE for yaml. Without a GPU
 everything runs on the CPU (--num-gpus is then the number of processes).
 """
@@ -12,6 +15,7 @@ everything runs on the CPU (--num-gpus is then the number of processes).
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import sys
 
@@ -26,6 +30,7 @@ from detectron2.evaluation import COCOEvaluator
 from omegaconf import DictConfig
 from torch import nn
 
+from atss_d2 import DenseDetectorWithTTA
 from atss_d2.config import get_config_path, load_config
 from atss_d2.engine import (
     apply_overrides,
@@ -40,6 +45,8 @@ from atss_d2.engine import (
 )
 from atss_d2.warning_filters import filter_third_party_warnings
 
+logger = logging.getLogger("atss_d2.train_net")
+
 LAZY_KEYS = ("model", "dataloader", "optimizer", "lr_multiplier", "train")
 
 
@@ -47,8 +54,20 @@ class Trainer(DefaultTrainer):
     """Detectron2's trainer for yaml configs, with COCO evaluation."""
 
     @classmethod
-    def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> COCOEvaluator:
-        return COCOEvaluator(dataset_name, output_dir=os.path.join(cfg.OUTPUT_DIR, "inference"))
+    def build_evaluator(
+        cls, cfg: CfgNode, dataset_name: str, folder: str = "inference"
+    ) -> COCOEvaluator:
+        return COCOEvaluator(dataset_name, output_dir=os.path.join(cfg.OUTPUT_DIR, folder))
+
+    @classmethod
+    def test_with_TTA(cls, cfg: CfgNode, model: nn.Module) -> dict:
+        """As in Detectron2's train_net.py: results under keys that end with "_TTA"."""
+        logger.info("Running inference with test-time augmentation ...")
+        evaluators = [
+            cls.build_evaluator(cfg, name, folder="inference_TTA") for name in cfg.DATASETS.TEST
+        ]
+        results = cls.test(cfg, DenseDetectorWithTTA(cfg, model), evaluators)
+        return {f"{task}_TTA": result for task, result in results.items()}
 
 
 def setup(args: argparse.Namespace) -> DictConfig | CfgNode:
@@ -103,7 +122,7 @@ def run_lazy(cfg: DictConfig, args: argparse.Namespace) -> dict:
     if args.eval_only:
         model = build_model(cfg)
         load_for_evaluation(model, cfg.train.init_checkpoint, cfg.train.output_dir, args)
-        return do_test(cfg, model)
+        return do_test(cfg, model, with_tta=True)
     return do_train(cfg, resume=args.resume)
 
 
@@ -112,7 +131,10 @@ def run_yaml(cfg: CfgNode, args: argparse.Namespace) -> dict:
     if args.eval_only:
         model = Trainer.build_model(cfg)
         load_for_evaluation(model, cfg.MODEL.WEIGHTS, cfg.OUTPUT_DIR, args)
-        return Trainer.test(cfg, model)
+        results = Trainer.test(cfg, model)
+        if cfg.TEST.AUG.ENABLED:
+            results.update(Trainer.test_with_TTA(cfg, model))
+        return results
     trainer = Trainer(cfg)
     trainer.resume_or_load(resume=args.resume)
     trainer.train()

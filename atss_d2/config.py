@@ -65,9 +65,10 @@ def add_atss_config(cfg: CfgNode) -> None:
         cfg: A cfg from ``detectron2.config.get_cfg()``, changed in place.
     """
     from .modeling.atss import ATSS
+    from .modeling.build import config_node
     from .modeling.torchvision_backbone import add_torchvision_config
 
-    cfg.MODEL.ATSS = ATSS.config_node()
+    cfg.MODEL.ATSS = config_node(ATSS)
     add_torchvision_config(cfg)
 
 

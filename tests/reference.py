@@ -55,13 +55,9 @@ def grid_anchors(
     return levels
 
 
-def _float32(box: Box) -> list[np.float32]:
+def as_float32(box: Box) -> list[np.float32]:
+    """The numbers of a box as the detector measures them."""
     return [np.float32(value) for value in box]
-
-
-def _center(box: Sequence[np.float32]) -> tuple[np.float32, np.float32]:
-    x1, y1, x2, y2 = box
-    return (x1 + x2) / np.float32(2), (y1 + y2) / np.float32(2)
 
 
 def box_iou(a: Sequence[np.float32], b: Sequence[np.float32]) -> np.float32:
@@ -74,85 +70,6 @@ def box_iou(a: Sequence[np.float32], b: Sequence[np.float32]) -> np.float32:
     area_b = (b[2] - b[0]) * (b[3] - b[1])
     union = area_a + area_b - intersection
     return intersection / union if union > 0 else zero
-
-
-def _mean_plus_std(values: Sequence[float]) -> float:
-    """Mean plus unbiased standard deviation, 0 for a single value. Exact for equal values."""
-    mean = math.fsum(values) / len(values)
-    if len(values) == 1:
-        return mean
-    variance = math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1)
-    return mean + math.sqrt(variance)
-
-
-def atss_candidates(
-    levels: Sequence[Sequence[Box]], box: Box, *, topk: int, num_anchors: int
-) -> list[int]:
-    """Algorithm 1, lines 3 to 6: indices into the R anchors, level by level, nearest first.
-
-    Among anchors at equal distance the lower index comes first.
-    """
-    x, y = _center(_float32(box))
-    candidates, first = [], 0
-    for anchors in levels:
-        keys = []
-        for index, anchor in enumerate(anchors):
-            anchor_x, anchor_y = _center(_float32(anchor))
-            dx, dy = x - anchor_x, y - anchor_y
-            keys.append((dx * dx + dy * dy, index))
-        keys.sort()
-        candidates += [first + index for _, index in keys[: topk * num_anchors]]
-        first += len(anchors)
-    return candidates
-
-
-def atss_threshold(
-    levels: Sequence[Sequence[Box]], box: Box, *, topk: int = 9, num_anchors: int = 1
-) -> float:
-    """Algorithm 1, lines 7 to 10."""
-    anchors = [anchor for level in levels for anchor in level]
-    candidates = atss_candidates(levels, box, topk=topk, num_anchors=num_anchors)
-    return _mean_plus_std([float(box_iou(_float32(anchors[i]), _float32(box))) for i in candidates])
-
-
-def atss_match(
-    levels: Sequence[Sequence[Box]],
-    boxes: Sequence[Box],
-    *,
-    topk: int = 9,
-    num_anchors: int = 1,
-    center_epsilon: float = 0.01,
-    inset: float = 0.0,
-    min_positives: int = 0,
-) -> list[int]:
-    """Algorithm 1 for one image: for each of the R anchors the index of its box, or -1.
-
-    An anchor wanted by several boxes goes to the one of highest IoU; among equal IoUs to the box
-    of the lower index. ``min_positives`` also makes the candidates of highest IoU of every box of
-    positive area positive; among equal IoUs those that come first in ``atss_candidates``.
-    """
-    anchors = [_float32(anchor) for level in levels for anchor in level]
-    best_iou = [-1.0] * len(anchors)
-    matched = [-1] * len(anchors)
-    for g, box in enumerate(map(_float32, boxes)):
-        candidates = atss_candidates(levels, box, topk=topk, num_anchors=num_anchors)
-        ious = [box_iou(anchors[i], box) for i in candidates]
-        threshold = _mean_plus_std([float(iou) for iou in ious])
-
-        positive = set()
-        for i, iou in zip(candidates, ious, strict=True):
-            x, y = _center(anchors[i])
-            margin = min(x - box[0], y - box[1], box[2] - x, box[3] - y) - np.float32(inset)
-            if float(iou) >= threshold and margin > np.float32(center_epsilon):
-                positive.add(i)
-        if box[2] > box[0] and box[3] > box[1]:
-            order = sorted(range(len(candidates)), key=lambda c: (-ious[c], c))
-            positive.update(candidates[c] for c in order[:min_positives])
-
-        for i, iou in zip(candidates, ious, strict=True):
-            if i in positive and iou > best_iou[i]:
-                best_iou[i], matched[i] = iou, g
-    return matched
 
 
 def sigmoid(x: float) -> float:
@@ -305,6 +222,8 @@ def detections(
     kept: list[tuple[float, int, list[float]]] = []
     for score, k, box in candidates:
         rivals = [other for _, other_k, other in kept if other_k == k]
-        if all(float(box_iou(_float32(box), _float32(other))) <= nms_thresh for other in rivals):
+        if all(
+            float(box_iou(as_float32(box), as_float32(other))) <= nms_thresh for other in rivals
+        ):
             kept.append((score, k, box))
     return kept[:max_detections]

@@ -21,8 +21,9 @@ from atss_d2.config import (
     list_configs,
     signature_to_cfg,
 )
-from atss_d2.modeling import ATSS, ATSSHead, ATSSMatcher
-from atss_d2.modeling.box_coding import box2box_transform
+from atss_d2.modeling import ATSS, ATSSHead, ATSSMatcher, IoUMatcher
+from atss_d2.modeling.box_coding import PointDistances, box2box_transform
+from atss_d2.modeling.build import BOX_CODERS, MATCHERS, config_node
 from atss_d2.modeling.deform_conv import ModulatedDeformConvPack
 
 TOY_BACKBONE = "build_backbone_of_the_config_tests"
@@ -184,12 +185,13 @@ def test_two_cfgs_share_nothing():
 
 def test_defaults_are_those_of_the_signatures():
     node = flatten(toy_cfg().MODEL.ATSS)
-    del node["NUM_CLASSES"], node["HEAD.CONV_DIMS"]
+    for key in ("NUM_CLASSES", "HEAD.CONV_DIMS", "SAMPLE_SELECTION", "BOX_CODER"):
+        del node[key]
     for prefix, function in (
         ("", ATSS.__init__),
         ("HEAD.", ATSSHead),
-        ("MATCHER.", ATSSMatcher),
-        ("BOX2BOX_TRANSFORM.", box2box_transform),
+        *((f"{key}.", function) for key, function in MATCHERS.values()),
+        *((f"{key}.", function) for key, function in BOX_CODERS.values()),
     ):
         parameters = inspect.signature(function).parameters
         keys = [
@@ -202,13 +204,24 @@ def test_defaults_are_those_of_the_signatures():
     assert {"INPUT_FORMAT", "PIXEL_MEAN", "PIXEL_STD"}.isdisjoint(node)
 
 
+def matcher_effects(node, **values):
+    """Entries of ``EFFECTS`` for the arguments of a matcher, which it keeps under their names."""
+    return {
+        f"{node}.{name.upper()}": (value, lambda m, name=name: getattr(m.matcher, name), value)
+        for name, value in values.items()
+    }
+
+
 # Key of MODEL.ATSS -> (another value, what the built model then has).
 EFFECTS = {
     "NUM_CLASSES": (7, lambda m: (m.num_classes, m.head.cls_score.out_channels), (7, 7)),
     "HEAD_IN_FEATURES": (["p3", "p4", "p5"], lambda m: m.head_in_features, ["p3", "p4", "p5"]),
     "FOCAL_LOSS_ALPHA": (0.5, lambda m: m.focal_loss_alpha, 0.5),
     "FOCAL_LOSS_GAMMA": (1.5, lambda m: m.focal_loss_gamma, 1.5),
+    "BOX_REG_LOSS_TYPE": ("smooth_l1", lambda m: m.box_reg_loss_type, "smooth_l1"),
+    "SMOOTH_L1_BETA": (0.5, lambda m: m.smooth_l1_beta, 0.5),
     "BOX_REG_LOSS_WEIGHT": (3.0, lambda m: m.box_reg_loss_weight, 3.0),
+    "CENTERNESS_WEIGHTED_BOX_LOSS": (False, lambda m: m.centerness_weighted_box_loss, False),
     "CENTERNESS_LOSS_WEIGHT": (0.5, lambda m: m.centerness_loss_weight, 0.5),
     "TEST_SCORE_THRESH": (0.3, lambda m: m.test_score_thresh, 0.3),
     "TEST_TOPK_CANDIDATES": (10, lambda m: m.test_topk_candidates, 10),
@@ -222,10 +235,50 @@ EFFECTS = {
         lambda m: m.head.cls_score.bias.sigmoid().mean().item(),
         pytest.approx(0.5),
     ),
-    "MATCHER.TOPK": (5, lambda m: m.matcher.topk, 5),
-    "MATCHER.CENTER_EPSILON": (0.1, lambda m: m.matcher.center_epsilon, 0.1),
-    "MATCHER.INSET": (0.5, lambda m: m.matcher.inset, 0.5),
-    "MATCHER.MIN_POSITIVES": (1, lambda m: m.matcher.min_positives, 1),
+    "HEAD.WITH_CENTERNESS": (False, lambda m: m.head.ctrness, None),
+    "HEAD.WITH_SCALES": (False, lambda m: len(list(m.head.scales.parameters())), 0),
+    "HEAD.BBOX_PRED_BIAS": (4.0, lambda m: m.head.bbox_pred.bias.mean().item(), 4.0),
+    "SAMPLE_SELECTION": ("IoUMatcher", lambda m: type(m.matcher), IoUMatcher),
+    **matcher_effects(
+        "MATCHER",
+        topk=5,
+        metric="giou",
+        std_factor=0.5,
+        unbiased_std=False,
+        center_epsilon=0.1,
+        inset=0.5,
+        min_positives=1,
+        ignore_iof_thresh=0.5,
+    ),
+    **matcher_effects(
+        "IOU_MATCHER",
+        thresholds=(0.3, 0.6),
+        allow_low_quality_matches=False,
+        center_in_gt=True,
+        center_epsilon=0.1,
+        inset=0.5,
+        ignore_iof_thresh=0.5,
+    ),
+    **matcher_effects(
+        "SCALE_RANGE_MATCHER",
+        range_factor=4.0,
+        center_epsilon=0.1,
+        inset=0.5,
+        ignore_iof_thresh=0.5,
+    ),
+    **matcher_effects(
+        "CENTER_SAMPLING_MATCHER",
+        radius=2.5,
+        range_factor=4.0,
+        center_epsilon=0.1,
+        inset=0.5,
+        ignore_iof_thresh=0.5,
+    ),
+    "CENTER_SAMPLING_MATCHER.TOPK": (5, lambda m: m.matcher.topk, 5),
+    **matcher_effects("TOPK_MATCHER", topk=5, ignore_iof_thresh=0.5),
+    "BOX_CODER": ("PointDistances", lambda m: type(m.box2box_transform), PointDistances),
+    "POINT_DISTANCES.ANCHOR_SCALE": (4.0, lambda m: m.box2box_transform.anchor_scale, 4.0),
+    "POINT_DISTANCES.INSET": (0.5, lambda m: m.box2box_transform.inset, 0.5),
     "BOX2BOX_TRANSFORM.WEIGHTS": (
         [1.0, 2.0, 3.0, 4.0],
         lambda m: m.box2box_transform.weights,
@@ -244,12 +297,37 @@ def test_the_effect_of_every_key_is_tested():
 def test_every_key_has_an_effect(key):
     value, read, expected = EFFECTS[key]
     cfg = toy_cfg()
+    # The node of a part matters when that part is chosen.
+    for choice, parts in (("SAMPLE_SELECTION", MATCHERS), ("BOX_CODER", BOX_CODERS)):
+        for name, (node, _) in parts.items():
+            if key.startswith(f"{node}."):
+                cfg.MODEL.ATSS[choice] = name
+    if key == "CENTER_SAMPLING_MATCHER.TOPK":
+        cfg.MODEL.ATSS.CENTER_SAMPLING_MATCHER.RADIUS = None
+        cfg.MODEL.ATSS.CENTER_SAMPLING_MATCHER.TOPK = 9
     if key != "HEAD_IN_FEATURES":  # None stands for all features
         assert read(build_model(cfg)) != expected
     cfg.merge_from_list([f"MODEL.ATSS.{key}", value])
     model = build_model(cfg)
     assert read(model) == expected
     assert type(model) is ATSS
+
+
+@pytest.mark.parametrize("key", ["SAMPLE_SELECTION", "BOX_CODER"])
+def test_an_unknown_choice_names_the_known_ones(key):
+    cfg = toy_cfg()
+    cfg.MODEL.ATSS[key] = "Nothing"
+    known = MATCHERS if key == "SAMPLE_SELECTION" else BOX_CODERS
+    with pytest.raises(ValueError, match=f"MODEL.ATSS.{key} must be one of {', '.join(known)}"):
+        build_model(cfg)
+
+
+def test_strides_of_the_rules_follow_the_backbone():
+    cfg = toy_cfg()
+    cfg.MODEL.ATSS.SAMPLE_SELECTION = "ScaleRangeMatcher"
+    cfg.MODEL.ATSS.HEAD_IN_FEATURES = ["p4", "p5"]
+    cfg.MODEL.ANCHOR_GENERATOR.SIZES = [[128], [256]]
+    assert list(build_model(cfg).matcher.strides) == [16, 32]
 
 
 def test_fewer_features_than_the_backbone_has():
@@ -326,7 +404,7 @@ def test_get_cfg_is_the_paper_s_recipe():
     assert cfg.MODEL.ANCHOR_GENERATOR.OFFSET == 0.5
     assert (cfg.SOLVER.MAX_ITER, cfg.SOLVER.STEPS) == (90000, (60000, 80000))
     assert (cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.BASE_LR) == (16, 0.01)
-    assert flatten(cfg.MODEL.ATSS) == flatten(ATSS.config_node())
+    assert flatten(cfg.MODEL.ATSS) == flatten(config_node(ATSS))
 
 
 # ----------------------------------------------------------------------------- configs by name

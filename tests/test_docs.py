@@ -1,4 +1,4 @@
-"""What the documents show is run: the config of docs/custom_dataset.md, on a small data set."""
+"""What the documents show is run, on small data."""
 
 import json
 import re
@@ -7,11 +7,15 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.modeling.meta_arch.fcos import FCOS
+from detectron2.modeling.meta_arch.retinanet import RetinaNet
 
 from atss_d2.config import load_config
 from atss_d2.engine import apply_overrides, default_setup, do_train
 from atss_d2.predictor import Predictor
+from tests.detectron2_models import anchors_of, image, losses_of
 
 ROOT = Path(__file__).resolve().parent.parent
 # Detectron2 downloads the backbone of the recipe; without it norms are trained, as the text says.
@@ -31,10 +35,9 @@ SMALL = [
 ]
 
 
-def config_of(document: str) -> str:
-    """The first Python block of a document."""
+def python_blocks(document: str) -> list[str]:
     text = (ROOT / "docs" / document).read_text()
-    return re.search(r"```python\n(.*?)```", text, re.DOTALL).group(1)
+    return re.findall(r"```python\n(.*?)```", text, re.DOTALL)
 
 
 def write_coco(folder: Path, name: str) -> None:
@@ -76,7 +79,7 @@ def my_data(tmp_path, monkeypatch):
 
 
 def test_the_config_for_custom_data_trains_and_predicts(my_data):
-    source = config_of("custom_dataset.md")
+    source, *_ = python_blocks("custom_dataset.md")
     assert len([line for line in source.splitlines() if line.strip()]) <= 20
     (my_data / "my_config.py").write_text(source)
     cfg = load_config(my_data / "my_config.py")
@@ -93,3 +96,53 @@ def test_the_config_for_custom_data_trains_and_predicts(my_data):
     predictor = Predictor(cfg, output / "model_final.pth")
     assert predictor.class_names == ["class 1", "class 2", "class 3"]
     assert predictor(my_data / "data" / "images" / "val_0.png").image_size == (64, 80)
+
+
+def test_the_snippets_on_integration_run():
+    """In the order of the document; what each of them leaves behind is what it says."""
+    model_block, lazy, yaml, ignore, tensors, own_rule = python_blocks("integration.md")
+    names = {}
+    exec(model_block, names)
+    assert type(names["model"]) is RetinaNet
+    assert "label_anchors" not in vars(names["model"])
+
+    exec(lazy, names)
+    assert type(names["model"]) is FCOS
+    assert names["model"].num_classes == 3
+    assert names["model"].label_anchors.matcher.topk == 13
+
+    exec(yaml, names)
+    model = names["model"]
+    assert isinstance(model, RetinaNet)
+    assert (model.label_anchors.matcher.topk, model.label_anchors.matcher.num_anchors) == (9, 9)
+
+    exec(ignore, names)
+    assert names["mapper"].keep_ignored
+    assert model.label_anchors.matcher.ignore_iof_thresh == 0.5
+
+    exec(tensors, names)
+    first, second = names["matched_idxs"]
+    assert first.shape == (30 * 40,)
+    assert set(first.tolist()) == {-1, 0, 1}
+    assert (second == -1).all()
+
+    exec(own_rule, names)
+    boxes = [[40.0, 40, 100, 120], [60, 60, 110, 110], [70, 70, 70, 90]]
+    crowd = [[0.0, 0, 128, 128]]
+    images = [
+        image(boxes + crowd, size=(128, 128), gt_ignore=[False, False, False, True]),
+        image(size=(128, 128)),
+    ]
+    matcher = model.label_anchors.matcher
+    assert (type(matcher).__name__, matcher.part) == ("CentralPartMatcher", 0.4)
+    matched, empty = matcher(
+        anchors_of(model, (128, 128)), [x["instances"].gt_boxes for x in images]
+    )
+    assert (set(matched.tolist()), set(empty.tolist())) == ({-1, 0, 1, 3}, {-1})
+    flags = [torch.tensor([False, False, False, True]), torch.zeros(0, dtype=torch.bool)]
+    matched, _ = matcher(
+        anchors_of(model, (128, 128)), [x["instances"].gt_boxes for x in images], flags
+    )
+    assert set(matched.tolist()) == {-1, 0, 1}
+    model.backbone.bottom_up.stem.conv1.weight.data *= 0.01  # MSRA weights would tame it
+    assert losses_of(model, images)["loss_box_reg"] > 0

@@ -2,7 +2,7 @@
 
 from .catalog import dataset_root, register_datasets
 from .download import DataError
-from .mapper import MinVisibleDatasetMapper
+from .mapper import BoxDatasetMapper
 from .pretrained import prepare_pretrained
 from .shapes import prepare_shapes
 from .trees import prepare_trees
@@ -10,8 +10,8 @@ from .trees import prepare_trees
 register_datasets()
 
 __all__ = [
+    "BoxDatasetMapper",
     "DataError",
-    "MinVisibleDatasetMapper",
     "dataset_root",
     "prepare_pretrained",
     "prepare_shapes",

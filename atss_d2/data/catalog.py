@@ -77,7 +77,9 @@ def register_datasets() -> None:
     for name in trees.TREES_SPLITS:
         _register(name, trees.annotation_file(name), trees.IMAGES_FOLDER, trees.TREES_CLASSES)
     for name in shapes.SHAPES_SPLITS:
-        _register(name, shapes.annotation_file(name), shapes.IMAGES_FOLDER, shapes.SHAPES_CLASSES)
+        _register(
+            name, shapes.annotation_file(name), shapes.IMAGES_FOLDER, shapes.class_names(name)
+        )
 
 
 def _register(name: str, json_file: str, image_root: str, classes: tuple[str, ...]) -> None:

@@ -1,50 +1,92 @@
-"""A dataset mapper for training on crops."""
+"""The dataset mapper: objects cut by a crop, and regions to ignore."""
 
 from typing import Any
 
 import numpy as np
+import torch
 from detectron2.config import configurable
 from detectron2.data import DatasetMapper
 from detectron2.data.transforms import TransformList
-from detectron2.structures import BoxMode
+from detectron2.structures import BoxMode, Instances
 
-__all__ = ["MinVisibleDatasetMapper"]
+__all__ = ["BoxDatasetMapper"]
 
 
-class MinVisibleDatasetMapper(DatasetMapper):
-    """Detectron2's `DatasetMapper` that drops boxes of which a crop left too little.
+class BoxDatasetMapper(DatasetMapper):
+    """Detectron2's `DatasetMapper` for boxes, with two rules about boxes that mislead a detector.
 
-    Detectron2 clips each box to the augmented image and keeps whatever remains, so a crop turns
-    objects at its border into slivers that teach the detector wrong boxes.
+    An annotation with `iscrowd` or a true key `ignore` is an ignore region: something is there, but
+    single objects are not labelled. It never becomes an object. `DatasetMapper` drops `iscrowd`,
+    so that unlabelled objects train as background, and does not know `ignore`.
 
     Args:
         is_train: as in `DatasetMapper`.
-        min_visible: smallest kept fraction of a box's augmented area that lies inside the augmented
-            image, in [0, 1]. At 0 it is exactly `DatasetMapper`.
-        **kwargs: the other arguments of `DatasetMapper`.
+        min_visible: smallest fraction of an object's augmented area that must lie inside the
+            augmented image, in [0, 1]; of other objects a crop has left slivers that teach wrong
+            boxes. They are dropped, or become ignore regions with ``keep_ignored``.
+        keep_ignored: keep ignore regions in ``instances``, after the objects, and mark them by a
+            field ``gt_ignore`` (M,) bool, which every training image then has. For models that know
+            the field, as ATSS; others train on the regions as if they were objects.
+        **kwargs: the other arguments of `DatasetMapper`. By default, and for annotations without
+            the key `ignore`, the result is exactly that of `DatasetMapper`.
 
     Raises:
-        ValueError: ``min_visible`` is outside [0, 1].
+        ValueError: ``min_visible`` is outside [0, 1], or masks or keypoints are asked for together
+            with ``keep_ignored``.
     """
 
     @configurable
-    def __init__(self, is_train: bool, *, min_visible: float = 0.0, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        is_train: bool,
+        *,
+        min_visible: float = 0.0,
+        keep_ignored: bool = False,
+        **kwargs: Any,
+    ) -> None:
         if not 0 <= min_visible <= 1:
             raise ValueError(f"min_visible must be in [0, 1], got {min_visible}")
         super().__init__(is_train, **kwargs)
+        if keep_ignored and (self.use_instance_mask or self.use_keypoint):
+            raise ValueError(
+                "keep_ignored=True keeps boxes only, got "
+                f"use_instance_mask={self.use_instance_mask} and use_keypoint={self.use_keypoint}: "
+                "set both to False"
+            )
         self.min_visible = min_visible
+        self.keep_ignored = keep_ignored
 
     def _transform_annotations(
         self, dataset_dict: dict, transforms: TransformList, image_shape: tuple[int, int]
     ) -> None:
-        if self.min_visible > 0:
+        objects, regions = [], []
+        for annotation in dataset_dict.pop("annotations"):
             # Before the base class: its boxes are clipped, and the whole area is lost.
-            dataset_dict["annotations"] = [
-                annotation
-                for annotation in dataset_dict["annotations"]
-                if _visible_fraction(annotation, transforms, image_shape) >= self.min_visible
-            ]
+            fraction = _visible_fraction(annotation, transforms, image_shape)
+            is_object = fraction >= self.min_visible and not _is_ignored(annotation)
+            (objects if is_object else regions).append(annotation)
+        instances = self._to_instances(objects, transforms, image_shape)
+        if self.keep_ignored:
+            # The base class drops iscrowd, whatever asks for it.
+            regions = [{**annotation, "iscrowd": 0} for annotation in regions]
+            ignored = self._to_instances(regions, transforms, image_shape)
+            instances.gt_ignore = torch.zeros(len(instances), dtype=torch.bool)
+            ignored.gt_ignore = torch.ones(len(ignored), dtype=torch.bool)
+            instances = Instances.cat([instances, ignored])
+        dataset_dict["instances"] = instances
+
+    def _to_instances(
+        self, annotations: list[dict], transforms: TransformList, image_shape: tuple[int, int]
+    ) -> Instances:
+        """What `DatasetMapper` makes of these annotations: transformed, clipped, not empty."""
+        dataset_dict = {"annotations": annotations}
         super()._transform_annotations(dataset_dict, transforms, image_shape)
+        return dataset_dict["instances"]
+
+
+def _is_ignored(annotation: dict) -> bool:
+    # As Detectron2 tests iscrowd.
+    return annotation.get("iscrowd", 0) != 0 or bool(annotation.get("ignore", False))
 
 
 def _visible_fraction(

@@ -1,8 +1,10 @@
-"""Generated scenes of drawn objects: a multi-class data set for tests, needing no download.
+"""Generated scenes of drawn objects: multi-class data sets that need no download.
 
-Every image is a function of (version, data set, index), so it is the same on every machine. Per
-ten images one is empty, one has a cluster of small labelled objects, and one has a cluster that is
-labelled as a whole by one `iscrowd` region.
+Every image is a function of (version, data set, index), so it is the same on every machine.
+`shapes` is for tests: per ten images one is empty, one has a cluster of small labelled objects, and
+one has a cluster that is labelled as a whole by one `iscrowd` region. `shapes_wide` is for
+experiments on where objects are found: small images whose objects, without clusters, fill the
+levels of a feature pyramid, and are of one class.
 """
 
 import zlib
@@ -15,12 +17,16 @@ from .coco_writer import Picture, is_written, write_coco
 from .download import disk_errors, require_free_space
 from .shape_drawing import SHAPES_CLASSES, draw_background, paint, shape_mask
 
-__all__ = ["SHAPES_CLASSES", "SHAPES_SPLITS", "draw_scene", "prepare_shapes"]
+__all__ = ["SHAPES_CLASSES", "SHAPES_SPLITS", "class_names", "draw_scene", "prepare_shapes"]
 
-SHAPES_SPLITS = {"shapes_train": 200, "shapes_val": 60}
+SHAPES_SPLITS = {
+    "shapes_train": 200,
+    "shapes_val": 60,
+    "shapes_wide_train": 400,
+    "shapes_wide_val": 120,
+}
 IMAGES_FOLDER = "shapes/images"
 _VERSION = 1  # of the drawing; files of another version are drawn anew
-_MIN_SIZE, _MAX_SIZE = 8, 300  # longer side of an object, pixels
 _CLUSTER_SIZE = (8, 16)  # the same for the objects of a cluster
 _MIN_VISIBLE = 0.25
 _TRIES = 10  # places tried for an object before it is given up
@@ -53,7 +59,7 @@ def prepare_shapes(root: Path, *, num_images: dict[str, int] | None = None) -> P
                 name,
                 (draw_scene(name, index) for index in range(num)),
                 num_pictures=num,
-                class_names=SHAPES_CLASSES,
+                class_names=class_names(name),
                 version=version,
             )
     return folder
@@ -62,6 +68,11 @@ def prepare_shapes(root: Path, *, num_images: dict[str, int] | None = None) -> P
 def annotation_file(name: str) -> str:
     """Where the annotations of a data set lie below the folder of all data sets."""
     return f"shapes/annotations/{name}.json"
+
+
+def class_names(name: str) -> tuple[str, ...]:
+    """Classes of a data set."""
+    return SHAPES_CLASSES if _layout(name).has_classes else ("shape",)
 
 
 def draw_scene(name: str, index: int) -> Picture:
@@ -77,19 +88,45 @@ def draw_scene(name: str, index: int) -> Picture:
     seed = [_VERSION, zlib.crc32(name.encode()), index]
     # Two sources, so that boxes depend on numpy alone, whatever OpenCV draws.
     rng, look = np.random.default_rng([*seed, 0]), np.random.default_rng([*seed, 1])
-    height, width = int(rng.integers(288, 353)), int(rng.integers(384, 449))
+    layout = _layout(name)
+    height, width = int(rng.integers(*layout.heights)), int(rng.integers(*layout.widths))
     if rng.random() < 0.25:
         height, width = width, height
     canvas = _Canvas(draw_background(look, height, width), look)
-    kind = index % 10
+    kind = index % 10 if layout.has_clusters else 0
     if kind != 7:
         for _ in range(int(rng.integers(1, 13))):
-            size = np.exp(rng.uniform(np.log(_MIN_SIZE), np.log(_MAX_SIZE)))
+            size = np.exp(rng.uniform(*np.log(layout.sizes)))
             canvas.add(rng, int(rng.integers(len(SHAPES_CLASSES))), size)
     if kind in (3, 5):
         _add_cluster(rng, canvas, is_crowd=kind == 3)
     boxes, classes, is_crowd = canvas.labels()
+    if not layout.has_classes:
+        classes = np.zeros_like(classes)
     return Picture(f"{name}/{index:06d}.png", canvas.pixels, boxes, classes, is_crowd)
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """What the scenes of a data set look like."""
+
+    heights: tuple[int, int]  # of the images in pixels, as a range of `integers`
+    widths: tuple[int, int]
+    sizes: tuple[float, float]  # longer side of an object, pixels; uniform in the logarithm
+    has_clusters: bool  # and empty images
+    has_classes: bool  # else all objects are of one
+
+
+_SHAPES = _Layout(
+    heights=(288, 353), widths=(384, 449), sizes=(8, 300), has_clusters=True, has_classes=True
+)
+_SHAPES_WIDE = _Layout(
+    heights=(240, 273), widths=(256, 289), sizes=(16, 260), has_clusters=False, has_classes=False
+)
+
+
+def _layout(name: str) -> _Layout:
+    return _SHAPES_WIDE if name.startswith("shapes_wide") else _SHAPES
 
 
 @dataclass

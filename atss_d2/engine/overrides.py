@@ -217,7 +217,13 @@ def _child(node: Any, name: str) -> Any:
 
 def _target_arguments(node: DictConfig) -> list[str]:
     """Names of the arguments of a node's ``_target_``; empty when it has none."""
-    target = _child(node, "_target_")
+    names = _argument_names(_child(node, "_target_"))
+    if "model_class" in names:  # build_with_matcher hands on what it does not take itself
+        names += _argument_names(_child(node, "model_class"))
+    return names
+
+
+def _argument_names(target: Any) -> list[str]:
     try:
         if isinstance(target, str):
             target = locate(target)

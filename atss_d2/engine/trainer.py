@@ -60,18 +60,46 @@ def build_model(cfg: DictConfig) -> nn.Module:
     return model
 
 
-def do_test(cfg: DictConfig, model: nn.Module) -> dict[str, Any]:
+def build_model_with_tta(cfg: DictConfig, model: nn.Module) -> nn.Module:
+    """Instantiates ``test_time_augmentation``, a config without ``model``, around a model."""
+    cfg = copy.deepcopy(cfg)  # the node gets the model
+    cfg.test_time_augmentation.model = model
+    return instantiate(cfg.test_time_augmentation)
+
+
+def do_test(cfg: DictConfig, model: nn.Module, *, with_tta: bool = False) -> dict[str, Any]:
     """Evaluates a model on ``dataloader.test`` with ``dataloader.evaluator``.
 
+    Args:
+        cfg: A config with Detectron2's five keys. It is not changed.
+        model: The model that the config describes.
+        with_tta: Also evaluate it with test-time augmentation, if the config has the key
+            ``test_time_augmentation``.
+
     Returns:
-        The evaluator's results; empty on all processes but the first, and when the config has no
-        evaluator.
+        The evaluator's results, those of test-time augmentation under keys that end with "_TTA";
+        empty on all processes but the first, and when the config has no evaluator.
     """
     if cfg.dataloader.get("evaluator") is None:
         return {}
+    model_with_tta = None
+    if with_tta and cfg.get("test_time_augmentation") is not None:
+        model_with_tta = build_model_with_tta(cfg, model)  # before the hours of an evaluation
+    results = _evaluate(cfg, model)
+    if model_with_tta is not None:
+        logger.info("Running inference with test-time augmentation ...")
+        cfg = copy.deepcopy(cfg)
+        if "output_dir" in cfg.dataloader.evaluator:  # not over the files of the first evaluation
+            cfg.dataloader.evaluator.output_dir += "_TTA"
+        results.update(_evaluate(cfg, model_with_tta, suffix="_TTA"))
+    return results
+
+
+def _evaluate(cfg: DictConfig, model: nn.Module, suffix: str = "") -> dict[str, Any]:
     results = inference_on_dataset(
         model, instantiate(cfg.dataloader.test), instantiate(cfg.dataloader.evaluator)
     )
+    results = {f"{task}{suffix}": result for task, result in results.items()}
     print_csv_format(results)
     return results
 

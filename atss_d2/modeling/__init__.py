@@ -7,14 +7,27 @@ from .backbones import (
     make_resnet_stages,
 )
 from .head import ATSSHead
-from .matchers import ATSSMatcher, DenseMatcher
+from .matchers import (
+    ATSSMatcher,
+    CenterSamplingMatcher,
+    DenseMatcher,
+    IoUMatcher,
+    ScaleRangeMatcher,
+    TopKMatcher,
+)
+from .test_time_augmentation import DenseDetectorWithTTA
 from .torchvision_backbone import TorchvisionBackbone, build_torchvision_fpn_backbone
 
 __all__ = [
     "ATSS",
     "ATSSHead",
     "ATSSMatcher",
+    "CenterSamplingMatcher",
+    "DenseDetectorWithTTA",
     "DenseMatcher",
+    "IoUMatcher",
+    "ScaleRangeMatcher",
+    "TopKMatcher",
     "TorchvisionBackbone",
     "build_atss_resnet_fpn_backbone",
     "build_fpn_with_p6p7",

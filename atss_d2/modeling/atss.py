@@ -10,29 +10,24 @@ from collections.abc import Sequence
 
 import torch
 from detectron2.config import CfgNode, configurable
-from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_anchor_generator, build_backbone
+from detectron2.modeling import META_ARCH_REGISTRY, Backbone
 from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 from detectron2.structures import Boxes, ImageList, Instances
 from torch import Tensor, nn
 
-from ..config import cfg_to_kwargs, signature_to_cfg
-from .box_coding import box2box_transform as build_box2box_transform
-from .head import ATSSHead
+from .build import build_parts, check_parts
+from .labels import ignore_flags, labels_from_matches
 from .losses import (
+    BOX_REG_LOSS_TYPES,
+    box_reg_loss,
     centerness_loss,
     centerness_targets,
-    giou_loss,
     loss_normalizers,
     sigmoid_focal_loss,
 )
-from .matchers import IGNORED, ATSSMatcher, DenseMatcher
+from .matchers import DenseMatcher
 from .postprocess import postprocess
 from .training_log import TrainingLog
-
-# Arguments that Detectron2's own cfg keys give, or that the rest of the cfg determines.
-_ARGS_FROM_ELSEWHERE = ("input_format",)
-_HEAD_ARGS_FROM_ELSEWHERE = ("num_anchors",)
-_MATCHER_ARGS_FROM_ELSEWHERE = ("num_anchors",)
 
 
 @META_ARCH_REGISTRY.register()
@@ -40,7 +35,8 @@ class ATSS(DenseDetector):
     """RetinaNet with adaptive training sample selection (arXiv 1912.02424).
 
     One square anchor per location, a head with GroupNorm, centerness and per-level scalars, GIoU
-    loss; sample selection is the ``matcher``.
+    loss; sample selection is the ``matcher``. The experiments of the paper, from RetinaNet to FCOS,
+    are other parts and switches of this class: see ``configs/ablations/``.
     """
 
     @configurable
@@ -56,7 +52,10 @@ class ATSS(DenseDetector):
         head_in_features: Sequence[str] | None = None,
         focal_loss_alpha: float = 0.25,
         focal_loss_gamma: float = 2.0,
+        box_reg_loss_type: str = "giou",
+        smooth_l1_beta: float = 0.11,
         box_reg_loss_weight: float = 2.0,
+        centerness_weighted_box_loss: bool = True,
         centerness_loss_weight: float = 1.0,
         test_score_thresh: float = 0.05,
         test_topk_candidates: int = 1000,
@@ -69,8 +68,8 @@ class ATSS(DenseDetector):
         """
         Args:
             backbone: Gives a dict of feature maps, usually an FPN with P3 to P7.
-            head: Maps L features to class logits, box deltas and centerness, see
-                :class:`ATSSHead`.
+            head: Maps L features to class logits, box deltas and, if it predicts it, centerness,
+                see :class:`ATSSHead`.
             anchor_generator: Gives L levels of anchors with A anchors per location.
             box2box_transform: Box coder between anchors and boxes.
             matcher: Sample selection, any :class:`DenseMatcher`.
@@ -79,7 +78,12 @@ class ATSS(DenseDetector):
                 resolution. Default: all.
             focal_loss_alpha: Weight of positives in the focal loss.
             focal_loss_gamma: Exponent of the focal loss.
+            box_reg_loss_type: "giou", "diou", "ciou" (of decoded boxes) or "smooth_l1" (of deltas,
+                RetinaNet's).
+            smooth_l1_beta: Where smooth L1 turns from a parabola to a line.
             box_reg_loss_weight: Weight of the box loss.
+            centerness_weighted_box_loss: Whether the box loss of a positive weighs as much as its
+                centerness target, if the head predicts centerness. Otherwise all weigh the same.
             centerness_loss_weight: Weight of the centerness loss.
             test_score_thresh: Least class score (before centerness) of a detection.
             test_topk_candidates: Most candidates per level before NMS.
@@ -103,6 +107,9 @@ class ATSS(DenseDetector):
         self.num_classes = num_classes
         self.focal_loss_alpha = focal_loss_alpha
         self.focal_loss_gamma = focal_loss_gamma
+        self.box_reg_loss_type = box_reg_loss_type
+        self.smooth_l1_beta = smooth_l1_beta
+        self.centerness_weighted_box_loss = centerness_weighted_box_loss
         self.box_reg_loss_weight = box_reg_loss_weight
         self.centerness_loss_weight = centerness_loss_weight
         self.test_score_thresh = test_score_thresh
@@ -114,77 +121,27 @@ class ATSS(DenseDetector):
         self._check_parts()
 
     def _check_parts(self) -> None:
-        shapes = self.backbone.output_shape()
-        missing = [name for name in self.head_in_features if name not in shapes]
-        if missing:
-            raise ValueError(
-                f"head_in_features {missing} are not among the backbone's features {list(shapes)}"
-            )
+        check_parts(
+            backbone_shapes=self.backbone.output_shape(),
+            head_in_features=self.head_in_features,
+            anchor_generator=self.anchor_generator,
+            head=self.head,
+            matcher=self.matcher,
+            box2box_transform=self.box2box_transform,
+            num_classes=self.num_classes,
+        )
         if self.input_format not in ("BGR", "RGB"):
             raise ValueError(f'input_format must be "BGR" or "RGB", got "{self.input_format}"')
-        num_anchors = self.anchor_generator.num_anchors
-        strides = [shapes[name].stride for name in self.head_in_features]
-        if len(num_anchors) != len(strides) or list(self.anchor_generator.strides) != strides:
+        if self.box_reg_loss_type not in BOX_REG_LOSS_TYPES:
             raise ValueError(
-                f"the anchor generator has strides {list(self.anchor_generator.strides)}, but the "
-                f"features {self.head_in_features} have strides {strides}"
+                f"box_reg_loss_type must be one of {', '.join(BOX_REG_LOSS_TYPES)}, "
+                f'got "{self.box_reg_loss_type}"'
             )
-        for part, name in ((self.head, "head"), (self.matcher, "matcher")):
-            expected = getattr(part, "num_anchors", None)
-            if expected is not None and set(num_anchors) != {expected}:
-                raise ValueError(
-                    f"the {name} was built for num_anchors={expected} per location, but the anchor "
-                    f"generator gives {num_anchors} on its levels"
-                )
-        head_classes = getattr(self.head, "num_classes", self.num_classes)
-        if head_classes != self.num_classes:
-            raise ValueError(
-                f"num_classes={self.num_classes}, but the head was built for {head_classes} classes"
-            )
-
-    @classmethod
-    def config_node(cls) -> CfgNode:
-        """The yaml keys of the detector, ``MODEL.ATSS``, derived from the signatures."""
-        node = signature_to_cfg(cls.__init__, skip=_ARGS_FROM_ELSEWHERE)
-        node.NUM_CLASSES = 80
-        node.HEAD = signature_to_cfg(ATSSHead, skip=_HEAD_ARGS_FROM_ELSEWHERE)
-        node.MATCHER = signature_to_cfg(ATSSMatcher, skip=_MATCHER_ARGS_FROM_ELSEWHERE)
-        node.BOX2BOX_TRANSFORM = signature_to_cfg(build_box2box_transform)
-        return node
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict:
         """Builds the parts from ``MODEL.ATSS`` and Detectron2's own keys."""
-        node = cfg.MODEL.ATSS
-        kwargs = cfg_to_kwargs(node, cls.__init__, skip=_ARGS_FROM_ELSEWHERE)
-        backbone = build_backbone(cfg)
-        shapes = backbone.output_shape()
-        names = kwargs["head_in_features"] or sorted(shapes, key=lambda name: shapes[name].stride)
-        input_shape = [shapes[name] for name in names]
-        anchor_generator = build_anchor_generator(cfg, input_shape)
-        num_anchors = anchor_generator.num_anchors[0]
-        return {
-            **kwargs,
-            "backbone": backbone,
-            "head": ATSSHead(
-                input_shape=input_shape,
-                num_classes=node.NUM_CLASSES,
-                num_anchors=num_anchors,
-                **cfg_to_kwargs(node.HEAD, ATSSHead, skip=_HEAD_ARGS_FROM_ELSEWHERE),
-            ),
-            "anchor_generator": anchor_generator,
-            "box2box_transform": build_box2box_transform(
-                **cfg_to_kwargs(node.BOX2BOX_TRANSFORM, build_box2box_transform)
-            ),
-            "matcher": ATSSMatcher(
-                num_anchors=num_anchors,
-                **cfg_to_kwargs(node.MATCHER, ATSSMatcher, skip=_MATCHER_ARGS_FROM_ELSEWHERE),
-            ),
-            "num_classes": node.NUM_CLASSES,
-            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
-            "pixel_std": cfg.MODEL.PIXEL_STD,
-            "input_format": cfg.INPUT.FORMAT,
-        }
+        return build_parts(cfg, cls)
 
     def forward_training(
         self,
@@ -193,7 +150,7 @@ class ATSS(DenseDetector):
         predictions: Sequence[list[Tensor]],
         gt_instances: list[Instances],
     ) -> dict[str, Tensor]:
-        """Labels the anchors and computes the three losses."""
+        """Labels the anchors and computes the losses."""
         logits, deltas, centerness = self._flatten_predictions(predictions)
         anchors = self.anchor_generator(features)
         gt_labels, matched_gt_boxes = self.label_anchors(anchors, gt_instances)
@@ -201,12 +158,12 @@ class ATSS(DenseDetector):
 
     def _flatten_predictions(
         self, predictions: Sequence[list[Tensor]]
-    ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-        """Per level: logits (N, Ri, K), deltas (N, Ri, 4), centerness (N, Ri)."""
-        logits, deltas, centerness = self._transpose_dense_predictions(
-            predictions, [self.num_classes, 4, 1]
+    ) -> tuple[list[Tensor], list[Tensor], list[Tensor] | None]:
+        """Per level: logits (N, Ri, K), deltas (N, Ri, 4), centerness (N, Ri) if predicted."""
+        logits, deltas, *centerness = self._transpose_dense_predictions(
+            predictions, [self.num_classes, 4, 1][: len(predictions)]
         )
-        return logits, deltas, [c.squeeze(2) for c in centerness]
+        return logits, deltas, [c.squeeze(2) for c in centerness[0]] if centerness else None
 
     @torch.no_grad()
     def label_anchors(
@@ -216,42 +173,40 @@ class ATSS(DenseDetector):
 
         Args:
             anchors: L levels of anchors.
-            gt_instances: N images with ``gt_boxes`` and ``gt_classes``.
+            gt_instances: N images with ``gt_boxes`` and ``gt_classes``; boxes that the optional
+                field ``gt_ignore`` (bool) marks are ignore regions, never matched.
 
         Returns:
             gt_labels (N, R) int64: class, K for background, -1 for ignored anchors; and
             matched_gt_boxes (N, R, 4): the matched box, for an anchor without one itself.
         """
-        matched_idxs = self.matcher(anchors, [x.gt_boxes for x in gt_instances])  # (N, R)
-        all_anchors = Boxes.cat(anchors).tensor  # (R, 4)
-
-        counts = torch.tensor([len(x) for x in gt_instances])
-        first_idxs = (counts.cumsum(0) - counts).to(all_anchors.device)  # (N,)
-        is_positive = matched_idxs >= 0  # (N, R)
-        # Row 0 stands for "no box", so that a batch without boxes needs no branch.
-        rows = torch.where(is_positive, matched_idxs + first_idxs[:, None] + 1, 0)  # (N, R)
-        classes = torch.cat(
-            [counts.new_tensor([self.num_classes]).to(all_anchors.device)]
-            + [x.gt_classes for x in gt_instances]
-        )  # (1 + M,)
-        boxes = torch.cat(
-            [all_anchors.new_zeros(1, 4)]
-            + [x.gt_boxes.tensor.to(all_anchors) for x in gt_instances]
+        gt_ignore = ignore_flags(gt_instances)
+        matched_idxs = self.matcher(
+            anchors, [x.gt_boxes for x in gt_instances], gt_ignore
+        )  # (N, R)
+        gt_labels, matched_gt_boxes, rows = labels_from_matches(
+            matched_idxs,
+            Boxes.cat(anchors).tensor,
+            gt_instances,
+            num_classes=self.num_classes,
         )
-        gt_labels = torch.where(matched_idxs == IGNORED, -1, classes[rows])  # (N, R)
-        matched_gt_boxes = torch.where(is_positive[..., None], boxes[rows], all_anchors)
-
-        self._log_labels(is_positive, rows, len(boxes), [len(a) for a in anchors])
+        self._log_labels(rows, [len(x) for x in gt_instances], gt_ignore, [len(a) for a in anchors])
         return gt_labels, matched_gt_boxes
 
     def _log_labels(
-        self, is_positive: Tensor, rows: Tensor, num_rows: int, level_sizes: list[int]
+        self,
+        rows: Tensor,
+        counts: list[int],
+        gt_ignore: list[Tensor] | None,
+        level_sizes: list[int],
     ) -> None:
         """Logs means per image: positives, positives of each level, boxes without a positive."""
-        num_images = len(is_positive)
-        per_level = [x.sum() / num_images for x in is_positive.split(level_sizes, dim=1)]
-        is_unused = torch.ones(num_rows, dtype=torch.bool, device=rows.device)
+        num_images = len(rows)
+        per_level = [x.sum() / num_images for x in (rows > 0).split(level_sizes, dim=1)]
+        is_unused = torch.ones(1 + sum(counts), dtype=torch.bool, device=rows.device)
         is_unused[0] = False
+        if gt_ignore is not None:
+            is_unused[1:] = ~torch.cat(gt_ignore)
         is_unused.scatter_(0, rows.flatten(), False)
         self._training_log.put(
             {
@@ -272,7 +227,7 @@ class ATSS(DenseDetector):
         gt_labels: Tensor,
         pred_anchor_deltas: list[Tensor],
         matched_gt_boxes: Tensor,
-        pred_centerness: list[Tensor],
+        pred_centerness: list[Tensor] | None,
     ) -> dict[str, Tensor]:
         """Computes the losses of a batch (Sec. 3.1).
 
@@ -282,39 +237,52 @@ class ATSS(DenseDetector):
             gt_labels: (N, R), see :meth:`label_anchors`.
             pred_anchor_deltas: L levels, each (N, Ri, 4).
             matched_gt_boxes: (N, R, 4), see :meth:`label_anchors`.
-            pred_centerness: L levels, each (N, Ri) logits.
+            pred_centerness: L levels, each (N, Ri) logits; None for a head that predicts none.
 
         Returns:
-            ``loss_cls`` (focal loss per positive), ``loss_box_reg`` (GIoU, weighted by the
-            centerness target) and ``loss_centerness``.
+            ``loss_cls`` (focal loss per positive), ``loss_box_reg`` (mean over the positives,
+            weighted by the centerness targets) and, if predicted, ``loss_centerness``.
         """
         num_images = len(gt_labels)
         # (N x R, ...): the anchors of the batch as one list, in float32 under any autocast.
         with torch.autocast(gt_labels.device.type, enabled=False):
             logits = torch.cat(pred_logits, dim=1).flatten(0, 1)
             deltas = torch.cat(pred_anchor_deltas, dim=1).flatten(0, 1).float()
-            centerness = torch.cat(pred_centerness, dim=1).flatten()
             boxes = matched_gt_boxes.flatten(0, 1)
             labels = gt_labels.flatten()
             all_anchors = Boxes.cat(anchors).tensor.repeat(num_images, 1)
 
             is_positive = (labels >= 0) & (labels != self.num_classes)
             targets = centerness_targets(all_anchors, boxes) * is_positive
-            num_positives, sum_centerness = loss_normalizers(is_positive.sum(), targets.sum())
+            is_weighted = pred_centerness is not None and self.centerness_weighted_box_loss
+            weights = targets if is_weighted else is_positive.to(targets.dtype)
+            num_positives, sum_weights = loss_normalizers(is_positive.sum(), weights.sum())
 
             loss_cls = sigmoid_focal_loss(
                 logits, labels, alpha=self.focal_loss_alpha, gamma=self.focal_loss_gamma
             )
             # Weight 0 does not silence a background anchor whose box has overflowed: 0 x inf.
             deltas = torch.where(is_positive[:, None], deltas, 0.0)
-            pred_boxes = self.box2box_transform.apply_deltas(deltas, all_anchors)
-            loss_box_reg = (giou_loss(pred_boxes, boxes) * targets).sum()
-            loss_centerness = (centerness_loss(centerness, targets) * is_positive).sum()
-        return {
-            "loss_cls": loss_cls / num_positives,
-            "loss_box_reg": loss_box_reg * (self.box_reg_loss_weight / sum_centerness),
-            "loss_centerness": loss_centerness * (self.centerness_loss_weight / num_positives),
-        }
+            loss_box_reg = box_reg_loss(
+                deltas,
+                all_anchors,
+                boxes,
+                box2box_transform=self.box2box_transform,
+                loss_type=self.box_reg_loss_type,
+                smooth_l1_beta=self.smooth_l1_beta,
+            )
+            loss_box_reg = (loss_box_reg * weights).sum()
+            losses = {
+                "loss_cls": loss_cls / num_positives,
+                "loss_box_reg": loss_box_reg * (self.box_reg_loss_weight / sum_weights),
+            }
+            if pred_centerness is not None:
+                centerness = torch.cat(pred_centerness, dim=1).flatten()
+                loss_centerness = (centerness_loss(centerness, targets) * is_positive).sum()
+                losses["loss_centerness"] = loss_centerness * (
+                    self.centerness_loss_weight / num_positives
+                )
+        return losses
 
     def forward_inference(
         self, images: ImageList, features: list[Tensor], predictions: Sequence[list[Tensor]]
@@ -328,7 +296,7 @@ class ATSS(DenseDetector):
                 anchors,
                 [x[i] for x in logits],
                 [x[i] for x in deltas],
-                [x[i] for x in centerness],
+                None if centerness is None else [x[i] for x in centerness],
                 image_size,
                 box2box_transform=self.box2box_transform,
                 score_thresh=self.test_score_thresh,

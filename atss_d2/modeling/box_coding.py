@@ -2,14 +2,17 @@
 
 A box coder has ``get_deltas(anchors, boxes)`` and ``apply_deltas(deltas, anchors)``, both on
 (R, 4) tensors in pixels, and is its own inverse on valid boxes. Regression from a box is
-Detectron2's ``Box2BoxTransform`` with the numbers of the paper.
+Detectron2's ``Box2BoxTransform`` with the numbers of the paper, regression from a point is
+:class:`PointDistances`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from detectron2.modeling.box_regression import Box2BoxTransform
+from torch import Tensor
 
 
 def box2box_transform(*, weights: Sequence[float] = (10.0, 10.0, 5.0, 5.0)) -> Box2BoxTransform:
@@ -23,3 +26,47 @@ def box2box_transform(*, weights: Sequence[float] = (10.0, 10.0, 5.0, 5.0)) -> B
         Detectron2's coder; dw and dh are clamped to log(1000 / 16) when boxes are decoded.
     """
     return Box2BoxTransform(weights=tuple(float(w) for w in weights))
+
+
+class PointDistances:
+    """FCOS's coder: distances from the centre of an anchor to the four sides of its box.
+
+    Distances (left, top, right, bottom) are measured in strides. Of the anchor only the centre
+    and the stride matter, so there is one point per location: A = 1.
+    """
+
+    def __init__(self, *, anchor_scale: float = 8.0, inset: float = 0.0) -> None:
+        """
+        Args:
+            anchor_scale: Side of an anchor in strides, the square root of its area; tells the
+                stride from the anchor. 8 in ATSS, 1 in Detectron2's FCOS.
+            inset: Pixels taken off each of the four distances, see :class:`ATSSMatcher`: 0.5
+                decodes the predictions of the authors' inclusive-corner geometry.
+
+        Raises:
+            ValueError: ``anchor_scale`` is not positive, or ``inset`` is negative.
+        """
+        if anchor_scale <= 0:
+            raise ValueError(f"anchor_scale must be > 0, got {anchor_scale}")
+        if inset < 0:
+            raise ValueError(f"inset must be >= 0, got {inset}")
+        self.anchor_scale = anchor_scale
+        self.inset = inset
+
+    def get_deltas(self, anchors: Tensor, boxes: Tensor) -> Tensor:
+        """Distances (R, 4) from anchors (R, 4) to boxes (R, 4); negative beyond a side."""
+        centers, strides = self._points(anchors)
+        distances = torch.cat((centers - boxes[:, :2], boxes[:, 2:] - centers), dim=1)
+        return (distances - self.inset) / strides
+
+    def apply_deltas(self, deltas: Tensor, anchors: Tensor) -> Tensor:
+        """Boxes (R, 4) at distances (R, 4) from anchors (R, 4); negative ones count as 0."""
+        centers, strides = self._points(anchors)
+        distances = deltas.relu() * strides + self.inset
+        return torch.cat((centers - distances[:, :2], centers + distances[:, 2:]), dim=1)
+
+    def _points(self, anchors: Tensor) -> tuple[Tensor, Tensor]:
+        """Centres (R, 2) and strides (R, 1)."""
+        sides = anchors[:, 2:] - anchors[:, :2]
+        strides = sides.prod(dim=1, keepdim=True).sqrt() / self.anchor_scale
+        return (anchors[:, :2] + anchors[:, 2:]) / 2, strides

@@ -31,7 +31,8 @@ class ATSSHead(nn.Module):
 
     Each branch is a tower of ``[conv 3x3, norm, ReLU]`` blocks and a 3x3 predictor; centerness is
     predicted from the box tower. Module names are those of Detectron2's RetinaNet and FCOS heads,
-    so their weights fit.
+    so their weights fit: with ``norm=""``, ``with_centerness=False`` and ``with_scales=False`` it
+    is RetinaNet's head, with ``with_scales=False`` FCOS's.
     """
 
     def __init__(
@@ -44,6 +45,9 @@ class ATSSHead(nn.Module):
         norm: str = "GN",
         deform_last_conv: bool = False,
         prior_prob: float = 0.01,
+        with_centerness: bool = True,
+        with_scales: bool = True,
+        bbox_pred_bias: float = 0.0,
     ) -> None:
         """
         Args:
@@ -56,6 +60,11 @@ class ATSSHead(nn.Module):
             deform_last_conv: Whether the last convolution of both towers is a modulated
                 deformable one, as in the authors' DCN models.
             prior_prob: Score of every class that the predictor starts with.
+            with_centerness: Whether centerness is predicted (Table 1, "Centerness").
+            with_scales: Whether each level has a scalar on its box output (Table 1, "Scalar").
+            bbox_pred_bias: What the bias of the box predictor starts with: 0 for deltas from an
+                anchor; 4 in the paper's regression from a point (:class:`PointDistances`), which
+                then starts with boxes of the size of an anchor of 8 strides.
 
         Raises:
             ValueError: ``num_classes`` or ``num_anchors`` is below 1, ``prior_prob`` is not between
@@ -86,11 +95,13 @@ class ATSSHead(nn.Module):
         out_channels = conv_dims[-1] if len(conv_dims) else in_channels
         self.cls_score = _conv3x3(out_channels, num_anchors * num_classes)
         self.bbox_pred = _conv3x3(out_channels, num_anchors * 4)
-        self.ctrness = _conv3x3(out_channels, num_anchors)
-        self.scales = nn.ModuleList([Scale() for _ in input_shape])
-        self._init_weights(prior_prob)
+        self.ctrness = _conv3x3(out_channels, num_anchors) if with_centerness else None
+        self.scales = nn.ModuleList(
+            [Scale() if with_scales else nn.Identity() for _ in input_shape]
+        )
+        self._init_weights(prior_prob, bbox_pred_bias)
 
-    def _init_weights(self, prior_prob: float) -> None:
+    def _init_weights(self, prior_prob: float, bbox_pred_bias: float) -> None:
         offset_convs = {m.offset for m in self.modules() if isinstance(m, ModulatedDeformConvPack)}
         for module in self.modules():
             # Offset predictors start at zero: a deformable convolution starts as a plain one
@@ -103,15 +114,16 @@ class ATSSHead(nn.Module):
                 nn.init.zeros_(module.conv.bias)
         # Every score starts at the prior: see "Focal Loss for Dense Object Detection", Sec. 4.1.
         nn.init.constant_(self.cls_score.bias, -math.log((1 - prior_prob) / prior_prob))
+        nn.init.constant_(self.bbox_pred.bias, bbox_pred_bias)
 
-    def forward(self, features: list[Tensor]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    def forward(self, features: list[Tensor]) -> list[list[Tensor]]:
         """
         Args:
             features: L maps, each (N, C, Hi, Wi), from high to low resolution.
 
         Returns:
             Three lists of L maps: class logits (N, A K, Hi, Wi), box deltas (N, A 4, Hi, Wi) and
-            centerness logits (N, A, Hi, Wi).
+            centerness logits (N, A, Hi, Wi); the first two without ``with_centerness``.
         """
         if len(features) != len(self.scales):
             raise ValueError(
@@ -122,8 +134,9 @@ class ATSSHead(nn.Module):
             logits.append(self.cls_score(self.cls_subnet(feature)))
             box_feature = self.bbox_subnet(feature)
             deltas.append(scale(self.bbox_pred(box_feature)))
-            centerness.append(self.ctrness(box_feature))
-        return logits, deltas, centerness
+            if self.ctrness is not None:
+                centerness.append(self.ctrness(box_feature))
+        return [logits, deltas] if self.ctrness is None else [logits, deltas, centerness]
 
 
 def _conv3x3(in_channels: int, out_channels: int) -> nn.Conv2d:

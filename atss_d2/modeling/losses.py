@@ -1,4 +1,4 @@
-"""Focal, GIoU and centerness losses, their targets and their normalisers.
+"""Focal, box and centerness losses, their targets and their normalisers.
 
 All losses are computed in at least float32 on fixed shapes: an anchor that takes no part in a loss
 has weight zero instead of being indexed away, which would make the host wait for the device.
@@ -8,6 +8,8 @@ Shapes: R anchors (of one image or of a whole batch), K classes.
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from detectron2.utils import comm
@@ -15,8 +17,8 @@ from torch import Tensor
 
 from .precision import widen
 
-_GIOU_EPS = 1e-7  # added to the areas that GIoU divides by
-_TINY = 1e-6  # floor of the sum of centerness
+_IOU_EPS = 1e-7  # added to the areas and squared lengths that are divided by
+_TINY = 1e-6  # floor of the sum of weights
 
 
 def sigmoid_focal_loss(
@@ -71,12 +73,45 @@ def _modulated_cross_entropy(logits: Tensor, gamma: float) -> Tensor:
     return (gamma * F.logsigmoid(logits)).exp() * cross_entropy
 
 
-def giou_loss(boxes: Tensor, targets: Tensor, eps: float = _GIOU_EPS) -> Tensor:
+def giou_loss(boxes: Tensor, targets: Tensor, eps: float = _IOU_EPS) -> Tensor:
     """1 - GIoU (R,) of paired XYXY boxes (R, 4), arXiv 1902.09630; in [0, 2].
 
     ``boxes`` may be degenerate or inverted (then their area counts as 0), as predicted ones are.
     """
     boxes, targets = widen(boxes), widen(targets)
+    iou, union, hull_sides = _iou(boxes, targets, eps)
+    hull = hull_sides.prod(dim=1)
+    return 1 - iou + (hull - union) / (hull + eps)
+
+
+def diou_loss(boxes: Tensor, targets: Tensor, eps: float = _IOU_EPS) -> Tensor:
+    """1 - DIoU (R,) of paired XYXY boxes (R, 4), arXiv 1911.08287; in [0, 2].
+
+    IoU less the squared distance of the centres, relative to the squared diagonal of the hull.
+    """
+    boxes, targets = widen(boxes), widen(targets)
+    iou, _, hull_sides = _iou(boxes, targets, eps)
+    offsets = (boxes[:, :2] + boxes[:, 2:] - targets[:, :2] - targets[:, 2:]) / 2  # (R, 2)
+    return 1 - iou + offsets.square().sum(dim=1) / (hull_sides.square().sum(dim=1) + eps)
+
+
+def ciou_loss(boxes: Tensor, targets: Tensor, eps: float = _IOU_EPS) -> Tensor:
+    """1 - CIoU (R,) of paired XYXY boxes (R, 4), arXiv 1911.08287: DIoU and the aspect ratio.
+
+    The trade-off of the aspect-ratio term gets no gradient, as in the paper. Boxes without area
+    have a finite loss.
+    """
+    boxes, targets = widen(boxes), widen(targets)
+    iou, _, _ = _iou(boxes, targets, eps)
+    angle = _aspect_angle(targets, eps) - _aspect_angle(boxes, eps)  # (R,)
+    aspect = (4 / math.pi**2) * angle.square()
+    with torch.no_grad():
+        trade_off = aspect / (1 - iou + aspect + eps)
+    return diou_loss(boxes, targets, eps) + trade_off * aspect
+
+
+def _iou(boxes: Tensor, targets: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    """IoU (R,) and union (R,) of paired boxes (R, 4), and the sides (R, 2) of their hull."""
     sides = (boxes[:, 2:] - boxes[:, :2]).clamp(min=0)
     target_sides = (targets[:, 2:] - targets[:, :2]).clamp(min=0)
     lower = torch.maximum(boxes[:, :2], targets[:, :2])
@@ -85,9 +120,55 @@ def giou_loss(boxes: Tensor, targets: Tensor, eps: float = _GIOU_EPS) -> Tensor:
     union = sides.prod(dim=1) + target_sides.prod(dim=1) - intersection
     hull_lower = torch.minimum(boxes[:, :2], targets[:, :2])
     hull_upper = torch.maximum(boxes[:, 2:], targets[:, 2:])
-    hull = (hull_upper - hull_lower).clamp(min=0).prod(dim=1)
-    iou = intersection / (union + eps)
-    return 1 - iou + (hull - union) / (hull + eps)
+    return intersection / (union + eps), union, (hull_upper - hull_lower).clamp(min=0)
+
+
+def _aspect_angle(boxes: Tensor, eps: float) -> Tensor:
+    """arctan(width / height) (R,) of XYXY boxes (R, 4)."""
+    sides = (boxes[:, 2:] - boxes[:, :2]).clamp(min=0)
+    return torch.atan(sides[:, 0] / (sides[:, 1] + eps))
+
+
+# Losses (R,) of decoded boxes (R, 4) and their targets (R, 4), by the name that configs use.
+_BOX_IOU_LOSSES = {
+    "giou": giou_loss,
+    "diou": diou_loss,
+    "ciou": ciou_loss,
+}
+BOX_REG_LOSS_TYPES = ("smooth_l1", *_BOX_IOU_LOSSES)
+
+
+def box_reg_loss(
+    deltas: Tensor,
+    anchors: Tensor,
+    boxes: Tensor,
+    *,
+    box2box_transform,
+    loss_type: str = "giou",
+    smooth_l1_beta: float = 0.11,
+) -> Tensor:
+    """Loss (R,) of the regression of each anchor.
+
+    Args:
+        deltas: (R, 4), as the box coder wants them.
+        anchors: (R, 4) XYXY, pixels.
+        boxes: (R, 4) XYXY target of each anchor, pixels.
+        box2box_transform: Box coder.
+        loss_type: ``"smooth_l1"`` compares the deltas themselves (RetinaNet), summed over the
+            four; ``"giou"``, ``"diou"`` and ``"ciou"`` compare the decoded boxes.
+        smooth_l1_beta: Where smooth L1 turns from a parabola to a line; 0 is L1.
+
+    Raises:
+        ValueError: There is no such ``loss_type``.
+    """
+    if loss_type == "smooth_l1":
+        targets = box2box_transform.get_deltas(anchors, boxes)
+        return F.smooth_l1_loss(deltas, targets, beta=smooth_l1_beta, reduction="none").sum(dim=1)
+    if loss_type not in _BOX_IOU_LOSSES:
+        raise ValueError(
+            f'box_reg_loss_type must be one of {", ".join(BOX_REG_LOSS_TYPES)}, got "{loss_type}"'
+        )
+    return _BOX_IOU_LOSSES[loss_type](box2box_transform.apply_deltas(deltas, anchors), boxes)
 
 
 def centerness_targets(anchors: Tensor, boxes: Tensor, inset: float = 0.0) -> Tensor:
@@ -114,24 +195,24 @@ def centerness_loss(logits: Tensor, targets: Tensor) -> Tensor:
     return F.binary_cross_entropy_with_logits(widen(logits), targets, reduction="none")
 
 
-def loss_normalizers(num_positives: Tensor, sum_centerness: Tensor) -> tuple[Tensor, Tensor]:
+def loss_normalizers(num_positives: Tensor, sum_weights: Tensor) -> tuple[Tensor, Tensor]:
     """Averages the two normalisers over all processes, by one all-reduce.
 
     Dividing each process's summed loss by the averages makes DDP's mean of gradients that of one
     process with the whole batch. Floors apply to the totals, so that this also holds for batches
     without or with a single positive: 1 for the number of positives, a tiny number for the sum of
-    centerness (whose numerator vanishes with it).
+    weights (whose numerator vanishes with it).
 
     Args:
         num_positives: 0-dim, positives of this process.
-        sum_centerness: 0-dim, sum of their centerness targets.
+        sum_weights: 0-dim, sum of the weights of their box losses: their centerness targets.
 
     Returns:
         The two normalisers, 0-dim float32, equal on every process and positive.
     """
-    totals = torch.stack((num_positives.float(), sum_centerness.float()))
+    totals = torch.stack((num_positives.float(), sum_weights.float()))
     world_size = comm.get_world_size()
     if world_size > 1:  # never depends on the data: a process without boxes takes part
         torch.distributed.all_reduce(totals)
-    num_positives, sum_centerness = totals.unbind()
-    return num_positives.clamp(min=1) / world_size, sum_centerness.clamp(min=_TINY) / world_size
+    num_positives, sum_weights = totals.unbind()
+    return num_positives.clamp(min=1) / world_size, sum_weights.clamp(min=_TINY) / world_size

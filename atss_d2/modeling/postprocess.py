@@ -16,7 +16,7 @@ def postprocess(
     anchors: list[Tensor],
     logits: list[Tensor],
     deltas: list[Tensor],
-    centerness: list[Tensor],
+    centerness: list[Tensor] | None,
     image_size: tuple[int, int],
     *,
     box2box_transform,
@@ -28,13 +28,14 @@ def postprocess(
     """Detections of one image.
 
     A candidate is an (anchor, class) pair whose class score exceeds ``score_thresh``. The score
-    of a detection is sqrt(class score x centerness), by which candidates are also ranked.
+    of a detection is sqrt(class score x centerness), by which candidates are also ranked; without
+    centerness it is the class score.
 
     Args:
         anchors: L levels, each (Ri, 4) XYXY, pixels.
         logits: L levels, each (Ri, K) class logits.
         deltas: L levels, each (Ri, 4), as the box coder wants them.
-        centerness: L levels, each (Ri,) logits.
+        centerness: L levels, each (Ri,) logits; None for a head that predicts none.
         image_size: (height, width) to which boxes are clipped.
         box2box_transform: Box coder with ``apply_deltas(deltas, anchors)``.
         score_thresh: Least class score, before centerness.
@@ -46,12 +47,17 @@ def postprocess(
         boxes (D, 4) XYXY in pixels, scores (D,) and classes (D,) int64, best score first.
     """
     boxes, scores, classes = [], [], []
-    for level in zip(anchors, logits, deltas, centerness):
+    for i, (level_anchors, level_logits, level_deltas) in enumerate(zip(anchors, logits, deltas)):
         level_scores, anchor_idxs, level_classes = select_candidates(
-            level[1], level[3], score_thresh=score_thresh, topk_candidates=topk_candidates
+            level_logits,
+            None if centerness is None else centerness[i],
+            score_thresh=score_thresh,
+            topk_candidates=topk_candidates,
         )
         boxes.append(
-            box2box_transform.apply_deltas(level[2][anchor_idxs].float(), level[0][anchor_idxs])
+            box2box_transform.apply_deltas(
+                level_deltas[anchor_idxs].float(), level_anchors[anchor_idxs]
+            )
         )
         scores.append(level_scores)
         classes.append(level_classes)
@@ -64,13 +70,13 @@ def postprocess(
 
 
 def select_candidates(
-    logits: Tensor, centerness: Tensor, *, score_thresh: float, topk_candidates: int
+    logits: Tensor, centerness: Tensor | None, *, score_thresh: float, topk_candidates: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The best candidates of one level.
 
     Args:
         logits: (Ri, K) class logits.
-        centerness: (Ri,) centerness logits.
+        centerness: (Ri,) centerness logits, or None.
         score_thresh: Least class score, before centerness.
         topk_candidates: Most candidates to return.
 
@@ -78,8 +84,9 @@ def select_candidates(
         scores (T,), anchor indices (T,) and classes (T,), best score first.
     """
     # Scores of half-precision logits would be rounded to three digits, and NMS refuses them.
-    class_scores = logits.float().sigmoid()  # (Ri, K)
-    scores = (class_scores * centerness.float().sigmoid()[:, None]).sqrt()
+    scores = class_scores = logits.float().sigmoid()  # (Ri, K)
+    if centerness is not None:
+        scores = (class_scores * centerness.float().sigmoid()[:, None]).sqrt()
     anchor_idxs, classes = (class_scores > score_thresh).nonzero().unbind(dim=1)
     scores = scores[anchor_idxs, classes]
     scores, order = scores.topk(min(topk_candidates, scores.shape[0]))

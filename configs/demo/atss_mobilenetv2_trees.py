@@ -16,7 +16,7 @@ from detectron2.data import (
 from detectron2.solver import WarmupParamScheduler
 from fvcore.common.param_scheduler import CosineParamScheduler
 
-from atss_d2.data import MinVisibleDatasetMapper
+from atss_d2.data import BoxDatasetMapper
 from atss_d2.data.augmentation import RandomSquareCrop, ResizeByFactor
 from atss_d2.engine import BackboneLRFactor
 from atss_d2.engine.evaluation import COCOEvaluatorWithAR
@@ -35,7 +35,7 @@ _crop = 256
 dataloader = dict(
     train=L(build_detection_train_loader)(
         dataset=L(get_detection_dataset_dicts)(names="trees_train"),
-        mapper=L(MinVisibleDatasetMapper)(
+        mapper=L(BoxDatasetMapper)(
             is_train=True,
             min_visible=0.3,
             augmentations=[

@@ -1,4 +1,7 @@
+import copy
+
 import numpy as np
+import pycocotools.mask
 import pytest
 import torch
 from detectron2.config import LazyCall, LazyConfig, get_cfg, instantiate
@@ -10,7 +13,7 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from PIL import Image
 
-from atss_d2.data import MinVisibleDatasetMapper, shapes
+from atss_d2.data import BoxDatasetMapper, shapes
 
 
 @pytest.fixture(scope="module")
@@ -50,18 +53,27 @@ class _FixedCrop(T.Augmentation):
         return T.CropTransform(*self.window)
 
 
-def _mapper(augmentations, cls=MinVisibleDatasetMapper, is_train=True, **kwargs):
+def _mapper(augmentations, cls=BoxDatasetMapper, is_train=True, **kwargs):
     return cls(is_train, augmentations=augmentations, image_format="BGR", **kwargs)
 
 
-def _blank(tmp_path, boxes, width=100, height=80):
+def _blank(tmp_path, boxes, width=100, height=80, flags=()):
+    """An empty picture with a box of each class; ``flags`` are more keys of the first boxes."""
     path = tmp_path / "blank.png"
     Image.fromarray(np.zeros((height, width, 3), np.uint8)).save(path)
     annotations = [
         {"bbox": list(box), "bbox_mode": BoxMode.XYXY_ABS, "category_id": i}
         for i, box in enumerate(boxes)
     ]
+    for annotation, more in zip(annotations, flags, strict=False):
+        annotation.update(more)
     return {"file_name": str(path), "height": height, "width": width, "annotations": annotations}
+
+
+def _assert_same_instances(a, b):
+    assert a.image_size == b.image_size
+    torch.testing.assert_close(a.gt_boxes.tensor, b.gt_boxes.tensor, rtol=0, atol=0)
+    torch.testing.assert_close(a.gt_classes, b.gt_classes, rtol=0, atol=0)
 
 
 _AUGMENTATIONS = [
@@ -79,16 +91,15 @@ _AUGMENTATIONS = [
 @pytest.mark.parametrize("seed", range(4))
 def test_without_a_limit_it_is_detectron2s_mapper(record, seed):
     outputs = []
-    for cls in (DatasetMapper, MinVisibleDatasetMapper):
+    for cls in (DatasetMapper, BoxDatasetMapper):
         np.random.seed(seed)  # noqa: NPY002  (Detectron2's augmentations use it)
         outputs.append(_mapper(_AUGMENTATIONS, cls)(record))
     expected, output = outputs
     assert output.keys() == expected.keys()
     torch.testing.assert_close(output["image"], expected["image"], rtol=0, atol=0)
     a, b = output["instances"], expected["instances"]
-    assert a.image_size == b.image_size
-    torch.testing.assert_close(a.gt_boxes.tensor, b.gt_boxes.tensor, rtol=0, atol=0)
-    torch.testing.assert_close(a.gt_classes, b.gt_classes, rtol=0, atol=0)
+    _assert_same_instances(a, b)
+    assert list(a.get_fields()) == list(b.get_fields())
 
 
 def test_slivers_are_dropped_by_hand(tmp_path):
@@ -142,17 +153,21 @@ def test_the_fraction_counts_pixels(tmp_path_factory, seed, min_visible):
         assert len(output["instances"]) == (fraction > min_visible)
 
 
+@pytest.mark.parametrize("iscrowd", [0, 1])
 @pytest.mark.parametrize("seed", range(6))
-def test_augmentations_move_boxes_with_pixels(tmp_path, seed):
+def test_augmentations_move_boxes_with_pixels(tmp_path, seed, iscrowd):
     # Without resizing, the box must be exactly that of the white pixels.
     pixels = np.zeros((300, 400, 3), np.uint8)
     pixels[120:150, 170:215] = 255
     path = tmp_path / "a.png"
     Image.fromarray(pixels).save(path)
     annotation = {"bbox": [170, 120, 45, 30], "bbox_mode": BoxMode.XYWH_ABS, "category_id": 0}
+    annotation["iscrowd"] = iscrowd
     record = {"file_name": str(path), "height": 300, "width": 400, "annotations": [annotation]}
     np.random.seed(seed)  # noqa: NPY002
-    output = _mapper([T.RandomCrop("absolute", (260, 320)), *_AUGMENTATIONS[1:4]])(record)
+    augmentations = [T.RandomCrop("absolute", (260, 320)), *_AUGMENTATIONS[1:4]]
+    output = _mapper(augmentations, keep_ignored=True)(record)
+    assert output["instances"].gt_ignore.tolist() == [bool(iscrowd)]
     rows, columns = np.nonzero(output["image"][0].numpy())
     expected = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
     torch.testing.assert_close(
@@ -161,13 +176,13 @@ def test_augmentations_move_boxes_with_pixels(tmp_path, seed):
 
 
 def test_inference_keeps_no_annotations(record):
-    output = _mapper([], is_train=False, min_visible=0.5)(record)
+    output = _mapper([], is_train=False, min_visible=0.5, keep_ignored=True)(record)
     assert "annotations" not in output
     assert "instances" not in output
 
 
 def test_it_is_built_from_a_lazy_config(record, tmp_path):
-    config = LazyCall(MinVisibleDatasetMapper)(
+    config = LazyCall(BoxDatasetMapper)(
         is_train=True,
         augmentations=[
             LazyCall(T.RandomCrop)(crop_type="absolute", crop_size=[100, 120]),
@@ -178,6 +193,7 @@ def test_it_is_built_from_a_lazy_config(record, tmp_path):
         ],
         image_format="RGB",
         min_visible=0.4,
+        keep_ignored=True,
     )
     # Through a file, as `output_dir/config.yaml` is read again.
     path = str(tmp_path / "config.yaml")
@@ -185,16 +201,116 @@ def test_it_is_built_from_a_lazy_config(record, tmp_path):
     mapper = instantiate(LazyConfig.load(path).mapper)
     assert mapper.min_visible == 0.4
     assert mapper(record)["image"].shape[0] == 3
+    assert mapper(record)["instances"].has("gt_ignore")
 
 
 def test_it_is_built_from_a_yaml_config(record):
-    mapper = MinVisibleDatasetMapper(get_cfg(), is_train=True, min_visible=0.3)
+    mapper = BoxDatasetMapper(get_cfg(), is_train=True, min_visible=0.3, keep_ignored=True)
     assert mapper.min_visible == 0.3
     assert mapper.image_format == "BGR"
-    assert "instances" in mapper(record)
+    assert mapper(record)["instances"].gt_ignore.sum() == 1
 
 
 @pytest.mark.parametrize("min_visible", [-0.1, 1.5, float("nan")])
 def test_an_impossible_fraction_is_named(min_visible):
     with pytest.raises(ValueError, match=r"min_visible must be in \[0, 1\], got"):
         _mapper([], min_visible=min_visible)
+
+
+# Ignore regions
+
+_REGIONS = [{"iscrowd": 1}, {"iscrowd": 0}, {"ignore": True}, {"ignore": 0}, {"ignore": 1}]
+_ROW = [(x, 10, x + 15, 30) for x in (0, 20, 40, 60, 80)]
+
+
+def test_regions_are_kept_behind_the_objects(tmp_path):
+    record = _blank(tmp_path, _ROW, flags=_REGIONS)
+    expected = copy.deepcopy(record)
+    instances = _mapper([], keep_ignored=True)(record)["instances"]
+    assert instances.gt_ignore.dtype == torch.bool
+    assert instances.gt_ignore.tolist() == [False, False, True, True, True]
+    assert instances.gt_classes.tolist() == [1, 3, 0, 2, 4]
+    torch.testing.assert_close(
+        instances.gt_boxes.tensor, torch.tensor([_ROW[i] for i in (1, 3, 0, 2, 4)]).float()
+    )
+    assert record == expected  # the input is left alone
+
+
+def test_regions_are_never_objects(tmp_path):
+    # Detectron2 does not know the key "ignore" and would train on classes 2 and 4.
+    instances = _mapper([])(_blank(tmp_path, _ROW, flags=_REGIONS))["instances"]
+    assert instances.gt_classes.tolist() == [1, 3]
+    assert not instances.has("gt_ignore")
+
+
+@pytest.mark.parametrize("min_visible", [0.0, 0.5])
+@pytest.mark.parametrize("seed", range(4))
+def test_keeping_regions_changes_no_object(record, seed, min_visible):
+    outputs = []
+    for keep_ignored in (False, True):
+        np.random.seed(seed)  # noqa: NPY002
+        mapper = _mapper(_AUGMENTATIONS, min_visible=min_visible, keep_ignored=keep_ignored)
+        outputs.append(mapper(record))
+    torch.testing.assert_close(outputs[1]["image"], outputs[0]["image"], rtol=0, atol=0)
+    assert outputs[1].keys() == outputs[0].keys()
+    kept = outputs[1]["instances"]
+    _assert_same_instances(kept[~kept.gt_ignore], outputs[0]["instances"])
+    assert kept.gt_boxes.nonempty().all()
+
+
+def test_slivers_become_regions(tmp_path):
+    # The crop of test_slivers_are_dropped_by_hand. Nothing is left of the fourth box; the last is
+    # a region anyway, however little of it is left: 2 of 30 columns.
+    boxes = [(30, 20, 50, 40), (10, 20, 30, 40), (70, 50, 90, 70), (85, 10, 95, 20)]
+    boxes.append((78, 20, 108, 40))
+    record = _blank(tmp_path, boxes, flags=[{}] * 4 + [{"iscrowd": 1}])
+    for min_visible, num_objects in [(0.0, 3), (0.3, 2), (0.6, 1)]:
+        mapper = _mapper([_FixedCrop(20, 10, 60, 50)], min_visible=min_visible, keep_ignored=True)
+        instances = mapper(record)["instances"]
+        assert instances.gt_classes.tolist() == [0, 1, 2, 4]
+        assert instances.gt_ignore.tolist() == [i >= num_objects for i in range(4)]
+        torch.testing.assert_close(  # clipped to the crop
+            instances.gt_boxes.tensor[1:],
+            torch.tensor([[0.0, 10, 10, 30], [50, 40, 60, 50], [58, 10, 60, 30]]),
+        )
+
+
+@pytest.mark.parametrize(
+    ("boxes", "flags", "expected"),
+    [
+        ([], [], []),
+        ([(30, 30, 50, 50)], [], [False]),
+        ([(30, 30, 50, 50)], [{"iscrowd": 1}], [True]),
+        ([(0, 0, 20, 20)], [{"iscrowd": 1}], []),  # outside the crop
+        ([(30, 30, 30, 50), (30, 30, 50, 50)], [{"iscrowd": 1}], [False]),  # no area
+    ],
+)
+def test_every_image_has_the_field(tmp_path, boxes, flags, expected):
+    mapper = _mapper([_FixedCrop(25, 25, 50, 50)], min_visible=0.3, keep_ignored=True)
+    instances = mapper(_blank(tmp_path, boxes, flags=flags))["instances"]
+    assert instances.gt_ignore.dtype == torch.bool
+    assert instances.gt_ignore.tolist() == expected
+    assert instances.gt_boxes.tensor.shape == (len(expected), 4)
+
+
+def test_masks_of_crowds_are_left_aside(tmp_path):
+    # COCO: polygons of objects, run lengths of the whole picture for crowds.
+    mask = np.zeros((80, 100), np.uint8, order="F")
+    mask[10:30, 20:35] = 1
+    flags = [
+        {"iscrowd": 0, "segmentation": [[0, 10, 15, 10, 15, 30]]},
+        {"iscrowd": 1, "segmentation": pycocotools.mask.encode(mask)},
+    ]
+    record = _blank(tmp_path, _ROW[:2], flags=flags)
+    output = _mapper([_FixedCrop(0, 0, 50, 40), T.RandomFlip(1.0)], keep_ignored=True)(record)
+    instances = output["instances"]
+    assert list(instances.get_fields()) == ["gt_boxes", "gt_classes", "gt_ignore"]
+    torch.testing.assert_close(
+        instances.gt_boxes.tensor, torch.tensor([[35.0, 10, 50, 30], [15, 10, 30, 30]])
+    )
+
+
+@pytest.mark.parametrize("option", ["use_instance_mask", "use_keypoint"])
+def test_regions_are_boxes_only(option):
+    with pytest.raises(ValueError, match=rf"keep_ignored=True keeps boxes only.*{option}=True"):
+        _mapper([], keep_ignored=True, **{option: True})

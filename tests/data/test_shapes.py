@@ -4,10 +4,14 @@ import json
 import cv2
 import numpy as np
 import pytest
+import torch
+from detectron2.data import DatasetCatalog
+from detectron2.evaluation import COCOEvaluator
+from detectron2.structures import Boxes, BoxMode, Instances
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from atss_d2.data import prepare_shapes
+from atss_d2.data import prepare_shapes, shapes
 from atss_d2.data.shape_drawing import SHAPES_CLASSES, shape_mask
 from atss_d2.data.shapes import _Canvas, draw_scene
 
@@ -127,3 +131,53 @@ def test_a_second_run_writes_nothing_and_another_count_draws_anew(tmp_path):
     prepare_shapes(tmp_path, num_images={"shapes_val": 3})
     content = json.loads((folder / "annotations" / "shapes_val.json").read_text())
     assert len(content["images"]) == 3
+
+
+def _average_precision(tmp_path, extra):
+    """AP of the ground truth of shapes_val with more, better scored, detections in its crowd."""
+    evaluator = COCOEvaluator("shapes_val", output_dir=str(tmp_path))
+    evaluator.reset()
+    for record in DatasetCatalog.get("shapes_val"):
+        boxes, classes, scores = [], [], []
+        for annotation in record["annotations"]:
+            box = BoxMode.convert(annotation["bbox"], annotation["bbox_mode"], BoxMode.XYXY_ABS)
+            more = extra(*box) if annotation["iscrowd"] else [box]
+            boxes += more
+            classes += [annotation["category_id"]] * len(more)
+            scores += [0.9 if annotation["iscrowd"] else 0.5] * len(more)
+        found = Instances((record["height"], record["width"]))
+        found.pred_boxes = Boxes(torch.tensor(boxes).reshape(-1, 4))
+        found.pred_classes = torch.tensor(classes)
+        found.scores = torch.tensor(scores)
+        evaluator.process([record], [{"instances": found}])
+    return evaluator.evaluate()["bbox"]["AP"]
+
+
+def test_evaluation_counts_a_crowd_neither_as_missed_nor_as_false(tmp_path, monkeypatch):
+    monkeypatch.setitem(shapes.SHAPES_SPLITS, "shapes_val", 4)
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    records = DatasetCatalog.get("shapes_val")
+    assert [sum(a["iscrowd"] for a in record["annotations"]) for record in records] == [0, 0, 0, 1]
+
+    def inside(x1, y1, x2, y2):
+        return [[x1 + d, y1 + d, x1 + d + 12, y1 + d + 12] for d in range(0, 40, 5)]
+
+    def outside(x1, y1, x2, y2):
+        return [[x1 - d, y1 - d, x1 - d + 12, y1 - d + 12] for d in range(15, 55, 5)]
+
+    assert _average_precision(tmp_path, lambda *box: []) == pytest.approx(100)
+    assert _average_precision(tmp_path, inside) == pytest.approx(100)
+    assert _average_precision(tmp_path, outside) < 99
+
+
+def test_wide_scenes_spread_over_the_pyramid():
+    """Anchors of 64, 128 and 256 px are each the nearest in size to some; none is empty."""
+    scenes = [draw_scene("shapes_wide_val", index) for index in range(60)]
+    boxes = np.concatenate([scene.boxes for scene in scenes])
+    sizes = np.sqrt((boxes[:, 2:] - boxes[:, :2]).prod(axis=1))
+    levels = np.histogram(sizes, [0, 64 * 2**0.5, 128 * 2**0.5, 1000])[0] / len(sizes)
+    assert levels == pytest.approx([0.67, 0.30, 0.03], abs=0.1)
+    assert levels[2] > 0.005
+    assert min(len(scene.boxes) for scene in scenes) >= 1
+    assert not any(scene.is_crowd.any() or scene.classes.any() for scene in scenes)
+    assert all(240 <= min(s.pixels.shape[:2]) and max(s.pixels.shape[:2]) <= 288 for s in scenes)

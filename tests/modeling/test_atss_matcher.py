@@ -1,88 +1,20 @@
-"""Sample selection: Algorithm 1 against loops, public implementations and numbers by hand."""
+"""Algorithm 1 and its options: numbers by hand, and what follows from the rule."""
 
-import copy
 import math
-import pickle
 
 import pytest
 import torch
-from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
-from detectron2.structures import Boxes
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from atss_d2.modeling.matchers import BACKGROUND, ATSSMatcher, DenseMatcher
-from atss_d2.modeling.matchers import atss as atss_module
-from tests import reference
-
-published = reference.published()
-
-
-def grid(shapes, strides, sides=((8.0, 8.0),), offset=0.5):
-    """Levels of anchors as tensors."""
-    return [torch.tensor(level) for level in reference.grid_anchors(shapes, strides, sides, offset)]
-
-
-def expected(anchors, gt_boxes, **options):
-    """(N, R) of the loop version."""
-    levels = [level.tolist() for level in anchors]
-    return torch.tensor(
-        [reference.atss_match(levels, boxes.tolist(), **options) for boxes in gt_boxes]
-    )
+from atss_d2.modeling.matchers import BACKGROUND, ATSSMatcher
+from tests import reference_matching
+from tests.matching_scenes import by_loops, grid
 
 
 def check_against_loops(anchors, gt_boxes, **options):
     matched = ATSSMatcher(**options)(anchors, gt_boxes)
-    assert matched.dtype == torch.int64
-    torch.testing.assert_close(matched, expected(anchors, gt_boxes, **options), rtol=0, atol=0)
+    expected = by_loops("atss", anchors, gt_boxes, **options)
+    torch.testing.assert_close(matched, expected, rtol=0, atol=0)
     return matched
-
-
-# ---------------------------------------------------------------------------- public numbers
-
-
-@pytest.mark.parametrize("variant", ["atss_box", "atss_point", "atss_box_a9"])
-def test_labels_are_those_of_the_authors(variant):
-    num_anchors = 9 if variant == "atss_box_a9" else 1
-    source = "atss_box" if variant == "atss_point" else variant
-    sizes = [h * w * num_anchors for h, w in published["level_shapes"].tolist()]
-    anchors = torch.from_numpy(published[f"authors.{source}.anchors"]).split(sizes)
-    gt_boxes = [torch.from_numpy(published[f"gt_boxes_{i}"]) for i in range(2)]
-
-    matched = ATSSMatcher(num_anchors=num_anchors, inset=0.5)(anchors, gt_boxes)
-
-    for i in range(2):
-        classes = torch.from_numpy(published[f"gt_classes_{i}"])
-        is_positive = matched[i] >= 0
-        labels = torch.where(is_positive, classes[matched[i].clamp(min=0)] + 1, 0)
-        theirs = torch.from_numpy(published[f"authors.{variant}.labels_{i}"]).to(labels)
-        assert torch.equal(labels, theirs)
-        torch.testing.assert_close(
-            gt_boxes[i][matched[i][is_positive]],
-            torch.from_numpy(published[f"authors.{variant}.matched_boxes_{i}"]),
-            rtol=0,
-            atol=1e-4,  # theirs went through their box coder and back
-        )
-
-
-def test_assignment_is_that_of_mmdetection():
-    shapes = published["level_shapes"].tolist()
-    anchors = grid(shapes, [8, 16, 32, 64, 128], offset=0.0)
-    gt_boxes = [torch.from_numpy(published[f"gt_boxes_{i}"]) for i in range(2)]
-    matched = ATSSMatcher()(anchors, gt_boxes)
-    theirs = torch.stack([torch.from_numpy(published[f"mmdet.assigned_{i}"]) for i in range(2)])
-    assert torch.equal(matched, theirs.long())
-
-
-def test_the_loop_version_is_that_of_the_authors():
-    """Holds the loops of the other tests to the published labels."""
-    sizes = [h * w for h, w in published["level_shapes"].tolist()]
-    anchors = torch.from_numpy(published["authors.atss_box.anchors"]).split(sizes)
-    boxes = published["gt_boxes_0"].tolist()
-    matched = reference.atss_match([a.tolist() for a in anchors], boxes, inset=0.5)
-    classes = published["gt_classes_0"].tolist()
-    labels = [classes[m] + 1 if m >= 0 else 0 for m in matched]
-    assert labels == published["authors.atss_box.labels_0"].tolist()
 
 
 # -------------------------------------------------------------------------- numbers by hand
@@ -114,7 +46,7 @@ def test_mean_threshold_is_the_mean_over_the_boxes():
     matcher = ATSSMatcher(topk=3)
     matcher(anchors, boxes)
     thresholds = [
-        reference.atss_threshold([a.tolist() for a in anchors], box, topk=3)
+        reference_matching.atss_threshold([a.tolist() for a in anchors], box, topk=3)
         for box in torch.cat(boxes).tolist()
     ]
     torch.testing.assert_close(
@@ -194,6 +126,8 @@ def test_min_positives_when_an_iou_is_negative_zero():
     anchors = grid([(1, 1)], [8], [(1, 1)])
     box = torch.tensor([[-8.0, 0, -0.0, 8]])
     assert ATSSMatcher(min_positives=1)(anchors, [box]).tolist() == [[0]]
+    both = torch.cat((box, box - 8))  # the other has 0.0: a tie
+    assert ATSSMatcher(min_positives=1)(anchors, [both]).tolist() == [[0]]
 
 
 def test_share_of_tiny_boxes_without_a_positive():
@@ -208,97 +142,6 @@ def test_share_of_tiny_boxes_without_a_positive():
     matched = ATSSMatcher()(anchors, list(boxes[:, None]))  # each alone in an image
     share = (matched < 0).all(dim=1).double().mean().item()
     assert share == pytest.approx(1 - (3.98 / 8) ** 2, abs=0.04)  # 600 draws scatter by 0.018
-
-
-# ------------------------------------------------------------------------------- properties
-
-
-@st.composite
-def scenes(draw, max_levels=4):
-    """Anchors, boxes of some images, options. Integers make ties, fractions make roundings."""
-    num_levels = draw(st.integers(1, max_levels))
-    side = st.integers(1, 6 if num_levels < 5 else 3)
-    shapes = [(draw(side), draw(side)) for _ in range(num_levels)]
-    strides = [draw(st.sampled_from([4, 8])) * 2**i for i in range(num_levels)]
-    sides = draw(
-        st.lists(
-            st.tuples(st.sampled_from([0.5, 1, 2, 3.3, 8]), st.sampled_from([1, 2, 2.7, 8])),
-            min_size=1,
-            max_size=9,
-        )
-    )
-    if num_levels > 1 or max(shapes[0]) > 3:
-        sides = sides[:3]
-    anchors = grid(shapes, strides, sides, draw(st.sampled_from([0.0, 0.5])))
-    if draw(st.booleans()):
-        start, length = st.integers(-20, 60), st.integers(-3, 60)
-    else:
-        start = st.floats(-20, 60, width=32)
-        length = st.one_of(st.floats(-3, 60, width=32), st.floats(0, 5, width=32))
-    box = st.tuples(start, start, length, length).map(
-        lambda b: [float(b[0]), float(b[1]), float(b[0] + b[2]), float(b[1] + b[3])]
-    )
-    images = draw(st.lists(st.lists(box, max_size=6), min_size=1, max_size=3))
-    gt_boxes = [torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4) for boxes in images]
-    options = {
-        "topk": draw(st.sampled_from([1, 2, 4, 9, 15])),
-        "num_anchors": len(sides),
-        "inset": draw(st.sampled_from([0.0, 0.5])),
-        "min_positives": draw(st.sampled_from([0, 0, 1, 3])),
-    }
-    return anchors, gt_boxes, options
-
-
-@settings(max_examples=150, derandomize=True)
-@given(scenes())
-def test_equals_the_loops(scene):
-    anchors, gt_boxes, options = scene
-    check_against_loops(anchors, gt_boxes, **options)
-
-
-@settings(max_examples=25, derandomize=True)
-@given(scenes(max_levels=7))
-def test_equals_the_loops_with_up_to_seven_levels(scene):
-    anchors, gt_boxes, options = scene
-    check_against_loops(anchors, gt_boxes, **options)
-
-
-@settings(max_examples=40, derandomize=True)
-@given(scenes(), st.sampled_from([1, 7, 64]))
-def test_chunks_change_nothing(scene, max_entries):
-    anchors, gt_boxes, options = scene
-    matcher = ATSSMatcher(**options)
-    whole = matcher(anchors, gt_boxes)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(atss_module, "_MAX_CHUNK_ENTRIES", max_entries)
-        assert torch.equal(matcher(anchors, gt_boxes), whole)
-
-
-@settings(max_examples=40, derandomize=True)
-@given(scenes())
-def test_images_do_not_see_each_other(scene):
-    anchors, gt_boxes, options = scene
-    matcher = ATSSMatcher(**options)
-    together = matcher(anchors, gt_boxes)
-    alone = torch.cat([matcher(anchors, [boxes]) for boxes in gt_boxes])
-    assert torch.equal(together, alone)
-    empty = torch.zeros(0, 4)
-    with_empty = matcher(anchors, [empty, *gt_boxes, empty])
-    assert torch.equal(with_empty[1:-1], together)
-    assert (with_empty[[0, -1]] == BACKGROUND).all()
-
-
-@settings(max_examples=40, derandomize=True)
-@given(scenes(), st.integers(-64, 64), st.integers(-64, 64))
-def test_moving_anchors_and_boxes_changes_nothing(scene, x, y):
-    anchors, gt_boxes, options = scene
-    # Quarters of pixels: all numbers stay exact when they are moved by whole pixels.
-    anchors = [(a * 4).round() / 4 for a in anchors]
-    gt_boxes = [(b * 4).round() / 4 for b in gt_boxes]
-    by = torch.tensor([x, y, x, y])
-    matcher = ATSSMatcher(**options)
-    moved = matcher([a + by for a in anchors], [b + by for b in gt_boxes])
-    assert torch.equal(moved, matcher(anchors, gt_boxes))
 
 
 def test_moving_boxes_by_the_largest_stride_moves_their_anchors():
@@ -317,21 +160,6 @@ def test_moving_boxes_by_the_largest_stride_moves_their_anchors():
     assert (matched >= 0).sum() > 5
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_the_order_of_boxes_does_not_matter(seed):
-    generator = torch.Generator().manual_seed(seed)
-    anchors = grid([(12, 12), (6, 6), (3, 3)], [8, 16, 32], [(2, 2)])
-    corners = 80 * torch.rand(12, 2, generator=generator)
-    boxes = torch.cat((corners, corners + 30 * torch.rand(12, 2, generator=generator)), dim=1)
-    order = torch.randperm(12, generator=generator)
-    matcher = ATSSMatcher(min_positives=seed % 2)
-    matched, permuted = matcher(anchors, [boxes, boxes[order]])
-    is_positive = matched >= 0
-    assert is_positive.sum() > 5
-    assert torch.equal(is_positive, permuted >= 0)
-    assert torch.equal(matched[is_positive], order[permuted[is_positive]])
-
-
 def test_every_positive_has_its_centre_inside_its_box():
     anchors = grid([(12, 12), (6, 6)], [8, 16], [(2, 1), (1, 2)])
     corners = 80 * torch.rand(30, 2)
@@ -344,9 +172,6 @@ def test_every_positive_has_its_centre_inside_its_box():
     assert is_positive.any()
     assert (centers > of_box[:, :2]).all()
     assert (centers < of_box[:, 2:]).all()
-
-
-# ------------------------------------------------------------------------------ hard scenes
 
 
 @pytest.mark.parametrize("num_anchors", range(1, 10))
@@ -375,166 +200,107 @@ def test_a_single_candidate_has_no_deviation():
     assert (check_against_loops(anchors, [boxes], topk=1) == 0).sum() == 1
 
 
-def test_batches_without_boxes():
-    anchors = grid([(3, 3), (1, 1)], [8, 16])
-    matcher = ATSSMatcher()
-    for num_images in (1, 3):
-        matched = matcher(anchors, [Boxes(torch.zeros(0, 4))] * num_images)
-        assert matched.shape == (num_images, 10)
-        assert (matched == BACKGROUND).all()
-        assert matcher.last_stats["mean_threshold"] == 0
-    assert matcher(anchors, []).shape == (0, 10)
+# --------------------------------------------------------------------------------- options
+
+
+def test_the_threshold_is_the_mean_plus_a_multiple_of_the_deviation():
+    # The scene of test_one_box_by_hand: mean 1/9, deviation 1/3, best IoU 1 = 1/9 + 8/3 x 1/3.
+    anchors, boxes = grid([(4, 4)], [8], [(1, 1)]), [torch.tensor([[8.0, 8, 16, 16]])]
+    for std_factor, num_positives in ((0.0, 1), (2.66, 1), (2.67, 0)):
+        matcher = ATSSMatcher(std_factor=std_factor)
+        assert (matcher(anchors, boxes) == 0).sum() == num_positives
+        torch.testing.assert_close(
+            matcher.last_stats["mean_threshold"].item(), 1 / 9 + std_factor / 3
+        )
+
+
+@pytest.mark.parametrize("metric", ["iou", "giou", "diou"])
+def test_a_larger_factor_leaves_fewer_positives(metric):
+    anchors = grid([(12, 12), (6, 6), (3, 3)], [8, 16, 32], [(2, 2)])
+    corners = 60 * torch.rand(40, 2)
+    boxes = torch.cat((corners, corners + 5 + 30 * torch.rand(40, 2)), dim=1)
+    alone = list(boxes[:, None])  # each in an image of its own: no conflicts
+    counts = []
+    allowed = torch.ones(40, 189, dtype=torch.bool)
+    for std_factor in (-2.0, -1.0, 0.0, 0.5, 1.0, 2.0, 9.0):
+        positive = ATSSMatcher(metric=metric, std_factor=std_factor)(anchors, alone) >= 0
+        assert (positive <= allowed).all()
+        allowed = positive
+        counts.append(positive.sum().item())
+    assert counts[0] > counts[3] > counts[4] > counts[5] > counts[6] == 0
+
+
+def test_the_biased_deviation_of_two_candidates_reaches_the_better_one():
+    # IoUs 1/2 and 1/4: mean 3/8, deviation sqrt(2 (1/8)^2 / 2) = 1/8, threshold 1/2.
+    anchors = [torch.tensor([[0.0, 0, 8, 16]]), torch.tensor([[0.0, 0, 8, 8]])]
+    boxes = torch.tensor([[0.0, 0, 16, 16]])
+    matcher = ATSSMatcher(unbiased_std=False)
+    assert matcher(anchors, [boxes]).tolist() == [[0, -1]]
+    assert matcher.last_stats["mean_threshold"] == 0.5
+    assert (ATSSMatcher()(anchors, [boxes]) == BACKGROUND).all()
+
+
+def test_the_biased_deviation_of_two_values_reaches_the_higher_one():
+    """IoUs a, a, a, b, b, b with a < b: mean + deviation is b, which takes more than float32."""
+    anchors = grid([(1, 3), (1, 3)], [8, 16], [(1, 1)])
+    boxes = torch.tensor([-1.0, -1, 1, 1]) * (50 + 10 * torch.rand(200, 4))  # hold all anchors
+    matched = ATSSMatcher(topk=3, unbiased_std=False)(anchors, list(boxes[:, None]))
+    assert (matched == torch.tensor([-1, -1, -1, 0, 0, 0])).all()
 
 
 @pytest.mark.parametrize(
-    "box",
+    ("metric", "values"),
     [
-        [10.0, 10, 10, 30],  # no width
-        [10.0, 10, 30, 10],  # no height
-        [12.0, 12, 12, 12],  # a point, on a centre
-        [30.0, 10, 10, 30],  # inverted in x
-        [10.0, 30, 30, 10],  # inverted in y
-        [30.0, 30, 10, 10],  # inverted in both: width x height is positive
-        [float("nan"), 10, 30, 30],
-        [float("nan")] * 4,
+        # The box is the first anchor; the second lies 8 px beside it: hull 24 x 8, union 16 x 8,
+        # distance of the centres 16, diagonal sqrt(24^2 + 8^2).
+        ("iou", (1, 0)),
+        ("giou", (1, -64 / 192)),
+        ("diou", (1, -256 / 640)),
     ],
-    ids=str,
 )
-def test_boxes_that_are_none_get_no_anchor_and_disturb_no_other(box):
-    anchors = grid([(6, 6), (3, 3)], [8, 16], [(2, 2)])
-    good = torch.tensor([[8.0, 8, 28, 24]])
-    alone = ATSSMatcher(min_positives=1)(anchors, [good])[0]
-    matcher = ATSSMatcher(min_positives=1)
-    both = matcher(anchors, [torch.cat((torch.tensor([box]), good))])[0]
-    assert (both != 0).all()
-    assert torch.equal(both == 1, alone == 0)
-    assert matcher.last_stats["mean_threshold"].isfinite()
-
-
-@pytest.mark.parametrize(
-    "box",
-    [
-        [-20.0, -20, 20, 20],  # across the corner
-        [30.0, 30, 90, 90],
-        [-50.0, 10, 120, 20],
-        [0.0, 0, 48, 48],  # the whole image
-        [-1000.0, -1000, 1000, 1000],
-        [-1e6, -1e6, 1e6, 1e6],
-        [-200.0, -200, -100, -100],  # far outside
-        [47.0, 47, 48, 48],
-        [15.5, 15.5, 16.5, 16.5],  # between four centres
-    ],
-    ids=str,
-)
-@pytest.mark.parametrize("min_positives", [0, 1])
-def test_boxes_at_and_beyond_the_border_tiny_and_huge(box, min_positives):
-    anchors = grid([(6, 6), (3, 3), (2, 2)], [8, 16, 32], [(2, 2)])
-    matched = check_against_loops(anchors, [torch.tensor([box])], min_positives=min_positives)
-    assert (matched >= 0).sum() >= min_positives
-
-
-def test_boxes_too_large_for_float32_areas():
-    """An area overflows above 1.8e19 pixels; whatever happens must not spread to other boxes."""
-    anchors = grid([(6, 6)], [8], [(2, 2)])
-    good = torch.tensor([[8.0, 8, 28, 24]])
-    huge = torch.tensor([[-1e20, -1e20, 1e20, 1e20]])
-    alone = ATSSMatcher()(anchors, [good])[0]
-    matcher = ATSSMatcher()
-    both = matcher(anchors, [torch.cat((good, huge))])[0]
-    assert torch.equal(both == 0, alone == 0)
-    assert matcher.last_stats["mean_threshold"].isfinite()
-
-
-def test_thousands_of_boxes_in_one_image():
-    anchors = grid([(8, 8), (4, 4), (2, 2)], [8, 16, 32], [(2, 2)])
-    corners = torch.randint(0, 60, (2000, 2)).float()
-    boxes = torch.cat((corners, corners + torch.randint(0, 30, (2000, 2))), dim=1)
-    matched = check_against_loops(anchors, [boxes, boxes[:1], boxes[:0]])
-    assert matched.max() > 1000
-
-
-def test_the_same_again():
-    anchors = grid([(8, 8), (4, 4)], [8, 16], [(2, 2)])
-    corners = torch.randint(0, 60, (300, 2)).float()
-    boxes = torch.cat((corners, corners + torch.randint(1, 30, (300, 2))), dim=1)
-    matcher = ATSSMatcher()
-    first = matcher(anchors, [boxes])
-    for other in (matcher, ATSSMatcher(), copy.deepcopy(matcher)):
-        assert torch.equal(other(anchors, [boxes]), first)
-    assert torch.equal(pickle.loads(pickle.dumps(matcher))(anchors, [boxes]), first)
-
-
-# -------------------------------------------------------------------- types, modes, devices
-
-
-def _small_scene():
-    anchors = grid([(6, 6), (3, 3)], [8, 16], [(2, 2)])
-    return anchors, [torch.tensor([[3.0, 4, 30, 21], [7, 1, 17, 45]]), torch.zeros(0, 4)]
-
-
-def test_plain_tensors_are_as_good_as_boxes():
-    anchors, gt_boxes = _small_scene()
-    matcher = ATSSMatcher()
-    assert torch.equal(
-        matcher([Boxes(a) for a in anchors], [Boxes(b) for b in gt_boxes]),
-        matcher(anchors, gt_boxes),
+def test_metrics_by_hand(metric, values):
+    anchors = [torch.tensor([[0.0, 0, 8, 8], [16, 0, 24, 8]])]
+    matcher = ATSSMatcher(metric=metric)
+    matcher(anchors, [torch.tensor([[0.0, 0, 8, 8]])])
+    mean, half = sum(values) / 2, (values[0] - values[1]) / 2
+    expected = mean + math.sqrt(2 * half**2)
+    torch.testing.assert_close(
+        matcher.last_stats["mean_threshold"].item(), expected, rtol=1e-6, atol=0
     )
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64, torch.int64])
-def test_other_number_types_are_measured_in_float32(dtype):
-    anchors, gt_boxes = _small_scene()  # whole numbers below 256: exact in every type
-    matched = ATSSMatcher()([a.to(dtype) for a in anchors], [b.to(dtype) for b in gt_boxes])
-    assert torch.equal(matched, ATSSMatcher()(anchors, gt_boxes))
-    assert (matched >= 0).any()
+@pytest.mark.parametrize("metric", ["iou", "giou", "diou"])
+def test_boxes_that_are_none_do_not_count_in_the_mean_threshold(metric):
+    anchors = grid([(4, 4)], [8], [(1, 1)])
+    box, none = torch.tensor([[3.0, 4, 30, 21]]), torch.tensor([[9.0, 9, 9, 20], [math.nan] * 4])
+    matcher = ATSSMatcher(metric=metric)
+    matcher(anchors, [box])
+    alone = matcher.last_stats["mean_threshold"]
+    matcher(anchors, [torch.cat((box, none))])
+    torch.testing.assert_close(matcher.last_stats["mean_threshold"], alone)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_autocast_changes_nothing(dtype):
-    anchors, gt_boxes = _small_scene()
-    gt_boxes[0] = gt_boxes[0] + 1 / 3
-    expected = ATSSMatcher()(anchors, gt_boxes)
-    with torch.autocast("cpu", dtype=dtype):
-        assert torch.equal(ATSSMatcher()(anchors, gt_boxes), expected)
+def test_of_negative_overlaps_the_higher_one_wins_the_anchor():
+    # One tall anchor, 2 x 96, and two flat boxes across it with the same centre. GIoU with the
+    # first is 4 / 380 - (9216 - 380) / 9216 = -0.948, with the second 8 / 408 -
+    # (5376 - 408) / 5376 = -0.905. A single candidate is its own threshold.
+    anchors = [torch.tensor([[7.0, -40, 9, 56]])]
+    boxes = torch.tensor([[-40.0, 7, 56, 9], [-20, 6, 36, 10]])
+    for order, winner in (([0, 1], 1), ([1, 0], 0)):
+        assert ATSSMatcher(metric="giou")(anchors, [boxes[order]]).tolist() == [[winner]]
 
 
-def test_no_gradient_is_recorded():
-    anchors, gt_boxes = _small_scene()
-    matcher = ATSSMatcher(min_positives=1)
-    matched = matcher([a.requires_grad_() for a in anchors], [b.requires_grad_() for b in gt_boxes])
-    assert not matched.requires_grad
-    assert not any(value.requires_grad for value in matcher.last_stats.values())
-
-
-def test_the_arguments_are_not_changed():
-    anchors, gt_boxes = _small_scene()
-    before = copy.deepcopy((anchors, gt_boxes))
-    ATSSMatcher(min_positives=1)(anchors, gt_boxes)
-    torch.testing.assert_close((anchors, gt_boxes), before, rtol=0, atol=0)
-
-
-def test_anchors_of_detectron2s_generator():
-    generator = DefaultAnchorGenerator(
-        sizes=[[16, 20], [32, 40]], aspect_ratios=[0.5, 1.0, 2.0], strides=[8, 16], offset=0.5
-    )
-    anchors = generator([torch.zeros(1, 1, 5, 6), torch.zeros(1, 1, 3, 3)])
-    boxes = torch.tensor([[3.0, 4, 30, 21], [7, 1, 17, 39]])
-    matched = check_against_loops([a.tensor for a in anchors], [boxes], num_anchors=6)
-    assert torch.equal(ATSSMatcher(num_anchors=6)(anchors, [Boxes(boxes)]), matched)
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_the_gpu_gives_the_same_labels():
-    anchors = grid([(40, 50), (20, 25), (10, 13)], [8, 16, 32])
-    corners = torch.randint(0, 300, (500, 2)).float()
-    boxes = torch.cat((corners, corners + torch.randint(0, 90, (500, 2))), dim=1)
-    boxes = torch.cat((boxes, boxes + torch.rand(500, 4)))
-    gt_boxes = [boxes, boxes[:0], boxes[:3]]
-    matched = ATSSMatcher(min_positives=1)(
-        [a.cuda() for a in anchors], [b.cuda() for b in gt_boxes]
-    )
-    assert matched.is_cuda
-    assert torch.equal(matched.cpu(), ATSSMatcher(min_positives=1)(anchors, gt_boxes))
+def test_without_the_centre_test_overlap_is_enough():
+    # The tiny box of test_min_positives_...: of nine IoUs four are v = 4/76 and five are 0, the
+    # threshold is v (4/9 + sqrt((4 (5/9)^2 + 5 (4/9)^2) / 8)) = 0.97 v.
+    anchors = grid([(4, 4)], [8], [(1, 1)])
+    matcher = ATSSMatcher(center_epsilon=None)
+    matched = matcher(anchors, [torch.tensor([[6.0, 6, 10, 10]])])
+    assert (matched[0] == 0).nonzero().flatten().tolist() == [0, 1, 4, 5]
+    # All overlaps are 0, so is the threshold; that is no reason to make them positive.
+    assert (matcher(anchors, [torch.tensor([[-99.0, -99, -80, -80]])]) == BACKGROUND).all()
+    # A box that touches the anchors from outside.
+    assert (matcher(anchors, [torch.tensor([[-8.0, 0, 0, 8]])]) == BACKGROUND).all()
 
 
 # ----------------------------------------------------------------------------------- errors
@@ -547,46 +313,10 @@ def test_the_gpu_gives_the_same_labels():
         ({"num_anchors": 0}, "num_anchors must be >= 1, got 0"),
         ({"inset": -0.5}, "inset must be >= 0, got -0.5"),
         ({"min_positives": -1}, "min_positives must be >= 0, got -1"),
+        ({"center_epsilon": -1.0}, "center_epsilon must be None or >= 0, got -1.0"),
+        ({"metric": "ciou"}, 'metric must be one of iou, giou, diou, got "ciou"'),
     ],
 )
 def test_arguments_out_of_range(options, message):
     with pytest.raises(ValueError, match=message):
         ATSSMatcher(**options)
-
-
-def test_arguments_are_keyword_only():
-    with pytest.raises(TypeError):
-        ATSSMatcher(9)
-
-
-def test_inputs_of_the_wrong_shape():
-    anchors, gt_boxes = _small_scene()
-    matcher = ATSSMatcher()
-    with pytest.raises(ValueError, match=r"shape \(n, 4\), got \(2, 5\)"):
-        matcher(anchors, [torch.zeros(2, 5)])
-    with pytest.raises(ValueError, match=r"shape \(n, 4\), got \(4,\)"):
-        matcher(anchors, [torch.zeros(4)])
-    with pytest.raises(ValueError, match=r"shape \(n, 4\), got \(3, 3, 4\)"):
-        matcher([torch.zeros(3, 3, 4)], gt_boxes)
-    with pytest.raises(ValueError, match="at least one level of anchors"):
-        matcher([], gt_boxes)
-
-
-def test_a_rule_needs_nothing_but_match():
-    class FirstAnchor(DenseMatcher):
-        """Gives the first anchor of an image to its last box."""
-
-        def match(self, anchors, boxes, image_idxs, num_images):
-            assert boxes.dtype == torch.float32
-            assert not torch.is_autocast_enabled("cpu")
-            assert not torch.is_grad_enabled()
-            matched = torch.full((num_images, sum(map(len, anchors))), BACKGROUND)
-            for box_idx, image_idx in enumerate(image_idxs.tolist()):
-                matched[image_idx, 0] = box_idx
-            return matched
-
-    anchors, gt_boxes = _small_scene()
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        matched = FirstAnchor()(anchors, [gt_boxes[0][:1], gt_boxes[1], gt_boxes[0].double()])
-    assert matched[:, 0].tolist() == [0, BACKGROUND, 1]  # index within the image
-    assert (matched[:, 1:] == BACKGROUND).all()

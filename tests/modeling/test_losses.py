@@ -8,7 +8,7 @@ from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from atss_d2.modeling.box_coding import box2box_transform
+from atss_d2.modeling.box_coding import PointDistances, box2box_transform
 from atss_d2.modeling.losses import (
     centerness_loss,
     centerness_targets,
@@ -353,32 +353,40 @@ def test_normalizers_of_one_process():
 # ---------------------------------------------------------------------------- public numbers
 
 
-def flatten(prefix):
-    """Published head outputs as (N x R, K), (N x R, 4) and (N x R,)."""
+def flatten(prefix, boxes_of=None):
+    """Published head outputs as (N x R, K), (N x R, 4) and (N x R,).
+
+    Args:
+        prefix: Whose outputs.
+        boxes_of: Whose box regression, if it is another's.
+    """
     outputs = []
     for name in ("cls", "reg", "ctr"):
-        maps = [torch.from_numpy(published[f"{prefix}.{name}_{level}"]) for level in range(5)]
+        source = boxes_of if name == "reg" and boxes_of else prefix
+        maps = [torch.from_numpy(published[f"{source}.{name}_{level}"]) for level in range(5)]
         outputs.append(torch.cat([m.permute(0, 2, 3, 1).flatten(1, 2) for m in maps], dim=1))
     logits, deltas, centerness = (x.flatten(0, 1) for x in outputs)
     return logits, deltas, centerness[:, 0]
 
 
-def three_losses(prefix, anchors, labels, boxes, *, inset=0.0, shrink=0.0):
+def three_losses(predictions, anchors, labels, boxes, *, coder=None, inset=0.0, shrink=0.0):
     """The losses of two images from published predictions.
 
     Args:
+        predictions: See ``flatten``.
         anchors: (R, 4).
-        labels: (2, R); 5 is background.
+        labels: (2, R); 5 is background, -1 ignored.
         boxes: (2, R, 4) matched boxes.
+        coder: Box coder.
         inset: Of the centerness targets.
         shrink: Pixels taken off width and height of both boxes in the GIoU loss.
     """
-    logits, deltas, centerness = flatten(prefix)
+    logits, deltas, centerness = predictions
     anchors, labels, boxes = anchors.repeat(2, 1), labels.flatten(), boxes.flatten(0, 1)
-    is_positive = labels < 5
+    is_positive = (labels >= 0) & (labels < 5)
     targets = centerness_targets(anchors, boxes, inset) * is_positive
     num_positives, sum_centerness = loss_normalizers(is_positive.sum(), targets.sum())
-    pred_boxes = box2box_transform().apply_deltas(deltas, anchors)
+    pred_boxes = (coder or box2box_transform()).apply_deltas(deltas, anchors)
     by = torch.tensor([0.0, 0, shrink, shrink])
     box_loss = (giou_loss(pred_boxes - by, boxes - by) * targets).sum()
     ctr_loss = (centerness_loss(centerness, targets) * is_positive).sum()
@@ -405,27 +413,34 @@ def test_losses_are_those_of_mmdetection():
         gt_boxes = torch.from_numpy(published[f"gt_boxes_{i}"])
         labels.append(torch.where(assigned >= 0, classes[assigned], 5))
         boxes.append(torch.where((assigned >= 0)[:, None], gt_boxes[assigned], anchors))
-    losses = three_losses("mmdet", anchors, torch.stack(labels), torch.stack(boxes))
+    losses = three_losses(flatten("mmdet"), anchors, torch.stack(labels), torch.stack(boxes))
     theirs = tuple(published[f"mmdet.loss_{name}"].item() for name in ("cls", "bbox", "centerness"))
     torch.testing.assert_close(losses, theirs, rtol=1e-6, atol=0)
 
 
-def test_losses_are_those_of_the_authors():
+@pytest.mark.parametrize("regression", ["box", "point"])
+@pytest.mark.parametrize("rule", ["atss", "iou", "ssc"])
+def test_losses_are_those_of_the_authors(rule, regression):
     anchors = torch.from_numpy(published["authors.atss_box.anchors"])
+    variant = f"authors.{rule}_{regression}"
     labels, boxes = [], []
     for i in range(2):
-        theirs = torch.from_numpy(published[f"authors.atss_box.labels_{i}"]).long()
+        theirs = torch.from_numpy(published[f"{variant}.labels_{i}"]).long()
         matched = anchors.clone()
-        matched[theirs > 0] = torch.from_numpy(published[f"authors.atss_box.matched_boxes_{i}"])
-        labels.append(torch.where(theirs > 0, theirs - 1, 5))
+        matched[theirs > 0] = torch.from_numpy(published[f"{variant}.matched_boxes_{i}"])
+        labels.append(torch.where(theirs > 0, theirs - 1, torch.where(theirs < 0, -1, 5)))
         boxes.append(matched)
     labels, boxes = torch.stack(labels), torch.stack(boxes)
     theirs = tuple(
-        published[f"authors.atss_box.loss_{name}"].item() for name in ("cls", "reg", "centerness")
+        published[f"{variant}.loss_{name}"].item() for name in ("cls", "reg", "centerness")
     )
+    predictions = flatten("authors.atss_box", boxes_of=f"authors.atss_{regression}")
+    exact, ours = None, None  # box2box_transform
+    if regression == "point":
+        exact, ours = PointDistances(inset=0.5), PointDistances()
     # Inclusive corners: distances are 0.5 px shorter, and in the GIoU loss sides 1 px.
-    losses = three_losses("authors.atss_box", anchors, labels, boxes, inset=0.5, shrink=1.0)
-    torch.testing.assert_close(losses, theirs, rtol=1e-6, atol=0)
+    losses = three_losses(predictions, anchors, labels, boxes, coder=exact, inset=0.5, shrink=1.0)
+    torch.testing.assert_close(losses, theirs, rtol=2e-6, atol=0)
     # In continuous geometry the same predictions cost nearly the same.
-    losses = three_losses("authors.atss_box", anchors, labels, boxes)
-    torch.testing.assert_close(losses, theirs, rtol=5e-3, atol=0)
+    losses = three_losses(predictions, anchors, labels, boxes, coder=ours)
+    torch.testing.assert_close(losses, theirs, rtol=0.05, atol=0)

@@ -7,7 +7,7 @@ from detectron2.structures import Boxes, pairwise_iou
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from atss_d2.modeling.box_coding import box2box_transform
+from atss_d2.modeling.box_coding import PointDistances, box2box_transform
 from atss_d2.modeling.postprocess import clip_boxes, postprocess, select_candidates
 from tests import reference
 
@@ -114,11 +114,12 @@ def test_equals_the_loops_with_the_coder_of_the_paper():
 # ----------------------------------------------------------------------------- public numbers
 
 
-def of_image(prefix, i):
+def of_image(prefix, i, boxes_of=None):
     """Published predictions of an image as levels of (Ri, 5), (Ri, 4) and (Ri,)."""
     outputs = []
     for name in ("cls", "reg", "ctr"):
-        maps = [torch.from_numpy(published[f"{prefix}.{name}_{level}"][i]) for level in range(5)]
+        source = boxes_of if name == "reg" and boxes_of else prefix
+        maps = [torch.from_numpy(published[f"{source}.{name}_{level}"][i]) for level in range(5)]
         outputs.append([m.permute(1, 2, 0).flatten(0, 1) for m in maps])
     logits, deltas, centerness = outputs
     return logits, deltas, [c[:, 0] for c in centerness]
@@ -151,6 +152,24 @@ def test_detections_are_those_of_the_authors(i):
         sorted_detections("authors.atss_box", i),
     )
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("i", [0, 1])
+def test_detections_from_points_are_those_of_the_authors(i):
+    """Their head differs from that of the boxes in the bias of the box predictor only."""
+    sizes = [h * w for h, w in published["level_shapes"].tolist()]
+    anchors = torch.from_numpy(published["authors.atss_box.anchors"]).split(sizes)
+    width, height = published["sizes_wh"][i].tolist()
+    logits, deltas, centerness = of_image("authors.atss_box", i, boxes_of="authors.atss_point")
+    ours = postprocess(
+        anchors,
+        logits,
+        deltas,
+        centerness,
+        (height, width),
+        box2box_transform=PointDistances(inset=0.5),
+    )
+    torch.testing.assert_close(ours, sorted_detections("authors.atss_point", i), rtol=0, atol=1e-4)
 
 
 def mmdet_anchors():

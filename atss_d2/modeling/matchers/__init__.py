@@ -4,6 +4,20 @@ One rule per file, one interface (:class:`DenseMatcher`).
 """
 
 from .atss import ATSSMatcher
-from .base import BACKGROUND, IGNORED, DenseMatcher
+from .base import DenseMatcher
+from .center_sampling import CenterSamplingMatcher
+from .iou import IoUMatcher
+from .scale_range import ScaleRangeMatcher
+from .selection import BACKGROUND, IGNORED
+from .topk import TopKMatcher
 
-__all__ = ["BACKGROUND", "IGNORED", "ATSSMatcher", "DenseMatcher"]
+__all__ = [
+    "BACKGROUND",
+    "IGNORED",
+    "ATSSMatcher",
+    "CenterSamplingMatcher",
+    "DenseMatcher",
+    "IoUMatcher",
+    "ScaleRangeMatcher",
+    "TopKMatcher",
+]

@@ -1,7 +1,7 @@
 """What every sample-selection rule has in common.
 
 Shapes: N images, L levels, Ri anchors of level i, R = sum(Ri), Mn boxes of image n,
-M = sum(Mn) boxes of the batch.
+M = sum(Mn) boxes of the batch, m boxes of a chunk.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import torch
 from detectron2.structures import Boxes
 from torch import Tensor
 
-BACKGROUND = -1
-IGNORED = -2
+from .geometry import box_areas, paired_intersection
+from .selection import BACKGROUND, IGNORED, box_chunks, max_per_image_
 
 
 class DenseMatcher(ABC):
@@ -26,26 +26,50 @@ class DenseMatcher(ABC):
 
     Attributes:
         last_stats: Scalars that describe the last call, as 0-dim tensors on the boxes' device
-            (reading them on the host is left to the caller). The meta-architecture logs them as
-            ``atss/<name>``.
+            (reading them on the host is left to the caller): ``num_ignored``, anchors per image
+            that are ignored, where the rule or ``ignore_iof_thresh`` ignores any, and what a rule
+            adds. The meta-architecture logs them as ``atss/<name>``.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, ignore_iof_thresh: float | None = None) -> None:
+        """
+        Args:
+            ignore_iof_thresh: Background anchors become ignored when an ignore region of their
+                image covers more than this share of their area. None: ignore regions get no
+                positives, and the anchors in them are background like all others.
+
+        Raises:
+            ValueError: The threshold is not in [0, 1).
+        """
+        if ignore_iof_thresh is not None and not 0 <= ignore_iof_thresh < 1:
+            raise ValueError(
+                f"ignore_iof_thresh must be None or in [0, 1), got {ignore_iof_thresh}"
+            )
+        self.ignore_iof_thresh = ignore_iof_thresh
         self.last_stats: dict[str, Tensor] = {}
 
     @torch.no_grad()
     def __call__(
-        self, anchors: Sequence[Boxes | Tensor], gt_boxes: Sequence[Boxes | Tensor]
+        self,
+        anchors: Sequence[Boxes | Tensor],
+        gt_boxes: Sequence[Boxes | Tensor],
+        gt_ignore: Sequence[Tensor] | None = None,
     ) -> Tensor:
         """
         Args:
             anchors: L levels of anchors in Detectron2's order (row by row, the anchors of one
                 location adjacent), each (Ri, 4) XYXY in pixels, shared by all images.
             gt_boxes: N images, each (Mn, 4) XYXY in pixels.
+            gt_ignore: N images, each (Mn,) bool: true for a box that is an ignore region (a
+                crowd), not an object. It gets no positives, but still counts in the indices of
+                its image. None: there are no such regions.
 
         Returns:
             (N, R) int64: index into the boxes of the image, :data:`BACKGROUND` (-1) or
             :data:`IGNORED` (-2).
+
+        Raises:
+            ValueError: Anchors or boxes are not (n, 4), or ``gt_ignore`` does not fit the boxes.
         """
         anchors = [_as_tensor(a) for a in anchors]
         gt_boxes = [_as_tensor(b) for b in gt_boxes]
@@ -55,14 +79,26 @@ class DenseMatcher(ABC):
         counts = torch.tensor([len(b) for b in gt_boxes], dtype=torch.int64)
         # The batch as one list of boxes: (M, 4) and the image of each box.
         boxes = torch.cat(gt_boxes) if gt_boxes else anchors[0].new_zeros(0, 4)  # (M, 4)
-        image_idxs = torch.repeat_interleave(torch.arange(len(counts)), counts)
-        first_idxs = torch.cumsum(counts, 0) - counts
+        boxes = boxes.to(device)
+        image_idxs = torch.repeat_interleave(torch.arange(len(counts)), counts).to(device)
+        first_idxs = (torch.cumsum(counts, 0) - counts).to(device)
+        regions = None
+        if gt_ignore is not None and gt_boxes:
+            is_region = _cat_flags(gt_ignore, counts.tolist()).to(device)[:, None]  # (M, 1)
+            # Boxes of no area are neutral: no rule gives them an anchor, and they cover none.
+            boxes, regions = boxes.masked_fill(is_region, 0), boxes.masked_fill(~is_region, 0)
+
         with torch.autocast(device.type, enabled=False):
             self.last_stats = {}
-            matched = self.match(
-                anchors, boxes.to(device), image_idxs.to(device), len(gt_boxes)
-            )  # (N, R) index into the batch's boxes
-        return torch.where(matched >= 0, matched - first_idxs.to(device)[:, None], matched)
+            # (N, R) index into the batch's boxes
+            matched = self.match(anchors, boxes, image_idxs, len(gt_boxes))
+            if self.ignore_iof_thresh is not None:
+                if regions is not None:
+                    covered = self._is_covered(torch.cat(anchors), regions, image_idxs, matched)
+                    matched = torch.where(covered & (matched == BACKGROUND), IGNORED, matched)
+                num_ignored = (matched == IGNORED).sum()
+                self.last_stats["num_ignored"] = num_ignored / max(len(gt_boxes), 1)
+        return torch.where(matched >= 0, matched - first_idxs[:, None], matched)
 
     @abstractmethod
     def match(
@@ -72,13 +108,26 @@ class DenseMatcher(ABC):
 
         Args:
             anchors: L levels, each (Ri, 4) float32.
-            boxes: (M, 4) float32 boxes of all images, one after the other.
+            boxes: (M, 4) float32 boxes of all images, one after the other. A box whose width or
+                height is not positive must get no positive: ignore regions arrive as such.
             image_idxs: (M,) int64 image of each box, ascending.
             num_images: N.
 
         Returns:
             (N, R) int64 index into ``boxes``, or :data:`BACKGROUND`, or :data:`IGNORED`.
         """
+
+    def _is_covered(
+        self, anchors: Tensor, regions: Tensor, image_idxs: Tensor, matched: Tensor
+    ) -> Tensor:
+        """Mask (N, R) of the anchors that one of the regions (M, 4) of their image covers."""
+        covered = torch.zeros_like(matched, dtype=torch.int32)
+        areas = box_areas(anchors)  # (R,)
+        for rows in box_chunks(len(regions), len(anchors)):
+            intersection = paired_intersection(anchors, regions[rows, None])  # (m, R)
+            is_covered = intersection > self.ignore_iof_thresh * areas
+            max_per_image_(covered, is_covered.int(), image_idxs[rows])
+        return covered > 0
 
 
 def _as_tensor(boxes: Boxes | Tensor) -> Tensor:
@@ -88,25 +137,14 @@ def _as_tensor(boxes: Boxes | Tensor) -> Tensor:
     return tensor.detach().float()
 
 
-def box_centers(boxes: Tensor) -> Tensor:
-    """Centres (..., 2) of XYXY boxes (..., 4)."""
-    return (boxes[..., :2] + boxes[..., 2:]) / 2
-
-
-def box_areas(boxes: Tensor) -> Tensor:
-    """Areas (...) of XYXY boxes (..., 4)."""
-    return (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])
-
-
-def paired_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
-    """IoU (...) of two broadcastable sets of XYXY boxes (..., 4); 0 for two empty boxes."""
-    lower = torch.maximum(boxes1[..., :2], boxes2[..., :2])
-    upper = torch.minimum(boxes1[..., 2:], boxes2[..., 2:])
-    intersection = (upper - lower).clamp(min=0).prod(dim=-1)
-    union = box_areas(boxes1) + box_areas(boxes2) - intersection
-    return torch.where(union > 0, intersection / union, 0.0)
-
-
-def center_margins(centers: Tensor, boxes: Tensor) -> Tensor:
-    """Smallest of the distances (...) from points (..., 2) to the four sides of XYXY boxes."""
-    return torch.cat((centers - boxes[..., :2], boxes[..., 2:] - centers), dim=-1).amin(dim=-1)
+def _cat_flags(gt_ignore: Sequence[Tensor], counts: list[int]) -> Tensor:
+    """Flags (M,) of all images, checked against the numbers of boxes."""
+    if len(gt_ignore) != len(counts):
+        raise ValueError(f"gt_ignore has {len(gt_ignore)} images, gt_boxes has {len(counts)}")
+    for i, (flags, count) in enumerate(zip(gt_ignore, counts)):
+        if flags.dtype != torch.bool or flags.shape != (count,):
+            raise ValueError(
+                f"gt_ignore[{i}] must be bool of shape ({count},), one flag for each box of the "
+                f"image, got {flags.dtype} of shape {tuple(flags.shape)}"
+            )
+    return torch.cat(list(gt_ignore))

@@ -10,10 +10,12 @@ from detectron2.data import (
 )
 from detectron2.evaluation import COCOEvaluator
 
+from atss_d2.data import BoxDatasetMapper
+
 dataloader = dict(
     train=L(build_detection_train_loader)(
         dataset=L(get_detection_dataset_dicts)(names="coco_2017_train"),
-        mapper=L(DatasetMapper)(
+        mapper=L(BoxDatasetMapper)(
             is_train=True,
             augmentations=[
                 L(T.ResizeShortestEdge)(short_edge_length=800, max_size=1333),

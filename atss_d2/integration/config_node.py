@@ -1,0 +1,101 @@
+"""The sample selection of a model that a LazyConfig describes."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from detectron2.config import LazyCall
+from detectron2.utils.registry import locate
+from omegaconf import DictConfig
+from torch import nn
+
+from ..modeling.matchers import DenseMatcher
+from .detector import replace_label_anchors
+
+# Arguments of a matcher -> the node below that of the model that has the same value.
+_SAME_VALUE = {"num_anchors": "head", "strides": "anchor_generator"}
+
+
+def build_with_matcher(
+    *,
+    model_class: str | Callable[..., nn.Module],
+    matcher: DenseMatcher,
+    anchor_scale: float | None = None,
+    **kwargs: Any,
+) -> nn.Module:
+    """Builds a detector and replaces its sample selection: the ``_target_`` of a changed node.
+
+    Args:
+        model_class: The class of the detector, or its name.
+        matcher: As in :func:`use_matcher`.
+        anchor_scale: As in :func:`use_matcher`.
+        **kwargs: Arguments of ``model_class``.
+    """
+    return replace_label_anchors(_located(model_class)(**kwargs), matcher, anchor_scale, {})
+
+
+def change_node(
+    node: DictConfig,
+    matcher: type[DenseMatcher] | DictConfig | None,
+    anchor_scale: float | None,
+    options: dict[str, Any],
+) -> DictConfig:
+    """Gives the node of a model another matcher, or none again; see :func:`use_matcher`."""
+    if "_target_" not in node:
+        raise TypeError(
+            "use_matcher needs the node of a model, such as cfg.model, got one without _target_, "
+            f"with the keys {', '.join(map(str, node))}"
+        )
+    is_changed = _located(node._target_) is build_with_matcher
+    if matcher is None:
+        if is_changed:
+            node._target_ = node.pop("model_class")
+            node.pop("matcher")
+            node.pop("anchor_scale", None)
+        return node
+    if not is_changed:
+        _check_target(node)
+    matcher = _matcher_node(node, matcher, options)
+    if not is_changed:
+        node.model_class = node._target_
+        node._target_ = build_with_matcher
+    node.matcher = matcher
+    node.anchor_scale = anchor_scale
+    return node
+
+
+def _matcher_node(
+    node: DictConfig, matcher: type[DenseMatcher] | DictConfig, options: dict[str, Any]
+) -> DictConfig:
+    if isinstance(matcher, DenseMatcher):
+        name = type(matcher).__name__
+        raise TypeError(
+            f"a LazyConfig describes what is built later, got a built {name}: give the class with "
+            f"its options, or LazyCall({name})(...)"
+        )
+    matcher = LazyCall(matcher)(**options) if isinstance(matcher, type) else matcher.copy()
+    # One value, one place: what another node of the model says is not said again.
+    arguments = inspect.signature(_located(matcher._target_)).parameters
+    for name, part in _SAME_VALUE.items():
+        if name in arguments and name not in matcher and name in (node.get(part) or {}):
+            matcher[name] = f"${{..{part}.{name}}}"
+    return matcher
+
+
+def _check_target(node: DictConfig) -> None:
+    """Finds at once what building the model would find."""
+    target = _located(node._target_)
+    name = getattr(target, "__name__", target)
+    if isinstance(target, type) and not hasattr(target, "label_anchors"):
+        raise TypeError(
+            "use_matcher works with Detectron2's RetinaNet and FCOS and with detectors like them, "
+            f"got {name}, which has no label_anchors"
+        )
+    if "matcher" in node:
+        raise TypeError(f"{name} has a matcher of its own: set the key matcher of its node")
+
+
+def _located(target: Any) -> Any:
+    return locate(target) if isinstance(target, str) else target

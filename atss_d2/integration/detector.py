@@ -1,0 +1,184 @@
+"""The sample selection of a model that is built.
+
+Shapes: N images, L levels of Ri anchors, R = sum(Ri), K classes.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from detectron2.modeling.meta_arch.fcos import FCOS
+from detectron2.structures import Boxes, Instances
+from torch import Tensor, nn
+
+from ..modeling.atss import ATSS
+from ..modeling.build import check_parts
+from ..modeling.labels import ignore_flags, labels_from_matches
+from ..modeling.matchers import DenseMatcher
+from ..modeling.matchers.geometry import box_centers, side_distances
+
+# Side, in strides, of the anchors that the paper compares with boxes. Detectron2's FCOS has
+# anchors of side 1, which stand for points.
+_FCOS_ANCHOR_SCALE = 8.0
+# A logit whose focal loss as background is 0 in any precision.
+_SURE_BACKGROUND = -100.0
+# What a detector needs to have.
+_PARTS = (
+    "label_anchors",
+    "anchor_generator",
+    "backbone",
+    "box2box_transform",
+    "head",
+    "head_in_features",
+    "num_classes",
+)
+
+
+def replace_label_anchors(
+    model: nn.Module,
+    matcher: DenseMatcher | type[DenseMatcher] | None,
+    anchor_scale: float | None,
+    options: dict[str, Any],
+) -> nn.Module:
+    """Gives one model another sample selection, or its own back; see :func:`use_matcher`."""
+    _check_detector(model)
+    if matcher is None:
+        for name in ("label_anchors", "losses"):
+            vars(model).pop(name, None)
+        return model
+    generator = model.anchor_generator
+    if isinstance(matcher, type):
+        known = {"num_anchors": generator.num_anchors[0], "strides": tuple(generator.strides)}
+        matcher = matcher(**{**_accepted(known, matcher), **options})
+    if not isinstance(matcher, DenseMatcher):
+        raise TypeError(f"matcher must be a DenseMatcher, got {type(matcher).__name__}")
+    check_parts(
+        backbone_shapes=model.backbone.output_shape(),
+        head_in_features=model.head_in_features,
+        anchor_generator=generator,
+        head=model.head,
+        matcher=matcher,
+        box2box_transform=model.box2box_transform,
+        num_classes=model.num_classes,
+    )
+    is_fcos = isinstance(model, FCOS)
+    if anchor_scale is None and is_fcos:
+        anchor_scale = _FCOS_ANCHOR_SCALE
+    # Attributes of the instance hide the methods of its class; no modules: no keys in state_dict.
+    model.label_anchors = LabelAnchors(
+        matcher,
+        num_classes=model.num_classes,
+        sides=None if anchor_scale is None else _sides(generator, anchor_scale),
+        centers_inside=is_fcos,
+    )
+    if is_fcos:
+        model.losses = functools.partial(_losses_without_ignored, model)
+    return model
+
+
+def _check_detector(model: object) -> None:
+    if isinstance(model, ATSS):
+        raise TypeError("ATSS has a matcher of its own: set model.matcher")
+    missing = [name for name in _PARTS if not hasattr(model, name)]
+    if missing:
+        raise TypeError(
+            "use_matcher works with Detectron2's RetinaNet and FCOS and with detectors like them, "
+            f"got {type(model).__name__}, which has no {', '.join(missing)}"
+        )
+
+
+def _accepted(arguments: dict[str, Any], function: Callable) -> dict[str, Any]:
+    names = inspect.signature(function).parameters
+    return {name: value for name, value in arguments.items() if name in names}
+
+
+def _sides(generator: nn.Module, anchor_scale: float) -> list[float]:
+    if anchor_scale <= 0:
+        raise ValueError(f"anchor_scale must be > 0, got {anchor_scale}")
+    if set(generator.num_anchors) != {1}:
+        raise ValueError(
+            f"anchor_scale={anchor_scale} needs one anchor per location, but the anchor generator "
+            f"gives {generator.num_anchors} on its levels"
+        )
+    return [anchor_scale * stride for stride in generator.strides]
+
+
+class LabelAnchors:
+    """``label_anchors`` of Detectron2's RetinaNet and FCOS, by a matcher.
+
+    It does not refer to the model, so a copy of the model does not refer to the original.
+    """
+
+    def __init__(
+        self,
+        matcher: DenseMatcher,
+        *,
+        num_classes: int,
+        sides: Sequence[float] | None = None,
+        centers_inside: bool = False,
+    ) -> None:
+        """
+        Args:
+            matcher: The rule.
+            num_classes: K, the label of background.
+            sides: Sides of the square anchors that the matcher sees, one per level, in pixels.
+                Default: the anchors as they are.
+            centers_inside: Whether positives whose centre lies outside of their box are ignored.
+        """
+        self.matcher = matcher
+        self.num_classes = num_classes
+        self.sides = sides
+        self.centers_inside = centers_inside
+
+    @torch.no_grad()
+    def __call__(
+        self, anchors: list[Boxes], gt_instances: list[Instances]
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """
+        Args:
+            anchors: L levels of anchors.
+            gt_instances: N images with ``gt_boxes`` and ``gt_classes``; boxes that the optional
+                field ``gt_ignore`` (bool) marks are ignore regions, never matched.
+
+        Returns:
+            N labels (R,): class, K for background, -1 for ignored anchors; and N times the matched
+            boxes (R, 4), for an anchor without one itself.
+        """
+        seen = anchors
+        if self.sides is not None:
+            seen = [_squares(a.tensor, side) for a, side in zip(anchors, self.sides)]
+        matched_idxs = self.matcher(
+            seen, [x.gt_boxes for x in gt_instances], ignore_flags(gt_instances)
+        )  # (N, R)
+        all_anchors = Boxes.cat(anchors).tensor  # (R, 4)
+        gt_labels, boxes, _ = labels_from_matches(
+            matched_idxs, all_anchors, gt_instances, num_classes=self.num_classes
+        )
+        if self.centers_inside:  # background counts as matched to itself, with its centre inside
+            is_inside = side_distances(box_centers(all_anchors), boxes).amin(dim=-1) > 0
+            gt_labels = torch.where(is_inside, gt_labels, -1)
+        return list(gt_labels), list(boxes)
+
+
+def _squares(anchors: Tensor, side: float) -> Tensor:
+    centers = box_centers(anchors)  # (Ri, 2)
+    return torch.cat((centers - side / 2, centers + side / 2), dim=1)
+
+
+def _losses_without_ignored(
+    model: FCOS,
+    anchors: list[Boxes],
+    pred_logits: list[Tensor],
+    gt_labels: list[Tensor],
+    *args: Any,
+) -> dict[str, Tensor]:
+    """``FCOS.losses`` for labels that may be -1: such anchors become background without a loss."""
+    is_ignored = torch.stack(gt_labels) < 0  # (N, R)
+    levels = is_ignored[..., None].split([x.shape[1] for x in pred_logits], dim=1)
+    pred_logits = [torch.where(m, _SURE_BACKGROUND, x) for m, x in zip(levels, pred_logits)]
+    gt_labels = [torch.where(x < 0, model.num_classes, x) for x in gt_labels]
+    return type(model).losses(model, anchors, pred_logits, gt_labels, *args)

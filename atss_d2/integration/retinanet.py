@@ -1,0 +1,43 @@
+"""The sample selection of a RetinaNet that a yaml config describes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from detectron2.config import CfgNode, configurable
+from detectron2.modeling import META_ARCH_REGISTRY
+from detectron2.modeling.meta_arch.retinanet import RetinaNet
+
+from ..modeling.build import build_matcher
+from ..modeling.matchers import DenseMatcher
+from .detector import replace_label_anchors
+
+
+@META_ARCH_REGISTRY.register()
+class RetinaNetWithMatcher(RetinaNet):
+    """Detectron2's RetinaNet with our sample selection.
+
+    ``MODEL.META_ARCHITECTURE: RetinaNetWithMatcher`` in a config of Detectron2's RetinaNet, whose
+    keys keep their meaning but for ``MODEL.RETINANET.IOU_*``; ``MODEL.ATSS.SAMPLE_SELECTION`` and
+    the node of that matcher take their place (see :func:`add_atss_config`).
+    """
+
+    @configurable
+    def __init__(self, *, matcher: DenseMatcher, **kwargs: Any) -> None:
+        """
+        Args:
+            matcher: Sample selection, any :class:`DenseMatcher`.
+            **kwargs: The arguments of :class:`RetinaNet`.
+        """
+        super().__init__(**kwargs)
+        replace_label_anchors(self, matcher, None, {})
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict:
+        """Detectron2's parts, and the matcher of ``MODEL.ATSS.SAMPLE_SELECTION``."""
+        parts = super().from_config(cfg)
+        generator = parts["anchor_generator"]
+        matcher = build_matcher(
+            cfg, num_anchors=generator.num_anchors[0], strides=generator.strides
+        )
+        return {**parts, "matcher": matcher}

@@ -1,0 +1,173 @@
+"""Builds the parts of :class:`ATSS` from a yaml (yacs) cfg, and checks that parts fit each other.
+
+The keys under ``MODEL.ATSS`` are the arguments of the classes, see :mod:`atss_d2.config`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from detectron2.config import CfgNode
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import build_anchor_generator, build_backbone
+from torch import nn
+
+from ..config import cfg_to_kwargs, signature_to_cfg
+from .box_coding import PointDistances, box2box_transform
+from .head import ATSSHead
+from .matchers import (
+    ATSSMatcher,
+    CenterSamplingMatcher,
+    DenseMatcher,
+    IoUMatcher,
+    ScaleRangeMatcher,
+    TopKMatcher,
+)
+
+# Arguments that Detectron2's own cfg keys give, or that the rest of the cfg determines.
+_ATSS_ARGS_FROM_ELSEWHERE = ("input_format",)
+_HEAD_ARGS_FROM_ELSEWHERE = ("num_anchors",)
+_MATCHER_ARGS_FROM_ELSEWHERE = ("num_anchors", "strides")
+
+# Value of MODEL.ATSS.SAMPLE_SELECTION -> the node with the arguments, and the class.
+MATCHERS = {
+    "ATSSMatcher": ("MATCHER", ATSSMatcher),
+    "IoUMatcher": ("IOU_MATCHER", IoUMatcher),
+    "ScaleRangeMatcher": ("SCALE_RANGE_MATCHER", ScaleRangeMatcher),
+    "CenterSamplingMatcher": ("CENTER_SAMPLING_MATCHER", CenterSamplingMatcher),
+    "TopKMatcher": ("TOPK_MATCHER", TopKMatcher),
+}
+# Value of MODEL.ATSS.BOX_CODER -> the node with the arguments, and what makes the coder.
+BOX_CODERS = {
+    "Box2BoxTransform": ("BOX2BOX_TRANSFORM", box2box_transform),
+    "PointDistances": ("POINT_DISTANCES", PointDistances),
+}
+
+
+def config_node(meta_architecture: type) -> CfgNode:
+    """The yaml keys of the detector, ``MODEL.ATSS``, derived from the signatures.
+
+    Args:
+        meta_architecture: :class:`ATSS`, whose arguments with a default become keys.
+    """
+    node = signature_to_cfg(meta_architecture.__init__, skip=_ATSS_ARGS_FROM_ELSEWHERE)
+    node.NUM_CLASSES = 80
+    node.HEAD = signature_to_cfg(ATSSHead, skip=_HEAD_ARGS_FROM_ELSEWHERE)
+    node.SAMPLE_SELECTION = "ATSSMatcher"
+    for key, matcher in MATCHERS.values():
+        node[key] = signature_to_cfg(matcher, skip=_MATCHER_ARGS_FROM_ELSEWHERE)
+    node.BOX_CODER = "Box2BoxTransform"
+    for key, coder in BOX_CODERS.values():
+        node[key] = signature_to_cfg(coder)
+    return node
+
+
+def build_matcher(cfg: CfgNode, *, num_anchors: int, strides: Sequence[int]) -> DenseMatcher:
+    """Builds the rule that ``MODEL.ATSS.SAMPLE_SELECTION`` names.
+
+    Args:
+        cfg: A cfg with ``MODEL.ATSS``.
+        num_anchors: A, anchors per location.
+        strides: Strides of the L levels, pixels.
+
+    Raises:
+        ValueError: There is no such rule; the message names those there are.
+    """
+    node = cfg.MODEL.ATSS
+    key, matcher = _choose(MATCHERS, "SAMPLE_SELECTION", node)
+    kwargs = cfg_to_kwargs(node[key], matcher, skip=_MATCHER_ARGS_FROM_ELSEWHERE)
+    if matcher is ATSSMatcher:
+        kwargs["num_anchors"] = num_anchors
+    elif issubclass(matcher, ScaleRangeMatcher):
+        kwargs["strides"] = tuple(strides)
+    return matcher(**kwargs)
+
+
+def _choose(choices: dict, key: str, node: CfgNode) -> tuple:
+    if node[key] not in choices:
+        raise ValueError(f"MODEL.ATSS.{key} must be one of {', '.join(choices)}, got '{node[key]}'")
+    return choices[node[key]]
+
+
+def build_parts(cfg: CfgNode, meta_architecture: type) -> dict:
+    """The constructor arguments of :class:`ATSS` from ``MODEL.ATSS`` and Detectron2's own keys."""
+    node = cfg.MODEL.ATSS
+    kwargs = cfg_to_kwargs(node, meta_architecture.__init__, skip=_ATSS_ARGS_FROM_ELSEWHERE)
+    backbone = build_backbone(cfg)
+    shapes = backbone.output_shape()
+    names = kwargs["head_in_features"] or sorted(shapes, key=lambda name: shapes[name].stride)
+    input_shape = [shapes[name] for name in names]
+    anchor_generator = build_anchor_generator(cfg, input_shape)
+    num_anchors = anchor_generator.num_anchors[0]
+    coder_key, coder = _choose(BOX_CODERS, "BOX_CODER", node)
+    return {
+        **kwargs,
+        "backbone": backbone,
+        "head": ATSSHead(
+            input_shape=input_shape,
+            num_classes=node.NUM_CLASSES,
+            num_anchors=num_anchors,
+            **cfg_to_kwargs(node.HEAD, ATSSHead, skip=_HEAD_ARGS_FROM_ELSEWHERE),
+        ),
+        "anchor_generator": anchor_generator,
+        "box2box_transform": coder(**cfg_to_kwargs(node[coder_key], coder)),
+        "matcher": build_matcher(cfg, num_anchors=num_anchors, strides=anchor_generator.strides),
+        "num_classes": node.NUM_CLASSES,
+        "pixel_mean": cfg.MODEL.PIXEL_MEAN,
+        "pixel_std": cfg.MODEL.PIXEL_STD,
+        "input_format": cfg.INPUT.FORMAT,
+    }
+
+
+def check_parts(
+    *,
+    backbone_shapes: dict[str, ShapeSpec],
+    head_in_features: Sequence[str],
+    anchor_generator: nn.Module,
+    head: nn.Module,
+    matcher: DenseMatcher,
+    box2box_transform,
+    num_classes: int,
+) -> None:
+    """Checks that the parts of a detector fit each other.
+
+    Raises:
+        ValueError: They do not; the message names the values.
+    """
+    missing = [name for name in head_in_features if name not in backbone_shapes]
+    if missing:
+        raise ValueError(
+            f"head_in_features {missing} are not among the backbone's features "
+            f"{list(backbone_shapes)}"
+        )
+    num_anchors = anchor_generator.num_anchors
+    strides = [backbone_shapes[name].stride for name in head_in_features]
+    if len(num_anchors) != len(strides) or list(anchor_generator.strides) != strides:
+        raise ValueError(
+            f"the anchor generator has strides {list(anchor_generator.strides)}, but the "
+            f"features {list(head_in_features)} have strides {strides}"
+        )
+    matcher_strides = getattr(matcher, "strides", None)
+    if matcher_strides is not None and list(matcher_strides) != strides:
+        raise ValueError(
+            f"the matcher was built for strides {list(matcher_strides)}, but the features "
+            f"{list(head_in_features)} have strides {strides}"
+        )
+    for part, name in ((head, "head"), (matcher, "matcher")):
+        expected = getattr(part, "num_anchors", None)
+        if expected is not None and set(num_anchors) != {expected}:
+            raise ValueError(
+                f"the {name} was built for num_anchors={expected} per location, but the anchor "
+                f"generator gives {num_anchors} on its levels"
+            )
+    if isinstance(box2box_transform, PointDistances) and set(num_anchors) != {1}:
+        raise ValueError(
+            "PointDistances regresses from a point and needs one anchor per location, but the "
+            f"anchor generator gives {num_anchors} on its levels; use one size and one aspect "
+            "ratio, or Box2BoxTransform"
+        )
+    head_classes = getattr(head, "num_classes", num_classes)
+    if head_classes != num_classes:
+        raise ValueError(
+            f"num_classes={num_classes}, but the head was built for {head_classes} classes"
+        )

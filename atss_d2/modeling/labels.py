@@ -1,0 +1,54 @@
+"""From a matcher's result to what a dense detector is trained for.
+
+Shapes: N images, R anchors of an image, Mn boxes of image n, M = sum(Mn), K classes.
+"""
+
+from __future__ import annotations
+
+import torch
+from detectron2.structures import Instances
+from torch import Tensor
+
+from .matchers import IGNORED
+
+
+def ignore_flags(gt_instances: list[Instances]) -> list[Tensor] | None:
+    """``gt_ignore`` (Mn,) bool of N images; None when no image has that field."""
+    if not any(x.has("gt_ignore") for x in gt_instances):
+        return None
+    return [
+        x.gt_ignore if x.has("gt_ignore") else torch.zeros_like(x.gt_classes, dtype=torch.bool)
+        for x in gt_instances
+    ]
+
+
+def labels_from_matches(
+    matched_idxs: Tensor, anchors: Tensor, gt_instances: list[Instances], *, num_classes: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Looks up the class and the box of every anchor.
+
+    Args:
+        matched_idxs: (N, R), as a matcher returns it.
+        anchors: (R, 4) XYXY, pixels.
+        gt_instances: N images with ``gt_boxes`` and ``gt_classes``.
+        num_classes: K, the label of background.
+
+    Returns:
+        gt_labels (N, R) int64: class, K for background, -1 for ignored anchors;
+        matched_gt_boxes (N, R, 4): the matched box, for an anchor without one itself; and
+        rows (N, R) int64: 1 + the index of the matched box among the M of the batch, 0 for none.
+    """
+    counts = torch.tensor([len(x) for x in gt_instances])
+    first_idxs = (counts.cumsum(0) - counts).to(anchors.device)  # (N,)
+    is_positive = matched_idxs >= 0  # (N, R)
+    # Row 0 stands for "no box", so that a batch without boxes needs no branch.
+    rows = torch.where(is_positive, matched_idxs + first_idxs[:, None] + 1, 0)  # (N, R)
+    classes = torch.cat(
+        [counts.new_tensor([num_classes]).to(anchors.device)] + [x.gt_classes for x in gt_instances]
+    )  # (1 + M,)
+    boxes = torch.cat(
+        [anchors.new_zeros(1, 4)] + [x.gt_boxes.tensor.to(anchors) for x in gt_instances]
+    )
+    gt_labels = torch.where(matched_idxs == IGNORED, -1, classes[rows])  # (N, R)
+    matched_gt_boxes = torch.where(is_positive[..., None], boxes[rows], anchors)
+    return gt_labels, matched_gt_boxes, rows

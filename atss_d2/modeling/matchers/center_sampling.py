@@ -1,0 +1,86 @@
+"""Selection near the centre of an object: FCOS with center sampling, "ATSS-lite".
+
+Shapes: Ri anchors of level i, m boxes of a chunk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .geometry import box_centers
+from .scale_range import ScaleRangeMatcher
+from .selection import nearest_anchors
+
+
+class CenterSamplingMatcher(ScaleRangeMatcher):
+    """FCOS's rule (:class:`ScaleRangeMatcher`), for anchors near the centre of the box only.
+
+    Near is either of two, besides the conditions of FCOS's rule:
+
+    - ``radius``: the centre of the anchor lies in the square of ``radius`` strides to each side of
+      the centre of the box, clipped to the box (FCOS's later versions). Detectron2's FCOS differs
+      on edges only: there a distance of exactly the upper end belongs to no level instead of to
+      the lower one, ``center_epsilon`` is 0, and boxes above 1e8 square pixels get no positives.
+    - ``topk``: the anchor is one of the ``topk`` of its level whose centres are nearest to that
+      of the box, at equal distance the lower index (the paper's Table 3, "center sampling").
+
+    Conflicts are settled as there: the smallest area, of equal areas the lower index.
+    """
+
+    def __init__(
+        self,
+        *,
+        strides: Sequence[int] = (8, 16, 32, 64, 128),
+        radius: float | None = 1.5,
+        topk: int | None = None,
+        range_factor: float = 8.0,
+        center_epsilon: float = 0.01,
+        inset: float = 0.0,
+        ignore_iof_thresh: float | None = None,
+    ) -> None:
+        """
+        Args:
+            strides: Strides of the L levels in pixels, ascending.
+            radius: Half the side of the sampling square, in strides; None with ``topk``.
+            topk: Candidates per level, counted in anchors: k A for A anchors per location. None
+                with ``radius``.
+            range_factor: See :class:`ScaleRangeMatcher`.
+            center_epsilon: A centre is inside a box and its square when its distances to all
+                sides are larger than this, in pixels.
+            inset: Pixels taken off the four distances to the box, see :class:`ATSSMatcher`.
+            ignore_iof_thresh: See :class:`DenseMatcher`.
+
+        Raises:
+            ValueError: An argument is out of range, or not exactly one of ``radius`` and ``topk``
+                is given.
+        """
+        super().__init__(
+            strides=strides,
+            range_factor=range_factor,
+            center_epsilon=center_epsilon,
+            inset=inset,
+            ignore_iof_thresh=ignore_iof_thresh,
+        )
+        if (radius is None) == (topk is None):
+            raise ValueError(
+                f"give exactly one of radius and topk and set the other to None, got "
+                f"radius={radius}, topk={topk}"
+            )
+        if radius is not None and radius <= 0:
+            raise ValueError(f"radius must be > 0, got {radius}")
+        if topk is not None and topk < 1:
+            raise ValueError(f"topk must be >= 1, got {topk}")
+        self.radius = radius
+        self.topk = topk
+
+    def _is_positive(self, level: int, centers: Tensor, boxes: Tensor) -> Tensor:
+        positive = super()._is_positive(level, centers, boxes)  # (m, Ri)
+        points = box_centers(boxes)  # (m, 2)
+        if self.topk is not None:
+            nearest = nearest_anchors(points, centers, min(self.topk, len(centers)))
+            return positive & torch.zeros_like(positive).scatter_(1, nearest, True)
+        offsets = (centers - points[:, None]).abs().amax(dim=-1)  # (m, Ri)
+        return positive & (self.radius * self.strides[level] - offsets > self.center_epsilon)

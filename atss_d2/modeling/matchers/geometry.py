@@ -1,0 +1,72 @@
+"""Measures of boxes and points that the rules share; broadcasting, in the type of the input.
+
+Boxes are XYXY in pixels, (..., 4); points are (..., 2).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def box_centers(boxes: Tensor) -> Tensor:
+    """Centres (..., 2) of boxes."""
+    return (boxes[..., :2] + boxes[..., 2:]) / 2
+
+
+def box_areas(boxes: Tensor) -> Tensor:
+    """Areas (...) of boxes."""
+    return (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])
+
+
+def has_area(boxes: Tensor) -> Tensor:
+    """Whether (...) boxes have a positive width and height; false for NaN."""
+    return (boxes[..., 2:] > boxes[..., :2]).all(dim=-1)
+
+
+def paired_intersection(boxes1: Tensor, boxes2: Tensor) -> Tensor:
+    """Areas (...) that two broadcastable sets of boxes share."""
+    lower = torch.maximum(boxes1[..., :2], boxes2[..., :2])
+    upper = torch.minimum(boxes1[..., 2:], boxes2[..., 2:])
+    return (upper - lower).clamp(min=0).prod(dim=-1)
+
+
+def paired_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
+    """IoU (...) of two broadcastable sets of boxes; 0 for two empty boxes."""
+    intersection = paired_intersection(boxes1, boxes2)
+    union = box_areas(boxes1) + box_areas(boxes2) - intersection
+    return torch.where(union > 0, intersection / union, 0.0)
+
+
+def paired_giou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
+    """Generalised IoU (...), -1 to 1: IoU less the share of the hull outside of both boxes."""
+    intersection = paired_intersection(boxes1, boxes2)
+    union = box_areas(boxes1) + box_areas(boxes2) - intersection
+    iou = torch.where(union > 0, intersection / union, 0.0)
+    hull = box_areas(_hull(boxes1, boxes2))
+    return iou - torch.where(hull > 0, (hull - union) / hull, 0.0)
+
+
+def paired_diou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
+    """Distance IoU (...), -1 to 1: IoU less the squared distance of the centres, per squared
+    diagonal of the hull."""
+    hull = _hull(boxes1, boxes2)
+    diagonal = (hull[..., 2:] - hull[..., :2]).square().sum(dim=-1)
+    distance = (box_centers(boxes1) - box_centers(boxes2)).square().sum(dim=-1)
+    iou = paired_iou(boxes1, boxes2)
+    return iou - torch.where(diagonal > 0, distance / diagonal, 0.0)
+
+
+def _hull(boxes1: Tensor, boxes2: Tensor) -> Tensor:
+    """Smallest boxes (..., 4) around pairs of boxes."""
+    lower = torch.minimum(boxes1[..., :2], boxes2[..., :2])
+    upper = torch.maximum(boxes1[..., 2:], boxes2[..., 2:])
+    return torch.cat((lower, upper), dim=-1)
+
+
+def side_distances(points: Tensor, boxes: Tensor) -> Tensor:
+    """Distances (..., 4) from points to the left, top, right and bottom side of boxes.
+
+    Negative where the point is beyond that side.
+    """
+    return torch.cat((points - boxes[..., :2], boxes[..., 2:] - points), dim=-1)

@@ -1,0 +1,101 @@
+"""Selection by fixed IoU thresholds: RetinaNet's rule (arXiv 1708.02002, Sec. 4.1).
+
+Shapes: N images, R anchors of all levels, M boxes of the batch, m boxes of a chunk.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .base import DenseMatcher
+from .geometry import box_centers, paired_iou, side_distances
+from .selection import BACKGROUND, IGNORED, Contest, box_chunks, max_per_image_, priority_keys
+
+
+class IoUMatcher(DenseMatcher):
+    """Positives are the anchors whose highest IoU with a box reaches a threshold.
+
+    An anchor belongs to the box of highest IoU: positive when that IoU is at least the upper
+    threshold, background when it is below the lower one, ignored in between. With
+    ``allow_low_quality_matches`` the best anchors of every box are positive as well, for the box
+    of *their* highest IoU, which may be another one. The same as Detectron2's
+    ``Matcher(thresholds, [0, -1, 1], allow_low_quality_matches)``, except that a box that overlaps
+    no anchor makes none positive (there it makes all anchors positive that it does not overlap).
+
+    Ties, the same on every device: among boxes of equal IoU the lower index gets the anchor; all
+    anchors that share the highest IoU of a box are its best anchors.
+
+    Attributes:
+        last_stats: ``num_ignored``, ignored anchors per image.
+    """
+
+    def __init__(
+        self,
+        *,
+        thresholds: tuple[float, float] = (0.4, 0.5),
+        allow_low_quality_matches: bool = True,
+        center_in_gt: bool = False,
+        center_epsilon: float = 0.01,
+        inset: float = 0.0,
+        ignore_iof_thresh: float | None = None,
+    ) -> None:
+        """
+        Args:
+            thresholds: IoU below which an anchor is background, and from which on it is positive.
+            allow_low_quality_matches: Whether the best anchors of a box are positive whatever
+                their IoU.
+            center_in_gt: Whether positives whose centre is not inside their box become ignored
+                (the step "in-GT" of the paper's Table 1).
+            center_epsilon: With ``center_in_gt``: a centre is inside a box when its distances to
+                all four sides are larger than this, in pixels.
+            inset: With ``center_in_gt``: pixels taken off each of these distances, see
+                :class:`ATSSMatcher`.
+            ignore_iof_thresh: See :class:`DenseMatcher`.
+
+        Raises:
+            ValueError: An argument is out of range.
+        """
+        super().__init__(ignore_iof_thresh=ignore_iof_thresh)
+        if len(thresholds) != 2:
+            raise ValueError(f"thresholds must be (low, high), got {tuple(thresholds)}")
+        low, high = thresholds
+        if not 0 < low <= high <= 1:
+            raise ValueError(f"thresholds must be 0 < low <= high <= 1, got ({low}, {high})")
+        for name, value in (("center_epsilon", center_epsilon), ("inset", inset)):
+            if value < 0:
+                raise ValueError(f"{name} must be >= 0, got {value}")
+        self.thresholds = (low, high)
+        self.allow_low_quality_matches = allow_low_quality_matches
+        self.center_in_gt = center_in_gt
+        self.center_epsilon = center_epsilon
+        self.inset = inset
+
+    def match(
+        self, anchors: list[Tensor], boxes: Tensor, image_idxs: Tensor, num_images: int
+    ) -> Tensor:
+        all_anchors = torch.cat(anchors)  # (R, 4)
+        contest = Contest(num_images, len(all_anchors), boxes.device)
+        is_best_of_a_box = boxes.new_zeros(num_images, len(all_anchors), dtype=torch.int32)
+        box_idxs = torch.arange(len(boxes), device=boxes.device)[:, None]  # (M, 1)
+        for rows in box_chunks(len(boxes), len(all_anchors)):
+            ious = paired_iou(all_anchors, boxes[rows, None])  # (m, R)
+            contest.bid(ious > 0, priority_keys(ious, box_idxs[rows]), image_idxs[rows])
+            if self.allow_low_quality_matches:
+                is_best = (ious == ious.amax(dim=1, keepdim=True)) & (ious > 0)
+                max_per_image_(is_best_of_a_box, is_best.int(), image_idxs[rows])
+
+        matched = contest.winners()  # (N, R)
+        # Row 0 stands for "no box", so that a batch without boxes needs no branch.
+        matched_boxes = torch.cat((boxes.new_zeros(1, 4), boxes))[matched.clamp(min=-1) + 1]
+        ious = paired_iou(all_anchors, matched_boxes)  # (N, R)
+        low, high = self.thresholds
+        positive = (ious >= high) | (is_best_of_a_box > 0)
+        ignored = ~positive & (ious >= low)
+        if self.center_in_gt:
+            margins = side_distances(box_centers(all_anchors), matched_boxes).amin(dim=-1)
+            inside = margins - self.inset > self.center_epsilon
+            ignored |= positive & ~inside
+            positive &= inside
+        self.last_stats["num_ignored"] = ignored.sum() / max(num_images, 1)
+        return torch.where(positive, matched, torch.where(ignored, IGNORED, BACKGROUND))

@@ -1,0 +1,102 @@
+"""Selection by place and size: FCOS's spatial and scale constraint (arXiv 1904.01355, Sec. 3.2).
+
+Shapes: N images, L levels, Ri anchors of level i, R = sum(Ri), M boxes of the batch, m boxes of a
+chunk.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .base import DenseMatcher
+from .geometry import box_areas, box_centers, side_distances
+from .selection import Contest, box_chunks, priority_keys
+
+
+class ScaleRangeMatcher(DenseMatcher):
+    """Positives of a box are the anchors inside it, on the level that its size belongs to.
+
+    An anchor is positive when its centre lies inside the box and the largest of the distances
+    from the centre to the four sides is in the range of its level: above ``range_factor`` times
+    the stride of the level before (no bound on the first level) up to and including
+    ``range_factor`` times its own stride (no bound on the last level). With the default arguments:
+    up to 64, 64 to 128, 128 to 256, 256 to 512, above 512 pixels. An anchor that is positive for
+    several boxes goes to the one of the smallest area, of equal areas to the lower index. All other
+    anchors are background, none is ignored.
+
+    Only the centres of the anchors count; the anchors of one location are labelled alike.
+    """
+
+    def __init__(
+        self,
+        *,
+        strides: Sequence[int] = (8, 16, 32, 64, 128),
+        range_factor: float = 8.0,
+        center_epsilon: float = 0.01,
+        inset: float = 0.0,
+        ignore_iof_thresh: float | None = None,
+    ) -> None:
+        """
+        Args:
+            strides: Strides of the L levels in pixels, ascending.
+            range_factor: Upper end of the range of a level, in its strides.
+            center_epsilon: A centre is inside a box when its distances to all four sides are
+                larger than this, in pixels.
+            inset: Pixels taken off each of the four distances, see :class:`ATSSMatcher`.
+            ignore_iof_thresh: See :class:`DenseMatcher`.
+
+        Raises:
+            ValueError: An argument is out of range.
+        """
+        super().__init__(ignore_iof_thresh=ignore_iof_thresh)
+        strides = tuple(strides)
+        ascending = all(a < b for a, b in itertools.pairwise(strides))
+        if not strides or strides[0] <= 0 or not ascending:
+            raise ValueError(f"strides must be positive and ascending, got {list(strides)}")
+        if range_factor <= 0:
+            raise ValueError(f"range_factor must be > 0, got {range_factor}")
+        for name, value in (("center_epsilon", center_epsilon), ("inset", inset)):
+            if value < 0:
+                raise ValueError(f"{name} must be >= 0, got {value}")
+        self.strides = strides
+        self.range_factor = range_factor
+        self.center_epsilon = center_epsilon
+        self.inset = inset
+
+    def match(
+        self, anchors: list[Tensor], boxes: Tensor, image_idxs: Tensor, num_images: int
+    ) -> Tensor:
+        if len(anchors) != len(self.strides):
+            raise ValueError(
+                f"the matcher was built for {len(self.strides)} levels of strides "
+                f"{list(self.strides)}, but there are {len(anchors)} levels of anchors"
+            )
+        box_idxs = torch.arange(len(boxes), device=boxes.device)
+        keys = priority_keys(-box_areas(boxes), box_idxs)[:, None]  # (M, 1)
+        matched = []
+        for level, level_anchors in enumerate(anchors):
+            centers = box_centers(level_anchors)  # (Ri, 2)
+            contest = Contest(num_images, len(centers), boxes.device)
+            for rows in box_chunks(len(boxes), len(centers)):
+                positive = self._is_positive(level, centers, boxes[rows])  # (m, Ri)
+                contest.bid(positive, keys[rows], image_idxs[rows])
+            matched.append(contest.winners())  # (N, Ri)
+        return torch.cat(matched, dim=1)
+
+    def _is_positive(self, level: int, centers: Tensor, boxes: Tensor) -> Tensor:
+        """Mask (m, Ri) of the anchors of a level that boxes (m, 4) may have, before conflicts."""
+        distances = side_distances(centers, boxes[:, None]) - self.inset  # (m, Ri, 4)
+        largest = distances.amax(dim=-1)
+        low, high = self._range(level)
+        return (distances.amin(dim=-1) > self.center_epsilon) & (largest > low) & (largest <= high)
+
+    def _range(self, level: int) -> tuple[float, float]:
+        """Bounds of the largest distance of the positives of a level, in pixels."""
+        low = self.range_factor * self.strides[level - 1] if level > 0 else -math.inf
+        is_last = level == len(self.strides) - 1
+        return low, math.inf if is_last else self.range_factor * self.strides[level]

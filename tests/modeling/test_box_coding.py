@@ -1,0 +1,117 @@
+"""Box coders: hand-computed distances, inverses, Detectron2's own coders."""
+
+import hypothesis
+import hypothesis.strategies as st
+import pytest
+import torch
+from detectron2.modeling.box_regression import Box2BoxTransformLinear
+
+from atss_d2.modeling.box_coding import PointDistances, box2box_transform
+
+coordinates = st.integers(0, 400).map(float)
+
+
+@st.composite
+def boxes_around_points(draw):
+    """Anchors (R, 4) of one stride and boxes (R, 4) that hold their centres."""
+    stride = draw(st.sampled_from([4, 8, 128]))
+    rows = draw(st.lists(st.tuples(*[coordinates] * 6), min_size=1, max_size=5))
+    x, y, left, top, right, bottom = torch.tensor(rows).unbind(dim=1)
+    half = 4.0 * stride
+    anchors = torch.stack((x - half, y - half, x + half, y + half), dim=1)
+    return anchors, torch.stack((x - left, y - top, x + right, y + bottom), dim=1)
+
+
+def test_distances_by_hand():
+    # Centre (100, 60), side 64 = 8 strides of 8 px.
+    anchors = torch.tensor([[68.0, 28, 132, 92]])
+    boxes = torch.tensor([[84.0, 52, 140, 60]])
+    distances = torch.tensor([[16 / 8, 8 / 8, 40 / 8, 0 / 8]])
+    torch.testing.assert_close(PointDistances().get_deltas(anchors, boxes), distances)
+    torch.testing.assert_close(PointDistances().apply_deltas(distances, anchors), boxes)
+    # The same anchor as one of 4 strides of 16 px.
+    coder = PointDistances(anchor_scale=4)
+    torch.testing.assert_close(coder.get_deltas(anchors, boxes), distances / 2)
+    torch.testing.assert_close(coder.apply_deltas(distances / 2, anchors), boxes)
+
+
+def test_the_start_of_the_paper_is_a_box_of_eight_strides():
+    """bbox_pred starts at 4 strides to each side: the anchor itself."""
+    anchors = torch.tensor([[68.0, 28, 132, 92], [0, 0, 1024, 1024]])
+    torch.testing.assert_close(
+        PointDistances().apply_deltas(torch.full((2, 4), 4.0), anchors), anchors
+    )
+
+
+def test_of_other_shapes_the_area_tells_the_stride():
+    tall = torch.tensor([[92.0, 28, 108, 284]])  # 16 x 256 = 64 x 64 px
+    boxes = PointDistances().apply_deltas(torch.tensor([[1.0, 2, 3, 4]]), tall)
+    torch.testing.assert_close(boxes, torch.tensor([[100.0 - 8, 156 - 16, 100 + 24, 156 + 32]]))
+
+
+def test_negative_distances_count_as_zero():
+    anchors = torch.tensor([[68.0, 28, 132, 92]])
+    deltas = torch.tensor([[-1.0, -5, 2, -0.1]], requires_grad=True)
+    boxes = PointDistances().apply_deltas(deltas, anchors)
+    torch.testing.assert_close(boxes, torch.tensor([[100.0, 60, 116, 60]]))
+    boxes.sum().backward()
+    torch.testing.assert_close(deltas.grad, torch.tensor([[0.0, 0, 8, 0]]))
+
+
+def test_an_inset_shortens_all_distances():
+    anchors, boxes = torch.tensor([[68.0, 28, 132, 92]]), torch.tensor([[84.0, 52, 140, 68]])
+    coder = PointDistances(inset=0.5)
+    distances = torch.tensor([[15.5 / 8, 7.5 / 8, 39.5 / 8, 7.5 / 8]])
+    torch.testing.assert_close(coder.get_deltas(anchors, boxes), distances)
+    torch.testing.assert_close(coder.apply_deltas(distances, anchors), boxes)
+
+
+@hypothesis.given(
+    boxes_around_points(), st.sampled_from([1.0, 4.0, 8.0]), st.sampled_from([0.0, 0.5])
+)
+def test_point_distances_are_their_own_inverse(scene, anchor_scale, inset):
+    anchors, boxes = scene
+    coder = PointDistances(anchor_scale=anchor_scale, inset=inset)
+    boxes = boxes + inset * torch.tensor([-1.0, -1, 1, 1])
+    deltas = coder.get_deltas(anchors, boxes)
+    assert (deltas >= -1e-5).all()
+    torch.testing.assert_close(coder.apply_deltas(deltas, anchors), boxes, rtol=1e-5, atol=1e-3)
+
+
+@hypothesis.given(boxes_around_points())
+def test_with_scale_1_it_is_the_coder_of_detectron2s_fcos(scene):
+    """Its anchors have the side of their stride."""
+    anchors, boxes = scene
+    theirs, ours = Box2BoxTransformLinear(normalize_by_size=True), PointDistances(anchor_scale=1)
+    deltas = theirs.get_deltas(anchors, boxes)
+    torch.testing.assert_close(ours.get_deltas(anchors, boxes), deltas)
+    predicted = deltas - 0.5  # some are negative
+    torch.testing.assert_close(
+        ours.apply_deltas(predicted, anchors), theirs.apply_deltas(predicted, anchors)
+    )
+
+
+@hypothesis.given(boxes_around_points())
+def test_box_deltas_are_their_own_inverse(scene):
+    anchors, boxes = scene
+    boxes = boxes + torch.tensor([0.0, 0, 1, 1])  # of positive area
+    coder = box2box_transform()
+    decoded = coder.apply_deltas(coder.get_deltas(anchors, boxes), anchors)
+    torch.testing.assert_close(decoded, boxes, rtol=1e-4, atol=0.01)
+
+
+def test_no_anchors():
+    nothing = torch.zeros(0, 4)
+    assert PointDistances().get_deltas(nothing, nothing).shape == (0, 4)
+    assert PointDistances().apply_deltas(nothing, nothing).shape == (0, 4)
+
+
+@pytest.mark.parametrize("anchor_scale", [0, -8.0])
+def test_the_scale_is_positive(anchor_scale):
+    with pytest.raises(ValueError, match=f"anchor_scale must be > 0, got {anchor_scale}"):
+        PointDistances(anchor_scale=anchor_scale)
+
+
+def test_the_inset_is_not_negative():
+    with pytest.raises(ValueError, match="inset must be >= 0, got -1"):
+        PointDistances(inset=-1)
