@@ -146,8 +146,10 @@ def test_parts_of_the_model(meta_models, name):
     assert model.backbone.size_divisibility == 32
 
 
-def test_the_demo_model_builds(configs):
-    for name in set(LAZY) - set(COCO):
+def test_the_demo_models_build(configs):
+    demos = [name for name in LAZY if name.startswith("demo/")]
+    assert demos
+    for name in demos:
         with torch.device("meta"):
             assert isinstance(instantiate(configs[name].model), ATSS)
 

@@ -1,4 +1,4 @@
-"""Algorithm 1 and its options: numbers by hand, and what follows from the rule."""
+"""Algorithm 1: numbers by hand, and what follows from the rule."""
 
 import math
 
@@ -15,9 +15,6 @@ def check_against_loops(anchors, gt_boxes, **options):
     expected = by_loops("atss", anchors, gt_boxes, **options)
     torch.testing.assert_close(matched, expected, rtol=0, atol=0)
     return matched
-
-
-# -------------------------------------------------------------------------- numbers by hand
 
 
 def test_one_box_by_hand():
@@ -198,125 +195,3 @@ def test_a_single_candidate_has_no_deviation():
     assert check_against_loops(anchors, [boxes]).tolist() == [[0]]
     anchors = grid([(6, 6)], [8], [(1, 1)])
     assert (check_against_loops(anchors, [boxes], topk=1) == 0).sum() == 1
-
-
-# --------------------------------------------------------------------------------- options
-
-
-def test_the_threshold_is_the_mean_plus_a_multiple_of_the_deviation():
-    # The scene of test_one_box_by_hand: mean 1/9, deviation 1/3, best IoU 1 = 1/9 + 8/3 x 1/3.
-    anchors, boxes = grid([(4, 4)], [8], [(1, 1)]), [torch.tensor([[8.0, 8, 16, 16]])]
-    for std_factor, num_positives in ((0.0, 1), (2.66, 1), (2.67, 0)):
-        matcher = ATSSMatcher(std_factor=std_factor)
-        assert (matcher(anchors, boxes) == 0).sum() == num_positives
-        torch.testing.assert_close(
-            matcher.last_stats["mean_threshold"].item(), 1 / 9 + std_factor / 3
-        )
-
-
-@pytest.mark.parametrize("metric", ["iou", "giou", "diou"])
-def test_a_larger_factor_leaves_fewer_positives(metric):
-    anchors = grid([(12, 12), (6, 6), (3, 3)], [8, 16, 32], [(2, 2)])
-    corners = 60 * torch.rand(40, 2)
-    boxes = torch.cat((corners, corners + 5 + 30 * torch.rand(40, 2)), dim=1)
-    alone = list(boxes[:, None])  # each in an image of its own: no conflicts
-    counts = []
-    allowed = torch.ones(40, 189, dtype=torch.bool)
-    for std_factor in (-2.0, -1.0, 0.0, 0.5, 1.0, 2.0, 9.0):
-        positive = ATSSMatcher(metric=metric, std_factor=std_factor)(anchors, alone) >= 0
-        assert (positive <= allowed).all()
-        allowed = positive
-        counts.append(positive.sum().item())
-    assert counts[0] > counts[3] > counts[4] > counts[5] > counts[6] == 0
-
-
-def test_the_biased_deviation_of_two_candidates_reaches_the_better_one():
-    # IoUs 1/2 and 1/4: mean 3/8, deviation sqrt(2 (1/8)^2 / 2) = 1/8, threshold 1/2.
-    anchors = [torch.tensor([[0.0, 0, 8, 16]]), torch.tensor([[0.0, 0, 8, 8]])]
-    boxes = torch.tensor([[0.0, 0, 16, 16]])
-    matcher = ATSSMatcher(unbiased_std=False)
-    assert matcher(anchors, [boxes]).tolist() == [[0, -1]]
-    assert matcher.last_stats["mean_threshold"] == 0.5
-    assert (ATSSMatcher()(anchors, [boxes]) == BACKGROUND).all()
-
-
-def test_the_biased_deviation_of_two_values_reaches_the_higher_one():
-    """IoUs a, a, a, b, b, b with a < b: mean + deviation is b, which takes more than float32."""
-    anchors = grid([(1, 3), (1, 3)], [8, 16], [(1, 1)])
-    boxes = torch.tensor([-1.0, -1, 1, 1]) * (50 + 10 * torch.rand(200, 4))  # hold all anchors
-    matched = ATSSMatcher(topk=3, unbiased_std=False)(anchors, list(boxes[:, None]))
-    assert (matched == torch.tensor([-1, -1, -1, 0, 0, 0])).all()
-
-
-@pytest.mark.parametrize(
-    ("metric", "values"),
-    [
-        # The box is the first anchor; the second lies 8 px beside it: hull 24 x 8, union 16 x 8,
-        # distance of the centres 16, diagonal sqrt(24^2 + 8^2).
-        ("iou", (1, 0)),
-        ("giou", (1, -64 / 192)),
-        ("diou", (1, -256 / 640)),
-    ],
-)
-def test_metrics_by_hand(metric, values):
-    anchors = [torch.tensor([[0.0, 0, 8, 8], [16, 0, 24, 8]])]
-    matcher = ATSSMatcher(metric=metric)
-    matcher(anchors, [torch.tensor([[0.0, 0, 8, 8]])])
-    mean, half = sum(values) / 2, (values[0] - values[1]) / 2
-    expected = mean + math.sqrt(2 * half**2)
-    torch.testing.assert_close(
-        matcher.last_stats["mean_threshold"].item(), expected, rtol=1e-6, atol=0
-    )
-
-
-@pytest.mark.parametrize("metric", ["iou", "giou", "diou"])
-def test_boxes_that_are_none_do_not_count_in_the_mean_threshold(metric):
-    anchors = grid([(4, 4)], [8], [(1, 1)])
-    box, none = torch.tensor([[3.0, 4, 30, 21]]), torch.tensor([[9.0, 9, 9, 20], [math.nan] * 4])
-    matcher = ATSSMatcher(metric=metric)
-    matcher(anchors, [box])
-    alone = matcher.last_stats["mean_threshold"]
-    matcher(anchors, [torch.cat((box, none))])
-    torch.testing.assert_close(matcher.last_stats["mean_threshold"], alone)
-
-
-def test_of_negative_overlaps_the_higher_one_wins_the_anchor():
-    # One tall anchor, 2 x 96, and two flat boxes across it with the same centre. GIoU with the
-    # first is 4 / 380 - (9216 - 380) / 9216 = -0.948, with the second 8 / 408 -
-    # (5376 - 408) / 5376 = -0.905. A single candidate is its own threshold.
-    anchors = [torch.tensor([[7.0, -40, 9, 56]])]
-    boxes = torch.tensor([[-40.0, 7, 56, 9], [-20, 6, 36, 10]])
-    for order, winner in (([0, 1], 1), ([1, 0], 0)):
-        assert ATSSMatcher(metric="giou")(anchors, [boxes[order]]).tolist() == [[winner]]
-
-
-def test_without_the_centre_test_overlap_is_enough():
-    # The tiny box of test_min_positives_...: of nine IoUs four are v = 4/76 and five are 0, the
-    # threshold is v (4/9 + sqrt((4 (5/9)^2 + 5 (4/9)^2) / 8)) = 0.97 v.
-    anchors = grid([(4, 4)], [8], [(1, 1)])
-    matcher = ATSSMatcher(center_epsilon=None)
-    matched = matcher(anchors, [torch.tensor([[6.0, 6, 10, 10]])])
-    assert (matched[0] == 0).nonzero().flatten().tolist() == [0, 1, 4, 5]
-    # All overlaps are 0, so is the threshold; that is no reason to make them positive.
-    assert (matcher(anchors, [torch.tensor([[-99.0, -99, -80, -80]])]) == BACKGROUND).all()
-    # A box that touches the anchors from outside.
-    assert (matcher(anchors, [torch.tensor([[-8.0, 0, 0, 8]])]) == BACKGROUND).all()
-
-
-# ----------------------------------------------------------------------------------- errors
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"topk": 0}, "topk must be >= 1, got 0"),
-        ({"num_anchors": 0}, "num_anchors must be >= 1, got 0"),
-        ({"inset": -0.5}, "inset must be >= 0, got -0.5"),
-        ({"min_positives": -1}, "min_positives must be >= 0, got -1"),
-        ({"center_epsilon": -1.0}, "center_epsilon must be None or >= 0, got -1.0"),
-        ({"metric": "ciou"}, 'metric must be one of iou, giou, diou, got "ciou"'),
-    ],
-)
-def test_arguments_out_of_range(options, message):
-    with pytest.raises(ValueError, match=message):
-        ATSSMatcher(**options)

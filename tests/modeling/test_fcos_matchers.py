@@ -163,9 +163,10 @@ def test_the_sampling_square_by_hand():
     anchors = grid([(8, 8)], [8])
     box = torch.tensor([[0.0, 0, 64, 64]])
     for radius, inside in ((0.5, []), (0.51, [3, 4]), (1.5, [3, 4]), (1.6, [2, 3, 4, 5])):
-        matched = CenterSamplingMatcher(strides=[8], radius=radius)(anchors, [box])
-        positive = (matched[0] == 0).nonzero().flatten().tolist()
-        assert positive == [8 * row + column for row in inside for column in inside], radius
+        for epsilon in (0.0, 0.01):
+            matcher = CenterSamplingMatcher(strides=[8], radius=radius, center_epsilon=epsilon)
+            positive = (matcher(anchors, [box])[0] == 0).nonzero().flatten().tolist()
+            assert positive == [8 * row + column for row in inside for column in inside], radius
 
 
 def test_the_sampling_square_is_clipped_to_the_box():

@@ -1,0 +1,106 @@
+"""The experiments of the paper, Tables 1 to 7: one row, one config, one quoted number."""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a table of the paper.
+
+    Args:
+        name: Table and row, as below ``configs/ablations/``: ``"table4/k9"``.
+        label: What the row is called in a document.
+        quoted_ap: Box AP on COCO val2017 that the paper reports; None where it gives no number.
+    """
+
+    name: str
+    label: str
+    quoted_ap: float | None
+
+    @property
+    def table(self) -> str:
+        """``"table1"`` to ``"table7"``."""
+        return self.name.split("/")[0]
+
+    @property
+    def config(self) -> str:
+        """Name of the config for :func:`atss_d2.get_config`."""
+        return f"ablations/{self.name}"
+
+
+TABLES = {
+    "table1": "Table 1: from RetinaNet to FCOS, one anchor per location",
+    "table2": "Table 2: definition of positives and start of regression",
+    "table3": "Table 3: ATSS in both detectors",
+    "table4": "Table 4: k, candidates per level",
+    "table5": "Table 5: scale of the anchor, as a multiple of the stride",
+    "table6": "Table 6: aspect ratio of the anchor (width : height), scale 8",
+    "table7": "Table 7: several anchors per location (scales x aspect ratios)",
+}
+
+_K_APS = {3: 38.0, 5: 38.8, 7: 39.1, 9: 39.3, 11: 39.1, 13: 39.0, 15: 39.1, 17: 39.2, 19: 38.9}
+_SCALE_APS = {5: 39.0, 6: 39.2, 7: 39.3, 8: 39.3, 9: 38.9}
+_ASPECT_APS = {"1:4": None, "1:2": None, "1:1": 39.3, "2:1": None, "4:1": None}
+
+# In the order of the paper. Of rows with equal configs the first gives the run its name.
+ROWS = (
+    Row("table1/retinanet", "RetinaNet (#A=1)", 32.5),
+    Row("table1/retinanet_gn", "+ GroupNorm", 33.4),
+    Row("table1/retinanet_giou", "+ GIoU loss", 34.9),
+    Row("table1/retinanet_in_gt", "+ in GT box", 35.3),
+    Row("table1/retinanet_centerness", "+ centerness", 36.8),
+    Row("table1/retinanet_scalar", "+ scalar", 37.0),
+    Row("table1/fcos", "FCOS", 37.8),
+    Row("table2/iou_box", "IoU, box", 37.0),
+    Row("table2/iou_point", "IoU, point", 36.9),
+    Row("table2/spatial_scale_box", "spatial and scale, box", 37.8),
+    Row("table2/spatial_scale_point", "spatial and scale, point", 37.8),
+    Row("table3/retinanet", "RetinaNet (#A=1)", 37.0),
+    Row("table3/retinanet_atss", "RetinaNet (#A=1) + ATSS", 39.3),
+    Row("table3/fcos", "FCOS", 37.8),
+    Row("table3/fcos_center_sampling", "FCOS + center sampling", 38.6),
+    Row("table3/fcos_atss", "FCOS + ATSS", 39.2),
+    *(Row(f"table4/k{k}", f"k = {k}", ap) for k, ap in _K_APS.items()),
+    *(Row(f"table5/scale{s}", f"scale {s}", ap) for s, ap in _SCALE_APS.items()),
+    *(
+        Row(f"table6/aspect_{ratio.replace(':', '_')}", ratio, ap)
+        for ratio, ap in _ASPECT_APS.items()
+    ),
+    Row("table7/retinanet_a9", "RetinaNet (#A=9)", 36.3),
+    Row("table7/retinanet_a9_improved", "+ improvements", 38.4),
+    Row("table7/atss_3x3", "+ ATSS (3 x 3)", 39.2),
+    Row("table7/atss_3x1", "+ ATSS (3 x 1)", 39.3),
+    Row("table7/atss_1x3", "+ ATSS (1 x 3)", 39.2),
+    Row("table7/atss_1x1", "+ ATSS (1 x 1)", 39.3),
+)
+
+
+def select_rows(patterns: Sequence[str]) -> list[Row]:
+    """The rows whose names fit one of the patterns, in the order of the paper.
+
+    Args:
+        patterns: Shell patterns such as ``"table3/*"`` or ``"table4/k[39]"``.
+
+    Raises:
+        ValueError: A pattern fits no row; the message names the nearest rows.
+    """
+    names = [row.name for row in ROWS]
+    selected = set()
+    for pattern in patterns:
+        found = fnmatch.filter(names, pattern)
+        if not found:
+            near = difflib.get_close_matches(pattern, [*names, *TABLES], n=3, cutoff=0.4)
+            hint = f"did you mean {', '.join(near)}?" if near else "--list names all rows"
+            raise ValueError(f"no row fits '{pattern}'; {hint}")
+        selected.update(found)
+    return [row for row in ROWS if row.name in selected]
+
+
+def find_row(name: str) -> Row:
+    """The row of a name; see :func:`select_rows` for the error."""
+    return select_rows([name])[0]

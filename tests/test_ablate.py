@@ -1,0 +1,165 @@
+"""tools/ablate.py: from the command line to the document, on a toy data set."""
+
+import importlib.util
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from atss_d2.study import ROWS
+from atss_d2.study.configs import DATA, row_hash
+from tests import toy
+
+ROOT = Path(__file__).resolve().parent.parent
+OVERRIDE = """
+from detectron2.config import LazyCall as L
+from detectron2.layers import ShapeSpec
+
+from tests import toy
+
+_toy = toy.config("unused")
+dataloader = _toy.dataloader
+model = dict(
+    backbone=L(toy.ToyBackbone)(),
+    head=dict(input_shape=[ShapeSpec(channels=toy.CHANNELS)] * 2, conv_dims=[toy.CHANNELS]),
+    anchor_generator=dict(sizes=[[32], [64]], strides=[8, 16]),
+    head_in_features=["p3", "p4"],
+    num_classes=len(toy.CLASSES),
+    pixel_std=[57.0, 57.0, 57.0],
+)
+train = dict(max_iter=1, eval_period=1, init_checkpoint="", log_period=1)
+"""
+
+
+@pytest.fixture(scope="module")
+def ablate():
+    spec = importlib.util.spec_from_file_location("ablate", ROOT / "tools" / "ablate.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def toy_study(tmp_path, monkeypatch):
+    """Rows on the toy data set are called "shapes" here."""
+    toy.write_dataset(tmp_path)
+    (tmp_path / "override.py").write_text(OVERRIDE)
+    monkeypatch.setitem(DATA, "shapes", str(tmp_path / "override.py"))
+    row_hash.cache_clear()
+    yield ["--data", "shapes", "--output", str(tmp_path / "output")]
+    row_hash.cache_clear()
+
+
+def test_runs_resumes_skips_and_reports(ablate, toy_study, tmp_path, capsys, monkeypatch):
+    rows = ["--rows", "table3/retinanet_atss", "table4/k9", "--seeds", "0", "1"]
+    override = "train.checkpointer.period=1"
+    assert ablate.main([*rows, override, *toy_study]) == 0
+    printed = capsys.readouterr().out
+    assert printed.count("start ") == 2  # two seeds of two rows that are one
+    results = sorted((tmp_path / "output").glob("shapes/*/seed*/results.json"))
+    assert [path.parent.name for path in results] == ["seed0", "seed1"]
+    for seed, path in enumerate(results):
+        content = json.loads(path.read_text())
+        assert (content["row"], content["seed"]) == ("table3/retinanet_atss", seed)
+        assert content["iterations"] == 1
+        assert content["overrides"] == [override]
+        assert content["seconds"] > 0
+        assert 0 <= content["metrics"]["AP"] <= 100
+
+    # One lost its results, as if the command had been stopped before it wrote them.
+    results[1].unlink()
+    (tmp_path / "idle.py").write_text("")
+    monkeypatch.setattr(ablate, "TRAIN_NET", tmp_path / "idle.py")
+    assert ablate.main([*rows, override, *toy_study]) == 0
+    printed = capsys.readouterr().out
+    assert "1 of 2 runs are finished already" in printed
+    assert re.findall("start .*", printed) == ["start   table3/retinanet_atss seed 1 (resumed)"]
+    assert json.loads(results[1].read_text())["seconds"] is None
+
+    document = tmp_path / "docs" / "a.md"
+    document.parent.mkdir()
+    document.write_text("<!-- begin shapes table4 --><!-- end shapes table4 -->")
+    report = ["--report", "--document", str(document), override, *toy_study]
+    assert ablate.main(report) == 0
+    (line,) = [x for x in document.read_text().splitlines() if "k = 9" in x]
+    assert re.search(r"\| 39\.3 \| \d+\.\d ± \d+\.\d \| 2 \|", line)
+    assert (document.parent / "images" / "ablation_shapes_table4.png").is_file()
+
+    capsys.readouterr()
+    assert ablate.main(["--list", "--rows", "table4/k9", override, *toy_study]) == 0
+    assert "(2)" in capsys.readouterr().out
+
+
+def test_a_failure_ends_in_its_exit_code(ablate, toy_study, tmp_path, capsys, monkeypatch):
+    script = tmp_path / "broken.py"
+    script.write_text("raise RuntimeError('out of luck')")
+    monkeypatch.setattr(ablate, "TRAIN_NET", script)
+    assert ablate.main(["--rows", "table4/k3", *toy_study]) == 1
+    printed = capsys.readouterr().out
+    assert "FAILED: RuntimeError: out of luck" in printed
+    assert "console.log" in printed
+    assert "failed: table4/k3 seed 0" in printed
+
+
+def test_list_names_every_row_with_its_config_and_number(ablate, tmp_path, capsys):
+    assert ablate.main(["--list", "--output", str(tmp_path)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    for row in ROWS:
+        (line,) = [line for line in lines if line.split()[:1] == [row.name]]
+        assert line.endswith(f"configs/ablations/{row.name}.py")
+        assert (f" {row.quoted_ap} " if row.quoted_ap else "insensitive") in line
+        assert (ROOT / line.split()[-1]).is_file()
+
+
+def test_on_coco_it_prints_the_commands(ablate, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(ablate, "execute", None)  # nothing is run
+    arguments = ["--data", "coco", "--rows", "table5/scale[59]", "--seeds", "0", "3"]
+    assert ablate.main([*arguments, "--num-gpus", "4", "optimizer.lr=0.005"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [re.search(r"table5/(\w+)\.py", line)[1] for line in lines] == ["scale5", "scale9"] * 2
+    for line in lines:
+        assert line.startswith("python train_net.py --config-file configs/ablations/table5/scale")
+        assert " --num-gpus 4 --resume train.output_dir=" in line
+        assert line.endswith(" optimizer.lr=0.005")
+    assert [line.split()[-2] for line in lines] == [f"train.seed={n}" for n in (0, 0, 3, 3)]
+
+
+def test_positives_are_counted_into_a_file(ablate, toy_study, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(ablate, "measure_positives", lambda data: {"of": data})
+    assert ablate.main(["--positives", *toy_study]) == 0
+    path = tmp_path / "output" / "shapes" / "positives.json"
+    assert json.loads(path.read_text()) == {"of": "shapes"}
+    assert str(path) in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--rows", "table9/x"], "no row fits 'table9/x'"),
+        (["--rows", "table4/k3", "train.max_itr=3"], "did you mean train.max_iter"),
+        (["--rows", "table4/k3", "train.max_iter=many"], "train.max_iter must be a number"),
+        (["--report", "--document", "/nowhere/a.md"], "there is no document /nowhere/a.md"),
+    ],
+)
+def test_errors_are_sentences(ablate, toy_study, arguments, message):
+    with pytest.raises(SystemExit) as error:
+        ablate.main([*arguments, *toy_study])
+    assert str(error.value).startswith("ablate.py: ")
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "what to do?"),
+        (["--list", "table4/k3"], "'table4/k3' is neither a flag nor key=value"),
+        (["--list", "--data", "voc"], "invalid choice"),
+    ],
+)
+def test_wrong_arguments(ablate, capsys, arguments, message):
+    with pytest.raises(SystemExit) as error:
+        ablate.main(arguments)
+    assert error.value.code == 2
+    assert message in capsys.readouterr().err
