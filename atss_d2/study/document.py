@@ -29,8 +29,8 @@ def write_document(
 ) -> list[Path]:
     """Fills the blocks of a data set that the document has, and draws their pictures.
 
-    Pictures lie in ``images/`` beside the document; there is one for each table with a measured
-    row.
+    Pictures lie in ``images/`` beside the document; there is one for each table with two measured
+    rows or more.
 
     Args:
         document: A markdown file with markers.
@@ -56,7 +56,7 @@ def write_document(
     for table, title in TABLES.items():
         rows = [m for m in measurements.values() if m.row.table == table]
         blocks[table] = table_of(rows, data)
-        if not any(m.results for m in rows):
+        if sum(bool(m.results) for m in rows) < 2:  # nothing to compare
             continue
         pictures[table] = images / f"ablation_{data}_{table}.png"
         if table in _SWEEPS:
