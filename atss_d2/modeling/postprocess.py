@@ -89,8 +89,13 @@ def select_candidates(
         scores = (class_scores * centerness.float().sigmoid()[:, None]).sqrt()
     anchor_idxs, classes = (class_scores > score_thresh).nonzero().unbind(dim=1)
     scores = scores[anchor_idxs, classes]
-    scores, order = scores.topk(min(topk_candidates, scores.shape[0]))
+    scores, order = scores.topk(_at_most(topk_candidates, scores.shape[0]))
     return scores, anchor_idxs[order], classes[order]
+
+
+def _at_most(limit: int, size: int | Tensor) -> int | Tensor:
+    # While a model is traced a size is a tensor, and the trace must not keep its value.
+    return size.clamp(max=limit) if isinstance(size, Tensor) else min(limit, size)
 
 
 def clip_boxes(boxes: Tensor, image_size: tuple[int, int]) -> Tensor:

@@ -3,9 +3,11 @@
 import copy
 import itertools
 import math
+import warnings
 
 import pytest
 import torch
+from detectron2.export import TracingAdapter
 from detectron2.layers import ShapeSpec
 from torch import nn
 
@@ -68,6 +70,35 @@ def test_any_rule_coder_and_loss_train_and_detect(matcher, coder, loss):
         for x in model.eval()(batch):
             assert len(x["instances"]) > 0
             assert x["instances"].pred_boxes.tensor.isfinite().all()
+
+
+@pytest.mark.parametrize("coder", CODERS)
+@pytest.mark.parametrize("centerness", [True, False])
+def test_any_coder_and_head_can_be_traced(coder, centerness):
+    """With an image of another size, and with another number of candidates and detections."""
+    bias = 2.0 if coder == "point" else 0.0
+    model = build(
+        box2box_transform=CODERS[coder],
+        head=head(with_centerness=centerness, bbox_pred_bias=bias),
+        test_score_thresh=0.05,
+        test_topk_candidates=20,  # more and fewer candidates than these occur below
+    ).eval()
+    sample, sizes = {"image": image()["image"]}, set()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what is constant in a trace, and that tracing is old
+        adapter = TracingAdapter(model, [sample], lambda model, inputs: model(inputs))
+        traced = torch.jit.trace(adapter, adapter.flattened_inputs)
+    for size, darker in (((64, 96), 8), ((96, 64), 1), ((48, 160), 1)):
+        x = image(seed=3, size=size)["image"] // darker
+        with torch.no_grad():
+            (found,) = adapter.outputs_schema(traced(x))
+            (expected,) = model([{"image": x}])
+        found, expected = found["instances"], expected["instances"]
+        torch.testing.assert_close(found.pred_boxes.tensor, expected.pred_boxes.tensor)
+        torch.testing.assert_close(found.scores, expected.scores)
+        sizes.add(len(found))
+    assert len(sizes) > 1
+    assert min(sizes) > 0
 
 
 @pytest.mark.parametrize("coder", CODERS)
