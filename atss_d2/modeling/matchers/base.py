@@ -29,6 +29,7 @@ class DenseMatcher(ABC):
             (reading them on the host is left to the caller): ``num_ignored``, anchors per image
             that are ignored, where the rule or ``ignore_iof_thresh`` ignores any, and what a rule
             adds. The meta-architecture logs them as ``atss/<name>``.
+        grid_sizes: Argument of the last call, for :meth:`match`.
     """
 
     def __init__(self, *, ignore_iof_thresh: float | None = None) -> None:
@@ -47,6 +48,7 @@ class DenseMatcher(ABC):
             )
         self.ignore_iof_thresh = ignore_iof_thresh
         self.last_stats: dict[str, Tensor] = {}
+        self.grid_sizes: Sequence[tuple[int, int]] | None = None
 
     @torch.no_grad()
     def __call__(
@@ -54,6 +56,7 @@ class DenseMatcher(ABC):
         anchors: Sequence[Boxes | Tensor],
         gt_boxes: Sequence[Boxes | Tensor],
         gt_ignore: Sequence[Tensor] | None = None,
+        grid_sizes: Sequence[tuple[int, int]] | None = None,
     ) -> Tensor:
         """
         Args:
@@ -63,6 +66,9 @@ class DenseMatcher(ABC):
             gt_ignore: N images, each (Mn,) bool: true for a box that is an ignore region (a
                 crowd), not an object. It gets no positives, but still counts in the indices of
                 its image. None: there are no such regions.
+            grid_sizes: (Hi, Wi) of the feature maps, if the anchors of every level lie on a grid,
+                as those of Detectron2's ``DefaultAnchorGenerator``. None: rules that want to
+                know look at the anchors, for which the host waits for the device.
 
         Returns:
             (N, R) int64: index into the boxes of the image, :data:`BACKGROUND` (-1) or
@@ -90,6 +96,7 @@ class DenseMatcher(ABC):
 
         with torch.autocast(device.type, enabled=False):
             self.last_stats = {}
+            self.grid_sizes = grid_sizes
             # (N, R) index into the batch's boxes
             matched = self.match(anchors, boxes, image_idxs, len(gt_boxes))
             if self.ignore_iof_thresh is not None:
