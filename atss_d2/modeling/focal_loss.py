@@ -5,7 +5,8 @@ the one positive logit of each positive anchor. The gradient of both is known in
 forward pass leaves one buffer for the backward pass, and works through the logits in pieces that
 stay in a CPU's cache.
 
-Shapes: R anchors (of one image or of a whole batch), K classes, r anchors of a piece.
+Shapes: R anchors (of one image or of a whole batch), K classes, r anchors of a piece, P anchors that
+are looked at for positives.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from torch.autograd.function import once_differentiable
 
 from .precision import widen
 
-# Logits of a piece on a CPU: three float32 buffers of this size fit in the cache of a core.
-_CPU_PIECE = 2**17
+# Logits of a piece. On a CPU its buffers stay in the cache; on a GPU the memory is bounded.
+_CPU_PIECE, _GPU_PIECE = 2**17, 2**24
 
 
 def sigmoid_focal_loss(
@@ -47,87 +48,118 @@ def sigmoid_focal_loss(
             f"expected logits (R, K) and labels (R,), got {tuple(logits.shape)} "
             f"and {tuple(labels.shape)}"
         )
-    return _SigmoidFocalLoss.apply(logits, labels, alpha, gamma)
+    weights = (float(alpha), float(1 - alpha)) if alpha >= 0 else (1.0, 1.0)
+    if torch.compiler.is_compiling():
+        return _by_definition(logits, labels, *weights, gamma)
+    return _SigmoidFocalLoss.apply(logits, labels, *weights, gamma)
+
+
+def _by_definition(
+    logits: Tensor, labels: Tensor, positive_weight: float, negative_weight: float, gamma: float
+) -> Tensor:
+    """The loss for a compiler, which makes one kernel of this and one of its gradient."""
+    labels = labels[:, None]  # (R, 1)
+    is_positive = labels == torch.arange(logits.shape[1], device=logits.device)  # (R, K)
+    x = widen(logits).masked_fill(labels < 0, -torch.inf)
+    term, _ = _term(torch.where(is_positive, -x, x), gamma)
+    return (torch.where(is_positive, positive_weight, negative_weight) * term).sum()
 
 
 class _SigmoidFocalLoss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, logits: Tensor, labels: Tensor, alpha: float, gamma: float) -> Tensor:
-        positive_weight, negative_weight = (alpha, 1 - alpha) if alpha >= 0 else (1.0, 1.0)
-        wide = torch.promote_types(logits.dtype, torch.float32)
+    def forward(
+        ctx,
+        logits: Tensor,
+        labels: Tensor,
+        positive_weight: float,
+        negative_weight: float,
+        gamma: float,
+    ) -> Tensor:
+        # The gradient is kept in units of the weight of nearly all of it.
+        unit = negative_weight or 1.0
         grad = None
         if ctx.needs_input_grad[0]:
             # float16 would lose what a gradient scaler, which comes later, is there to save.
-            dtype = wide if logits.dtype == torch.float16 else logits.dtype
+            dtype = torch.float32 if logits.dtype == torch.float16 else logits.dtype
             grad = torch.empty_like(logits, dtype=dtype, memory_format=torch.contiguous_format)
-        background = _add_background(logits, labels, gamma, negative_weight, grad)
+        background = _sum_background(logits, labels, gamma, grad)
+        if grad is not None and not negative_weight:
+            grad.zero_()
 
         is_positive = (labels >= 0) & (labels < logits.shape[1])  # (R,)
-        columns = torch.where(is_positive, labels, 0)[:, None]  # (R, 1)
-        target = widen(logits.gather(1, columns))[:, 0]  # (R,)
+        if logits.device.type == "cpu":  # a GPU would have to wait for their number
+            rows = is_positive.nonzero()[:, 0]
+        else:
+            rows = torch.arange(len(labels), device=labels.device)
+        is_positive = is_positive[rows]  # (P,), as all from here on
+        columns = torch.where(is_positive, labels[rows], 0)
+        target = widen(logits[rows, columns])
         as_positive, positive_slope = _term(-target, gamma)
         as_background, _ = _term(target, gamma)
         correction = positive_weight * as_positive - negative_weight * as_background
         # Not times the mask: a logit that is left out may be infinite.
         loss = negative_weight * background + torch.where(is_positive, correction, 0.0).sum()
         if grad is not None:
-            slope = (-positive_weight * positive_slope).to(grad.dtype)[:, None]
-            grad.scatter_(1, columns, torch.where(is_positive[:, None], slope, grad[:, :1]))
+            slope = (-positive_weight / unit * positive_slope).to(grad.dtype)
+            grad[rows, columns] = torch.where(is_positive, slope, grad[rows, columns])
             ctx.save_for_backward(grad)
-        ctx.dtype = logits.dtype
+            ctx.unit, ctx.dtype = unit, logits.dtype
         return loss
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad_output: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx, grad_output: Tensor) -> tuple[Tensor, None, None, None, None]:
         (grad,) = ctx.saved_tensors
-        return (grad * grad_output).to(ctx.dtype), None, None, None
-
-
-def _add_background(
-    logits: Tensor, labels: Tensor, gamma: float, weight: float, grad: Tensor | None
-) -> Tensor:
-    """Sum of the background terms of all anchors that take part; fills their gradient (R, K)."""
-    wide = torch.promote_types(logits.dtype, torch.float32)
-    total = logits.new_zeros((), dtype=wide)
-    num_anchors, num_classes = logits.shape
-    is_on_cpu = logits.device.type == "cpu"
-    size = max(1, _CPU_PIECE // max(num_classes, 1) if is_on_cpu else num_anchors)
-    left_out = (labels < 0)[:, None]  # (R, 1)
-    # On a CPU it costs nothing to look whether there are any.
-    must_mask = not is_on_cpu or bool(left_out.any())
-    buffers = torch.empty(3, min(size, num_anchors), num_classes, dtype=wide, device=logits.device)
-    for start in range(0, num_anchors, size):
-        rows = slice(start, start + size)
-        x = widen(logits[rows])  # (r, K)
-        if must_mask:  # a score of 0 costs nothing and has no gradient
-            x = x.masked_fill(left_out[rows], -torch.inf)
-        p, cross_entropy, factor = buffers[:, : len(x)]
-        torch.sigmoid(x, out=p)
-        torch.ops.aten.softplus.out(x, out=cross_entropy)
-        if gamma == 2:
-            torch.mul(p, p, out=factor)
-        else:
-            factor.copy_(_modulating_factor(x, gamma))
-        total += torch.dot(factor.view(-1), cross_entropy.view(-1))
-        if grad is not None:
-            # p^gamma (gamma (1 - p) -log(1 - p) + p)
-            slope = cross_entropy.addcmul_(cross_entropy, p, value=-1)
-            slope.mul_(gamma * weight).add_(p, alpha=weight)
-            if grad.dtype == wide:
-                torch.mul(slope, factor, out=grad[rows])
-            else:
-                grad[rows] = slope.mul_(factor)
-    return total
+        return (grad * (grad_output * ctx.unit)).to(ctx.dtype), None, None, None, None
 
 
 def _term(x: Tensor, gamma: float) -> tuple[Tensor, Tensor]:
     """p^gamma * -log(1 - p) of p = sigmoid(x), a negative target, and its derivative."""
-    p, cross_entropy, factor = x.sigmoid(), F.softplus(x), _modulating_factor(x, gamma)
-    slope = factor * (gamma * (1 - p) * cross_entropy + p)
-    return factor * cross_entropy, slope
+    p, cross_entropy = x.sigmoid(), F.softplus(x)
+    # Not a power of p: the gradient of it, where p is 0, is none.
+    factor = (gamma * F.logsigmoid(x)).exp() if gamma else torch.ones_like(x)
+    return factor * cross_entropy, factor * (gamma * (1 - p) * cross_entropy + p)
 
 
-def _modulating_factor(x: Tensor, gamma: float) -> Tensor:
-    """sigmoid(x)^gamma, also where it is too small for a float before the power."""
-    return (gamma * F.logsigmoid(x)).exp() if gamma else torch.ones_like(x)
+def _sum_background(logits: Tensor, labels: Tensor, gamma: float, grad: Tensor | None) -> Tensor:
+    """Sum of the terms of all logits of anchors that take part; their derivatives go to ``grad``.
+
+    As :func:`_term`, but by the fewest and fastest operations, and without a new tensor.
+    """
+    wide = torch.promote_types(logits.dtype, torch.float32)
+    smallest = torch.finfo(wide).tiny
+    num_anchors, num_classes = logits.shape
+    is_on_cpu = logits.device.type == "cpu"
+    size = max(1, (_CPU_PIECE if is_on_cpu else _GPU_PIECE) // max(num_classes, 1))
+    left_out = (labels < 0)[:, None]  # (R, 1)
+    # On a CPU it costs nothing to look whether there are any.
+    must_mask = not is_on_cpu or bool(left_out.any())
+    buffers = logits.new_empty((5, min(size, num_anchors), num_classes), dtype=wide)
+    total = logits.new_zeros((), dtype=wide)
+    for start in range(0, num_anchors, size):
+        x = logits[start : start + size]  # (r, K)
+        own_x, p, q, log_q, other = buffers[:, : len(x)]
+        if must_mask or x.dtype != wide:
+            x = own_x.copy_(x)
+        if must_mask:  # a score of 0 costs nothing and has no derivative
+            x.masked_fill_(left_out[start : start + size], -torch.inf)
+
+        # p, q = 1 - p and log(q), each to the last digits. Where p is small, q is near 1 and has
+        # lost those of p: log(q) is less by q - 1 + p. Where q is 0, log(q) is -x.
+        torch.sigmoid(x, out=p)
+        minus_x = torch.neg(x, out=other)
+        torch.sigmoid(minus_x, out=q)
+        torch.clamp(q, min=smallest, out=log_q).log_()
+        torch.minimum(log_q, minus_x, out=log_q)
+        log_q.sub_(torch.sub(q, 1, out=other).add_(p))
+
+        factor = torch.mul(p, p, out=other) if gamma == 2 else torch.pow(p, gamma, out=other)
+        total -= torch.dot(factor.flatten(), log_q.flatten())
+        if grad is not None:  # p^gamma (p - gamma q log(q))
+            slope = p.addcmul_(q, log_q, value=-gamma)
+            out = grad[start : start + size]
+            if out.dtype == wide:
+                torch.mul(slope, factor, out=out)
+            else:
+                out.copy_(slope.mul_(factor))
+    return total

@@ -1,7 +1,8 @@
 """Box and centerness losses, their targets and their normalisers; focal_loss.py has the third.
 
-All losses are computed in at least float32 on fixed shapes: an anchor that takes no part in a loss
-has weight zero instead of being indexed away, which would make the host wait for the device.
+All losses are computed in at least float32. Box and centerness losses are those of the positives.
+On a GPU the host does not know how many there are, and need not wait to learn it: all anchors are
+kept, with weight zero. On a CPU the positives are picked out.
 
 Shapes: R anchors (of one image or of a whole batch), K classes.
 """
@@ -17,6 +18,19 @@ from torch import Tensor
 
 from .focal_loss import sigmoid_focal_loss
 from .precision import widen
+
+__all__ = [
+    "BOX_REG_LOSS_TYPES",
+    "box_reg_loss",
+    "centerness_loss",
+    "centerness_targets",
+    "ciou_loss",
+    "diou_loss",
+    "giou_loss",
+    "loss_normalizers",
+    "positive_rows",
+    "sigmoid_focal_loss",
+]
 
 _IOU_EPS = 1e-7  # added to the areas and squared lengths that are divided by
 _TINY = 1e-6  # floor of the sum of weights
@@ -142,6 +156,20 @@ def centerness_targets(anchors: Tensor, boxes: Tensor, inset: float = 0.0) -> Te
 def centerness_loss(logits: Tensor, targets: Tensor) -> Tensor:
     """Binary cross entropy (R,) of centerness logits (R,) with targets (R,) in [0, 1]."""
     return F.binary_cross_entropy_with_logits(widen(logits), targets, reduction="none")
+
+
+def positive_rows(is_positive: Tensor) -> Tensor | slice:
+    """The rows of (R, ...) tensors that box and centerness losses need to look at.
+
+    Args:
+        is_positive: (R,) bool.
+
+    Returns:
+        Indices of the positives on a CPU; everything on a GPU.
+    """
+    if is_positive.device.type == "cpu":
+        return is_positive.nonzero()[:, 0]
+    return slice(None)
 
 
 def loss_normalizers(num_positives: Tensor, sum_weights: Tensor) -> tuple[Tensor, Tensor]:

@@ -19,7 +19,7 @@ from .geometry import (
     paired_iou,
     side_distances,
 )
-from .grid import anchor_grid, grid_sizes_of
+from .grid import anchor_grid
 from .selection import nearest_anchors_per_level, priority_keys, settle
 
 _METRICS = {"iou": paired_iou, "giou": paired_giou, "diou": paired_diou}
@@ -125,10 +125,9 @@ class ATSSMatcher(DenseMatcher):
 
     def _candidates(self, anchors: list[Tensor], all_anchors: Tensor, boxes: Tensor) -> Tensor:
         """Algorithm 1, lines 3 to 6: (M, C) indices into the R anchors."""
-        sizes = self.grid_sizes or grid_sizes_of(anchors, self.num_anchors)
-        if sizes is None:  # anchors of another arrangement: all distances
+        grid = anchor_grid(anchors, self.grid_sizes, topk=self.topk, num_anchors=self.num_anchors)
+        if grid is None:  # anchors of another arrangement: all distances
             return nearest_anchors_per_level(anchors, boxes, self.topk * self.num_anchors)
-        grid = anchor_grid(tuple(map(tuple, sizes)), self.topk, self.num_anchors)
         return grid.nearest_anchors(all_anchors, boxes)
 
     def _thresholds(self, overlaps: Tensor) -> Tensor:

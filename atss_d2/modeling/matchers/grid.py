@@ -1,292 +1,258 @@
-"""The anchors nearest to a box, when anchors lie on regular grids: O(boxes), not O(boxes x anchors).
+"""The anchors nearest to a box, where they lie on grids: O(boxes), not O(boxes x anchors).
 
-Walking away from the location nearest to a box, along a row or a column, locations only get
-farther. So the k nearest ones are among few cells around it, which depend on k and on how near the
-border of the map is, but not on the size of the map. A table holds these cells for every case, and
-the exact distances of its anchors are compared.
+The centre of a box is nearest to one cell of each feature map. A table (see near_cells.py) names
+the cells around that one which may be among the k nearest, and the exact distances of their
+anchors are compared.
 
 Shapes: L levels of size Hi x Wi, A anchors per location, R = sum(Hi x Wi x A) anchors, M boxes of
-the batch, S cells of a row of the table, C candidates of one box.
+the batch, m boxes of a chunk, S cells of a row of the table, C candidates of one box.
 """
 
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from .geometry import box_centers
+from .near_cells import NO_CELL, axis_cases, near_cells
+from .selection import box_chunks
 
-# A cell counts as nearer than another only if it is by this much, in squared cells, so that the
-# rounding of coordinates decides nothing here.
-_MARGIN = 0.02
-# The nearest cell may be off by this much, in cells, beyond the half that rounding allows.
-_SLACK = 0.005
-_NO_CELL = 2**24  # an offset that leads out of any map
-# Above this k, more cells are looked at than are needed, instead of finding out which those are.
-_MAX_EXACT_TOPK = 32
+MAX_TOPK = 32  # a table for more takes long to make
+
+# How far an anchor may be off its place on the grid, in cells.
+_MAX_DEVIATION = 2e-4
+# Squared distances of boxes stay finite and below that of an anchor that does not exist.
+_MAX_COORDINATE, _NO_COORDINATE = 1e15, 1e18
+
+
+def anchor_grid(
+    anchors: Sequence[Tensor],
+    sizes: Sequence[tuple[int, int]] | None,
+    *,
+    topk: int,
+    num_anchors: int,
+) -> AnchorGrid | None:
+    """What finds the anchors near boxes; images of the same size share one.
+
+    Args:
+        anchors: L levels, each (Ri, 4).
+        sizes: (Hi, Wi) of the levels, if they are known to be grids of square cells. None: the
+            values of the anchors tell, see :func:`grid_sizes_of`.
+        topk: k.
+        num_anchors: A.
+
+    Returns:
+        None where all distances must be compared: a level is no grid, or k > :data:`MAX_TOPK`.
+
+    Raises:
+        ValueError: The sizes do not fit the numbers of anchors.
+    """
+    if sizes is not None:
+        _check_sizes(sizes, anchors, num_anchors)
+    if topk > MAX_TOPK:
+        return None
+    sizes = grid_sizes_of(anchors, num_anchors) if sizes is None else sizes
+    if sizes is None:
+        return None
+    return _cached_grid(tuple((int(h), int(w)) for h, w in sizes), topk, num_anchors)
+
+
+def _check_sizes(
+    sizes: Sequence[tuple[int, int]], anchors: Sequence[Tensor], num_anchors: int
+) -> None:
+    if len(sizes) != len(anchors):
+        raise ValueError(f"grid_sizes has {len(sizes)} levels, anchors have {len(anchors)}")
+    for level, ((height, width), boxes) in enumerate(zip(sizes, anchors)):
+        if height * width * num_anchors != len(boxes) or min(height, width) < 1:
+            raise ValueError(
+                f"grid_sizes[{level}] is {height} x {width} locations of {num_anchors} anchors, "
+                f"but level {level} has {len(boxes)} anchors"
+            )
 
 
 def grid_sizes_of(anchors: Sequence[Tensor], num_anchors: int) -> list[tuple[int, int]] | None:
-    """Finds out whether anchors lie on grids, as those of ``DefaultAnchorGenerator`` do.
+    """Finds out whether anchors lie on grids of square cells, as Detectron2's do.
 
-    Looks at the values, which must therefore be on the host.
+    Looks at the values, for which the host waits for the device.
 
     Args:
         anchors: L levels, each (Ri, 4).
         num_anchors: A.
 
     Returns:
-        (Hi, Wi) of the L levels; None when a level is no grid of A anchors per location.
+        (Hi, Wi) of the levels; None when one is no grid with A anchors per location.
     """
-    sizes = [_grid_size(box_centers(level), num_anchors) for level in anchors]
-    return None if any(size is None for size in sizes) else sizes
+    centers = box_centers(torch.cat(list(anchors)).detach()).cpu().numpy()  # (R, 2)
+    ends = np.cumsum([len(level) for level in anchors])
+    sizes = [_grid_size(level, num_anchors) for level in np.split(centers, ends[:-1])]
+    return None if None in sizes else sizes
 
 
-def _grid_size(centers: Tensor, num_anchors: int) -> tuple[int, int] | None:
-    count = len(centers)
-    if count == 0 or count % num_anchors:
+def _grid_size(centers: np.ndarray, num_anchors: int) -> tuple[int, int] | None:
+    """(Hi, Wi) of a level from the centres (Ri, 2) of its anchors."""
+    if len(centers) == 0 or len(centers) % num_anchors:
         return None
-    cells = centers.view(-1, num_anchors, 2)
-    x, y = cells[:, 0].unbind(dim=1)
-    # The first row ends where y changes.
-    width = int((y - y[0]).abs().le(_tolerance(x, y)).cumprod(0).sum())
+    x, y = centers[::num_anchors].T  # (Hi x Wi,)
+    if len(x) == 1:
+        return 1, 1
+    # A row ends where y changes by more than half a cell.
+    is_below = y - y[0] > abs(x[1] - x[0]) / 2
+    width = int(is_below.argmax()) if is_below.any() else len(x)
     if len(x) % width:
         return None
     height = len(x) // width
-    step_x = (x[1] - x[0]) if width > 1 else x.new_ones(())
-    step_y = (y[width] - y[0]) if height > 1 else y.new_ones(())
-    if not (step_x > 0 and step_y > 0):
-        return None
-    grid_x = x[0] + step_x * torch.arange(width, dtype=x.dtype)
-    grid_y = y[0] + step_y * torch.arange(height, dtype=x.dtype)
-    expected = torch.stack(
-        (grid_x.expand(height, width), grid_y[:, None].expand(height, width)), dim=2
-    ).view(-1, 1, 2)
-    tolerance = _SLACK * torch.minimum(step_x, step_y)
-    return (height, width) if bool(((cells - expected).abs() <= tolerance).all()) else None
-
-
-def _tolerance(x: Tensor, y: Tensor) -> Tensor:
-    return 1e-6 * (x.abs().amax() + y.abs().amax() + 1)
+    step = float(max(x[-1] - x[0], y[-1] - y[0])) / (max(width, height) - 1)
+    rows = centers.reshape(height, width * num_anchors, 2)
+    grid_x = x[0] + step * np.arange(width).repeat(num_anchors)
+    grid_y = y[0] + step * np.arange(height)
+    off_x = np.abs(rows[..., 0] - grid_x.astype(np.float32))
+    off_y = np.abs(rows[..., 1] - grid_y.astype(np.float32)[:, None])
+    limit = _MAX_DEVIATION * step
+    is_grid = step > 0 and off_x.max() <= limit and off_y.max() <= limit
+    return (height, width) if is_grid else None
 
 
 class AnchorGrid:
     """Which anchors of L levels are near which place."""
 
-    def __init__(self, sizes: Sequence[tuple[int, int]], topk: int, num_anchors: int) -> None:
+    def __init__(self, sizes: Sequence[tuple[int, int]], *, topk: int, num_anchors: int) -> None:
         """
         Args:
             sizes: (Hi, Wi) of the levels.
             topk: k, cells to find on each level.
             num_anchors: A.
         """
-        self.num_anchors = num_anchors
         self._num_nearest = topk * num_anchors
-        heights, widths = np.array(sizes, np.int64).reshape(-1, 2).T
-        counts = heights * widths * num_anchors  # (L,)
-        self.num_total = int(counts.sum())
-        first = counts.cumsum() - counts
-        reach = _border_reach(topk)
-        tables = [_cells_near(topk, min(w, 2 * reach + 1), min(h, 2 * reach + 1)) for h, w in sizes]
-        num_cells = max(topk, *(table.shape[1] for table in tables))
-        self._reach = reach
-        self._constants = {
-            "first": first,
-            # Neighbours of the first anchor; itself where the map has one column or row.
-            "right": first + num_anchors * (widths > 1),
-            "below": first + num_anchors * widths * (heights > 1),
-            "extents": np.stack((widths, heights), axis=1),  # (L, 2)
-            "row_length": widths * num_anchors,
-            "table_start": np.arange(len(counts)) * (2 * reach + 3) ** 2,
-            "table": np.concatenate([_pad(table, num_cells) for table in tables]),
+        tables, lookups, corners, columns = [], [], [], []
+        num_rows = num_total = 0
+        for level, (height, width) in enumerate(sizes):
+            count = height * width * num_anchors
+            table, x_lookup, y_lookup = _lookup(height, width, topk, num_anchors)
+            tables.append(table)
+            lookups += [x_lookup + np.array((num_rows, num_total)), y_lookup]
+            corners.append((num_total, num_total + count - num_anchors))
             # A level of fewer than k A anchors gives all it has.
-            "columns": np.concatenate(
-                [
-                    np.arange(min(self._num_nearest, count)) + i * self._num_nearest
-                    for i, count in enumerate(counts)
-                ]
-            ),
-            "anchor": np.arange(num_anchors),
+            columns += range(
+                level * self._num_nearest, level * self._num_nearest + min(self._num_nearest, count)
+            )
+            num_rows += len(table)
+            num_total += count
+        self._num_total = num_total
+        self._num_levels = len(tables)
+        self._row_length = max(table.shape[1] for table in tables)  # S
+        lengths = np.array([len(lookup) for lookup in lookups])
+        sizes = np.array([(width, height) for height, width in sizes], np.float32).T
+        self._on_host = {
+            "sizes": sizes,  # (2, L): Wi, Hi
+            "last_cells": sizes - 1,
+            # The first and the last location of each level: indices of anchors (2, L).
+            "corners": np.array(corners).T,
+            # See _lookup. x and y of a cell of each level start at other entries of it.
+            "lookup": np.concatenate(lookups),  # (sum_i (Wi + 2 + Hi + 2), 2)
+            "cell_zero": 1 + (lengths.cumsum() - lengths).reshape(-1, 2).T,  # (2, L)
+            "table": np.concatenate([_pad(table, self._row_length) for table in tables]),
+            "of_location": np.arange(num_anchors),
+            "columns": np.array(columns),
         }
         self._on_device: dict[torch.device, dict[str, Tensor]] = {}
 
     def _on(self, device: torch.device) -> dict[str, Tensor]:
         if device not in self._on_device:
             self._on_device[device] = {
-                name: torch.from_numpy(value).to(device) for name, value in self._constants.items()
+                name: torch.from_numpy(np.ascontiguousarray(value)).to(device, non_blocking=True)
+                for name, value in self._on_host.items()
             }
         return self._on_device[device]
 
     def nearest_anchors(self, anchors: Tensor, boxes: Tensor) -> Tensor:
         """What :func:`nearest_anchors_per_level` finds, to the last tie.
 
+        This holds for boxes whose centre is up to 500 cells beyond the border of a level. Farther
+        out float32 cannot tell the distances of neighbouring anchors apart, and the candidates
+        are some k A anchors at that border.
+
         Args:
             anchors: (R, 4), all levels.
-            boxes: (M, 4).
+            boxes: (M, 4). One that is not finite gets some candidates.
 
         Returns:
             Candidates (M, C), C = sum_i min(k A, Ri): indices into the R anchors, level by level,
             the nearest first.
         """
         on = self._on(anchors.device)
-        centers = box_centers(anchors)  # (R, 2)
-        points = box_centers(boxes)[:, None]  # (M, 1, 2)
-        cells = self._cells(centers, points, on)  # (M, L, 2)
-        last = on["extents"] - 1  # (L, 2)
-        rows = self._table_rows(cells, last, on["table_start"])  # (M, L)
-        nearest = torch.minimum(cells.clamp(min=0), last)  # (M, L, 2)
+        # x and y of centres. The last one stands for all anchors that do not exist.
+        centers = anchors.new_full((2, self._num_total + 1), _NO_COORDINATE)
+        centers[:, :-1] = box_centers(anchors).T
+        points = box_centers(boxes).T[..., None]  # (2, M, 1)
+        points = points.nan_to_num(0.0).clamp(-_MAX_COORDINATE, _MAX_COORDINATE)
+        num_near = self._num_levels * self._row_length * len(on["of_location"])
+        return torch.cat(
+            [
+                self._nearest_anchors(centers, points[:, rows], on)
+                for rows in box_chunks(len(boxes), num_near)
+            ]
+        )
 
-        near = nearest[:, :, None] + on["table"][rows]  # (M, L, S, 2): x, y of cells
-        is_cell = ((near >= 0) & (near <= last[:, None])).all(dim=-1)  # (M, L, S)
-        idxs = near[..., 0] * self.num_anchors + near[..., 1] * on["row_length"][:, None]
-        idxs = torch.where(is_cell, idxs, 0) + on["first"][:, None]
-        if self.num_anchors > 1:
-            idxs = (idxs[..., None] + on["anchor"]).flatten(2)  # (M, L, S A)
-            is_cell = is_cell.repeat_interleave(self.num_anchors, dim=2)
+    def _nearest_anchors(self, centers: Tensor, points: Tensor, on: dict[str, Tensor]) -> Tensor:
+        """Candidates (m, C); x and y of centres (2, R + 1) and of points (2, m, 1)."""
+        near = self._near_anchors(centers, points, on)  # (m, L, S A)
+        delta_x, delta_y = (
+            coordinates.index_select(0, near.flatten()).view_as(near) - point[..., None]
+            for coordinates, point in zip(centers, points)
+        )
+        distances = delta_x.square_().add_(delta_y.square_())
+        keys = (distances.view(torch.int32).long() << 32).bitwise_or_(near)
+        # The keys of anchors that exist are all different: topk has no ties to break.
+        keys = keys.topk(self._num_nearest, dim=2, largest=False).values
+        return (keys & 0xFFFFFFFF).flatten(1)[:, on["columns"]]
 
-        delta = points[:, :, None] - centers[idxs]  # (M, L, S A, 2)
-        distances = delta[..., 0].square() + delta[..., 1].square()
-        keys = (distances.view(torch.int32).long() << 32) | idxs
-        keys = torch.where(is_cell, keys, torch.iinfo(torch.int64).max)
-        # All keys are different, so topk has no ties to break.
-        nearest_keys = keys.topk(self._num_nearest, dim=2, largest=False).values
-        return (nearest_keys & 0xFFFFFFFF).flatten(1)[:, on["columns"]]
-
-    def _cells(self, centers: Tensor, points: Tensor, on: dict[str, Tensor]) -> Tensor:
-        """Cells (M, L, 2), x and y, of points (M, 1, 2): -1 or Wi, Hi outside of the map."""
-        origins = centers[on["first"]]  # (L, 2)
-        steps = torch.stack(
-            (
-                centers[on["right"], 0] - origins[:, 0],
-                centers[on["below"], 1] - origins[:, 1],
-            ),
-            dim=1,
-        )  # (L, 2), 0 for a map of one column or row
-        cells = (points - origins) / torch.where(steps > 0, steps, 1.0)
-        cells = torch.where(steps > 0, cells.round(), 0.0).nan_to_num().clamp(min=-1)
-        return torch.minimum(cells, on["extents"].to(cells.dtype)).long()
-
-    def _table_rows(self, cells: Tensor, last: Tensor, table_start: Tensor) -> Tensor:
-        """Rows (M, L) of the table: the case of each axis."""
-        reach = self._reach
-        below = torch.minimum(cells, cells.new_tensor(reach))
-        above = torch.minimum(last - cells, cells.new_tensor(reach))
-        cases = below - above + reach  # (M, L, 2)
-        cases = torch.where(cells < 0, 2 * reach + 1, cases)
-        cases = torch.where(cells > last, 2 * reach + 2, cases)
-        return cases[..., 1] * (2 * reach + 3) + cases[..., 0] + table_start
+    def _near_anchors(self, centers: Tensor, points: Tensor, on: dict[str, Tensor]) -> Tensor:
+        """Anchors (m, L, S A) among which the nearest are; R for those that do not exist."""
+        first, last = centers[:, on["corners"]].unbind(dim=1)  # (2, L)
+        # Cells per pixel; a single cell is the nearest one wherever the point is.
+        scales = on["last_cells"] / torch.where(last > first, last - first, 1.0)
+        cells = ((points - first[:, None]) * scales[:, None]).round().clamp(min=-1)
+        cells = torch.minimum(cells, on["sizes"][:, None]).long()  # (2, m, L)
+        # The sums of what x and y contribute: (m, L) each.
+        rows, nearest = on["lookup"][cells + on["cell_zero"][:, None]].sum(dim=0).unbind(dim=-1)
+        near = on["table"].index_select(0, rows.flatten())  # (m L, S)
+        of_location = nearest[..., None] + on["of_location"]  # (m, L, A)
+        near = near.view(*rows.shape, self._row_length, 1) + of_location[:, :, None]
+        near = near.flatten(2)  # (m, L, S A)
+        return near.clamp_(max=self._num_total)
 
 
-@functools.lru_cache(maxsize=256)
-def anchor_grid(sizes: tuple[tuple[int, int], ...], topk: int, num_anchors: int) -> AnchorGrid:
-    """An :class:`AnchorGrid`; images of the same size share one."""
-    return AnchorGrid(sizes, topk, num_anchors)
+@functools.lru_cache(maxsize=64)
+def _cached_grid(sizes: tuple[tuple[int, int], ...], topk: int, num_anchors: int) -> AnchorGrid:
+    return AnchorGrid(sizes, topk=topk, num_anchors=num_anchors)
 
 
-# ------------------------------------------------------------------------- tables of near cells
-
-
-def _border_reach(topk: int) -> int:
-    """From how many cells on a border is taken to be far away."""
-    return math.isqrt(topk - 1) + 1
-
-
-@functools.lru_cache(maxsize=256)
-def _cells_near(topk: int, width: int, height: int) -> np.ndarray:
-    """Cells that may be among the k nearest ones, for every case of x and y.
-
-    Args:
-        topk: k.
-        width: Wi, or 2 reach + 1 for any larger map.
-        height: The same of Hi.
+def _lookup(
+    height: int, width: int, topk: int, num_anchors: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The table of near cells of a level, and how to find a row of it.
 
     Returns:
-        ((2 reach + 3)^2, S, 2) int64: x and y relative to the nearest cell, padded with
-        :data:`_NO_CELL`; row ``case of y * (2 reach + 3) + case of x``.
+        Table (rows, S): anchors, relative to that of the nearest cell; and for the x -1, ..., Wi
+        of a cell, where -1 and Wi are beyond the map, (Wi + 2, 2), what it adds to the number of
+        the row and to the index of the nearest anchor; and the same for y.
     """
-    reach = _border_reach(topk)
-    num_cases = 2 * reach + 3
-    rows = [np.zeros((0, 2), np.int64)] * num_cases**2
-    for case_y, y in _axis_cases(height, reach).items():
-        for case_x, x in _axis_cases(width, reach).items():
-            rows[case_y * num_cases + case_x] = _possible_cells(topk, x, y)
-    return np.stack([_pad(row[None], max(len(r) for r in rows))[0] for row in rows])
+    x_cases, x_numbers = axis_cases(width, topk)
+    y_cases, y_numbers = axis_cases(height, topk)
+    steps = np.array((num_anchors, num_anchors * width), np.int64)  # to the next cell in x and y
+    x = np.arange(-1, width + 1).clip(0, width - 1)
+    y = np.arange(-1, height + 1).clip(0, height - 1)
+    return (
+        near_cells(topk, x_cases, y_cases) @ steps,
+        np.stack((x_numbers, x * steps[0]), axis=1),
+        np.stack((y_numbers * len(x_cases), y * steps[1]), axis=1),
+    )
 
 
-class _Axis(NamedTuple):
-    """What is known about one coordinate of a point and the cells next to it."""
-
-    below: int  # so many cells lie below the nearest one,
-    above: int  # so many above,
-    open_below: bool  # and there may be more
-    open_above: bool
-    side: int  # -1, 1: the point lies below or above all cells; 0: within half a cell of one
-
-
-def _axis_cases(size: int, reach: int) -> dict[int, _Axis]:
-    """The cases of a coordinate, numbered as in ``AnchorGrid._table_rows``."""
-    cases = {}
-    for cell in range(size):
-        below, above = min(cell, reach), min(size - 1 - cell, reach)
-        cases[below - above + reach] = _Axis(below, above, below == reach, above == reach, 0)
-    first, last = min(size - 1, reach), min(size - 1, reach)
-    cases[2 * reach + 1] = _Axis(0, first, False, first == reach, -1)
-    cases[2 * reach + 2] = _Axis(last, 0, last == reach, False, 1)
-    return cases
-
-
-def _possible_cells(topk: int, x: _Axis, y: _Axis) -> np.ndarray:
-    """Cells (n, 2) that fewer than k cells are certainly nearer than, the nearest first."""
-    candidates = _grid(_offsets(x, topk), _offsets(y, topk))  # (n, 2)
-    # Cells between the nearest one and a candidate are nearer, or as near next to the nearest.
-    product = (np.abs(candidates) + 1).prod(axis=1)
-    candidates = candidates[product <= topk + 3]
-    if topk <= _MAX_EXACT_TOPK:
-        candidates = candidates[_count_nearer(candidates, topk, x, y) < topk]
-    order = np.argsort((candidates**2).sum(axis=1), kind="stable")
-    return candidates[order]
-
-
-def _offsets(axis: _Axis, topk: int) -> np.ndarray:
-    low = topk if axis.open_below else axis.below
-    high = topk if axis.open_above else axis.above
-    return np.arange(-low, high + 1)
-
-
-def _count_nearer(candidates: np.ndarray, topk: int, x: _Axis, y: _Axis) -> np.ndarray:
-    """Number (n,) of the cells that exist and are nearer than a candidate, wherever the point is.
-
-    Squared distances from a point f to the cells c and d differ by |c|^2 - |d|^2 - 2 f (c - d),
-    which is largest at an end of the range of f.
-    """
-    others = _grid(_offsets(x, topk), _offsets(y, topk))  # (o, 2)
-    exists = np.ones((len(candidates), len(others)), bool)
-    difference = (others**2).sum(axis=1) - (candidates**2).sum(axis=1)[:, None].astype(float)
-    for i, axis in enumerate((x, y)):
-        c, d = others[:, i], candidates[:, i, None]  # (o,), (n, 1)
-        # Those next to the point, and all between it and the candidate.
-        exists &= (c >= np.minimum(d, -axis.below)) & (c <= np.maximum(d, axis.above))
-        step = c - d
-        half = 1 + 2 * _SLACK
-        if axis.side == 0:
-            difference += half * np.abs(step)
-        else:  # beyond the border, at any distance
-            towards = axis.side * step  # positive: nearer to the point
-            difference += np.where(towards >= 0, -(1 - 2 * _SLACK) * towards, np.inf)
-    return (exists & (difference < -_MARGIN)).sum(axis=1)
-
-
-def _grid(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    return np.stack(np.meshgrid(x, y), axis=-1).reshape(-1, 2)
-
-
-def _pad(table: np.ndarray, num_cells: int) -> np.ndarray:
-    """A table (rows, S, 2) with more cells in each row, which do not exist."""
-    missing = num_cells - table.shape[1]
-    return np.pad(table, ((0, 0), (0, missing), (0, 0)), constant_values=_NO_CELL)
+def _pad(table: np.ndarray, row_length: int) -> np.ndarray:
+    missing = row_length - table.shape[1]
+    return np.pad(table, ((0, 0), (0, missing)), constant_values=NO_CELL)
