@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV = .venv
 DEMO_ARGS =
+BENCHMARK_ARGS =
 TEST_ARGS = -n 2
 
 # `=` and not `?=`: only the command line chooses the environment that packages are added to.
@@ -12,16 +13,17 @@ PY = "$(VENV)/bin/python"
 unexport PYTHONPATH PYTHONHOME PYTHONSAFEPATH
 export PYTHONNOUSERSITE = 1
 
-.PHONY: help setup demo test lint clean
+.PHONY: help setup demo benchmarks test lint clean
 
 help: ## this text
 	@echo "make TARGET [NAME=value ...]"
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  \1|\2/p' Makefile | awk -F'|' '{printf "%-9s %s\n", $$1, $$2}'
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  \1|\2/p' Makefile | awk -F'|' '{printf "%-12s %s\n", $$1, $$2}'
 	@echo "Values:"
 	@echo "  PYTHON=python3     makes the environment; 3.10 or newer"
 	@echo "  VENV=.venv         another environment, e.g. one with your own Detectron2: its packages"
 	@echo "                     stay as they are, what is missing is added"
 	@echo "  DEMO_ARGS=         for tools/run_demo.py"
+	@echo "  BENCHMARK_ARGS=    for python -m benchmarks"
 	@echo "  TEST_ARGS='-n 2'   for pytest"
 	@echo "pip's own variables pass through, e.g. PIP_INDEX_URL, PIP_EXTRA_INDEX_URL, PIP_PROXY or"
 	@echo "PIP_CACHE_DIR: a mirror nearby, or an index with builds of torch without CUDA (0.2 GB"
@@ -38,6 +40,9 @@ setup: ## .venv with all libraries and Detectron2, the data, the pretrained back
 demo: setup ## set up, train ATSS on real photographs, evaluate; pictures in output/demo
 	$(PY) tools/run_demo.py $(DEMO_ARGS)
 
+benchmarks: setup ## set up, measure against what others use; see docs/performance.md
+	$(PY) -m benchmarks $(BENCHMARK_ARGS)
+
 test: setup lint ## set up, linter, tests
 	$(PY) -m pytest $(TEST_ARGS)
 
@@ -47,4 +52,4 @@ lint: setup ## linter and formatting, nothing is changed
 
 clean: ## remove build products and caches; .venv, datasets and output stay
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
-	find atss_d2 configs tests tools -name __pycache__ -prune -exec rm -rf {} +
+	find atss_d2 benchmarks configs tests tools -name __pycache__ -prune -exec rm -rf {} +

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-TARGETS = ("help", "setup", "demo", "test", "lint", "clean")
+TARGETS = ("help", "setup", "demo", "benchmarks", "test", "lint", "clean")
 
 
 def write_script(path: Path, text: str) -> Path:
@@ -77,6 +77,12 @@ def test_test_sets_up_lints_and_runs_the_tests(calls):
 def test_demo_passes_arguments_on(calls):
     lines = calls("demo", "DEMO_ARGS=--seed 1")
     assert lines[-1].startswith("tools/run_demo.py --seed 1")
+    assert lines[-2].startswith("tools/prepare_data.py")
+
+
+def test_benchmarks_pass_arguments_on(calls):
+    lines = calls("benchmarks", "BENCHMARK_ARGS=--quick")
+    assert lines[-1].startswith("-m benchmarks --quick")
     assert lines[-2].startswith("tools/prepare_data.py")
 
 

@@ -41,11 +41,14 @@ def run_python(code: str, **options) -> str:
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory) -> Path:
-    """A copy of what packaging reads, so that building leaves nothing in the real one."""
+    """A copy of what packaging reads, so that building leaves nothing in the real one.
+
+    Also of ``benchmarks``, a package that must not end up in a wheel.
+    """
     folder = tmp_path_factory.mktemp("checkout")
     for name in SOURCES:
         shutil.copy(ROOT / name, folder)
-    for name in FOLDERS:
+    for name in (*FOLDERS, "benchmarks"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     return folder
 

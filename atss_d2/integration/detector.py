@@ -151,7 +151,7 @@ class LabelAnchors:
         seen = anchors
         if self.sides is not None:
             seen = [_squares(a.tensor, side) for a, side in zip(anchors, self.sides)]
-        matched_idxs = self.matcher(
+        matched_idxs = self.matcher.match_batch(
             seen, [x.gt_boxes for x in gt_instances], ignore_flags(gt_instances)
         )  # (N, R)
         all_anchors = Boxes.cat(anchors).tensor  # (R, 4)

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY, Backbone
+from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
 from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 from detectron2.structures import Boxes, ImageList, Instances
 from torch import Tensor, nn
@@ -23,6 +24,7 @@ from .losses import (
     centerness_loss,
     centerness_targets,
     loss_normalizers,
+    positive_rows,
     sigmoid_focal_loss,
 )
 from .matchers import DenseMatcher
@@ -153,7 +155,10 @@ class ATSS(DenseDetector):
         """Labels the anchors and computes the losses."""
         logits, deltas, centerness = self._flatten_predictions(predictions)
         anchors = self.anchor_generator(features)
-        gt_labels, matched_gt_boxes = self.label_anchors(anchors, gt_instances)
+        grid_sizes = None
+        if isinstance(self.anchor_generator, DefaultAnchorGenerator):
+            grid_sizes = [tuple(feature.shape[-2:]) for feature in features]
+        gt_labels, matched_gt_boxes = self.label_anchors(anchors, gt_instances, grid_sizes)
         return self.losses(anchors, logits, gt_labels, deltas, matched_gt_boxes, centerness)
 
     def _flatten_predictions(
@@ -167,7 +172,10 @@ class ATSS(DenseDetector):
 
     @torch.no_grad()
     def label_anchors(
-        self, anchors: list[Boxes], gt_instances: list[Instances]
+        self,
+        anchors: list[Boxes],
+        gt_instances: list[Instances],
+        grid_sizes: Sequence[tuple[int, int]] | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Finds the class and the box that every anchor is trained for.
 
@@ -175,14 +183,16 @@ class ATSS(DenseDetector):
             anchors: L levels of anchors.
             gt_instances: N images with ``gt_boxes`` and ``gt_classes``; boxes that the optional
                 field ``gt_ignore`` (bool) marks are ignore regions, never matched.
+            grid_sizes: (Hi, Wi) of the L levels, if anchors lie on grids, see
+                :class:`DenseMatcher`.
 
         Returns:
             gt_labels (N, R) int64: class, K for background, -1 for ignored anchors; and
             matched_gt_boxes (N, R, 4): the matched box, for an anchor without one itself.
         """
         gt_ignore = ignore_flags(gt_instances)
-        matched_idxs = self.matcher(
-            anchors, [x.gt_boxes for x in gt_instances], gt_ignore
+        matched_idxs = self.matcher.match_batch(
+            anchors, [x.gt_boxes for x in gt_instances], gt_ignore, grid_sizes
         )  # (N, R)
         gt_labels, matched_gt_boxes, rows = labels_from_matches(
             matched_idxs,
@@ -247,25 +257,28 @@ class ATSS(DenseDetector):
         # (N x R, ...): the anchors of the batch as one list, in float32 under any autocast.
         with torch.autocast(gt_labels.device.type, enabled=False):
             logits = torch.cat(pred_logits, dim=1).flatten(0, 1)
-            deltas = torch.cat(pred_anchor_deltas, dim=1).flatten(0, 1).float()
-            boxes = matched_gt_boxes.flatten(0, 1)
             labels = gt_labels.flatten()
-            all_anchors = Boxes.cat(anchors).tensor.repeat(num_images, 1)
+            loss_cls = sigmoid_focal_loss(
+                logits, labels, alpha=self.focal_loss_alpha, gamma=self.focal_loss_gamma
+            )
 
             is_positive = (labels >= 0) & (labels != self.num_classes)
-            targets = centerness_targets(all_anchors, boxes) * is_positive
+            rows = positive_rows(is_positive)
+            is_positive = is_positive[rows]  # (P,), as all from here on
+            boxes = matched_gt_boxes.flatten(0, 1)[rows]
+            row_anchors = Boxes.cat(anchors).tensor.repeat(num_images, 1)[rows]
+            deltas = torch.cat(pred_anchor_deltas, dim=1).flatten(0, 1)[rows].float()
+
+            targets = centerness_targets(row_anchors, boxes) * is_positive
             is_weighted = pred_centerness is not None and self.centerness_weighted_box_loss
             weights = targets if is_weighted else is_positive.to(targets.dtype)
             num_positives, sum_weights = loss_normalizers(is_positive.sum(), weights.sum())
 
-            loss_cls = sigmoid_focal_loss(
-                logits, labels, alpha=self.focal_loss_alpha, gamma=self.focal_loss_gamma
-            )
             # Weight 0 does not silence a background anchor whose box has overflowed: 0 x inf.
             deltas = torch.where(is_positive[:, None], deltas, 0.0)
             loss_box_reg = box_reg_loss(
                 deltas,
-                all_anchors,
+                row_anchors,
                 boxes,
                 box2box_transform=self.box2box_transform,
                 loss_type=self.box_reg_loss_type,
@@ -277,7 +290,7 @@ class ATSS(DenseDetector):
                 "loss_box_reg": loss_box_reg * (self.box_reg_loss_weight / sum_weights),
             }
             if pred_centerness is not None:
-                centerness = torch.cat(pred_centerness, dim=1).flatten()
+                centerness = torch.cat(pred_centerness, dim=1).flatten()[rows]
                 loss_centerness = (centerness_loss(centerness, targets) * is_positive).sum()
                 losses["loss_centerness"] = loss_centerness * (
                     self.centerness_loss_weight / num_positives

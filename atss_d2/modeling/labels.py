@@ -28,7 +28,7 @@ def labels_from_matches(
     """Looks up the class and the box of every anchor.
 
     Args:
-        matched_idxs: (N, R), as a matcher returns it.
+        matched_idxs: (N, R), as :meth:`DenseMatcher.match_batch` returns it.
         anchors: (R, 4) XYXY, pixels.
         gt_instances: N images with ``gt_boxes`` and ``gt_classes``.
         num_classes: K, the label of background.
@@ -38,17 +38,13 @@ def labels_from_matches(
         matched_gt_boxes (N, R, 4): the matched box, for an anchor without one itself; and
         rows (N, R) int64: 1 + the index of the matched box among the M of the batch, 0 for none.
     """
-    counts = torch.tensor([len(x) for x in gt_instances])
-    first_idxs = (counts.cumsum(0) - counts).to(anchors.device)  # (N,)
-    is_positive = matched_idxs >= 0  # (N, R)
     # Row 0 stands for "no box", so that a batch without boxes needs no branch.
-    rows = torch.where(is_positive, matched_idxs + first_idxs[:, None] + 1, 0)  # (N, R)
-    classes = torch.cat(
-        [counts.new_tensor([num_classes]).to(anchors.device)] + [x.gt_classes for x in gt_instances]
-    )  # (1 + M,)
+    rows = (matched_idxs + 1).clamp(min=0)  # (N, R)
+    background = torch.full((1,), num_classes, dtype=torch.int64, device=anchors.device)
+    classes = torch.cat([background] + [x.gt_classes for x in gt_instances])  # (1 + M,)
     boxes = torch.cat(
         [anchors.new_zeros(1, 4)] + [x.gt_boxes.tensor.to(anchors) for x in gt_instances]
     )
     gt_labels = torch.where(matched_idxs == IGNORED, -1, classes[rows])  # (N, R)
-    matched_gt_boxes = torch.where(is_positive[..., None], boxes[rows], anchors)
+    matched_gt_boxes = torch.where((rows > 0)[..., None], boxes[rows], anchors)
     return gt_labels, matched_gt_boxes, rows

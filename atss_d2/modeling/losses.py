@@ -1,7 +1,8 @@
-"""Focal, box and centerness losses, their targets and their normalisers.
+"""Box and centerness losses, their targets and their normalisers; focal_loss.py has the third.
 
-All losses are computed in at least float32 on fixed shapes: an anchor that takes no part in a loss
-has weight zero instead of being indexed away, which would make the host wait for the device.
+All losses are computed in at least float32. Box and centerness losses are those of the positives.
+On a GPU the host does not know how many there are, and need not wait to learn it: all anchors are
+kept, with weight zero. On a CPU the positives are picked out.
 
 Shapes: R anchors (of one image or of a whole batch), K classes.
 """
@@ -15,62 +16,24 @@ import torch.nn.functional as F
 from detectron2.utils import comm
 from torch import Tensor
 
+from .focal_loss import sigmoid_focal_loss
 from .precision import widen
+
+__all__ = [
+    "BOX_REG_LOSS_TYPES",
+    "box_reg_loss",
+    "centerness_loss",
+    "centerness_targets",
+    "ciou_loss",
+    "diou_loss",
+    "giou_loss",
+    "loss_normalizers",
+    "positive_rows",
+    "sigmoid_focal_loss",
+]
 
 _IOU_EPS = 1e-7  # added to the areas and squared lengths that are divided by
 _TINY = 1e-6  # floor of the sum of weights
-
-
-def sigmoid_focal_loss(
-    logits: Tensor, labels: Tensor, *, alpha: float = 0.25, gamma: float = 2.0
-) -> Tensor:
-    """Sum of the sigmoid focal loss ("Focal Loss for Dense Object Detection", Eq. 5).
-
-    Almost all targets are background, so the background term is summed over all logits and
-    corrected at the one positive logit of each positive anchor: no one-hot tensor is needed.
-
-    Args:
-        logits: (R, K) class logits; half precision is computed in float32.
-        labels: (R,) int64; 0..K-1 foreground, K background, -1 left out.
-        alpha: Weight of positives; negatives weigh ``1 - alpha``. Below 0 for no weighting.
-        gamma: Exponent of the modulating factor, >= 0.
-
-    Returns:
-        Scalar, the sum over all anchors and classes.
-
-    Raises:
-        ValueError: ``gamma`` is negative or the shapes do not fit each other.
-    """
-    if gamma < 0:
-        raise ValueError(f"gamma must be >= 0, got {gamma}")
-    if logits.dim() != 2 or labels.shape != logits.shape[:1]:
-        raise ValueError(
-            f"expected logits (R, K) and labels (R,), got {tuple(logits.shape)} "
-            f"and {tuple(labels.shape)}"
-        )
-    positive_weight, negative_weight = (alpha, 1 - alpha) if alpha >= 0 else (1.0, 1.0)
-    num_classes = logits.shape[1]
-    logits = widen(logits)
-    is_used = labels >= 0  # (R,)
-    is_positive = is_used & (labels < num_classes)
-
-    background = _modulated_cross_entropy(logits, gamma)  # (R, K)
-    target_logits = logits.gather(1, labels.clamp(0, num_classes - 1)[:, None])[:, 0]  # (R,)
-    as_positive = positive_weight * _modulated_cross_entropy(-target_logits, gamma)  # (R,)
-    as_background = negative_weight * _modulated_cross_entropy(target_logits, gamma)  # (R,)
-    correction = as_positive - as_background
-    return (
-        negative_weight * (background * is_used[:, None]).sum() + (correction * is_positive).sum()
-    )
-
-
-def _modulated_cross_entropy(logits: Tensor, gamma: float) -> Tensor:
-    """p^gamma * -log(1 - p) of p = sigmoid(logits): the unweighted term of a negative target."""
-    cross_entropy = F.softplus(logits)
-    if gamma == 0:
-        return cross_entropy
-    # Not sigmoid().pow(gamma): its gradient is infinite times 0 for p = 0 and gamma below 1.
-    return (gamma * F.logsigmoid(logits)).exp() * cross_entropy
 
 
 def giou_loss(boxes: Tensor, targets: Tensor, eps: float = _IOU_EPS) -> Tensor:
@@ -193,6 +156,20 @@ def centerness_targets(anchors: Tensor, boxes: Tensor, inset: float = 0.0) -> Te
 def centerness_loss(logits: Tensor, targets: Tensor) -> Tensor:
     """Binary cross entropy (R,) of centerness logits (R,) with targets (R,) in [0, 1]."""
     return F.binary_cross_entropy_with_logits(widen(logits), targets, reduction="none")
+
+
+def positive_rows(is_positive: Tensor) -> Tensor | slice:
+    """The rows of (R, ...) tensors that box and centerness losses need to look at.
+
+    Args:
+        is_positive: (R,) bool.
+
+    Returns:
+        Indices of the positives on a CPU; everything on a GPU.
+    """
+    if is_positive.device.type == "cpu":
+        return is_positive.nonzero()[:, 0]
+    return slice(None)
 
 
 def loss_normalizers(num_positives: Tensor, sum_weights: Tensor) -> tuple[Tensor, Tensor]:

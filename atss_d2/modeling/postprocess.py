@@ -7,9 +7,17 @@ Shapes: L levels, Ri anchors of level i, K classes, T selected candidates, D det
 
 from __future__ import annotations
 
+import math
+
 import torch
-from detectron2.layers import batched_nms
 from torch import Tensor
+
+from .nms import batched_nms
+
+NO_SCORE = -1.0
+# Sigmoid is monotone: logits are compared with the logit of the score threshold, less this much
+# for its rounding, and only what is left gets a score.
+_LOGIT_SLACK = 1e-3
 
 
 def postprocess(
@@ -66,6 +74,7 @@ def postprocess(
     scores, classes = torch.cat(scores), torch.cat(classes)  # (T,)
     # Clipping comes first: class offsets of batched_nms need coordinates that are not negative.
     keep = batched_nms(boxes, scores, classes, nms_thresh)[:max_detections]
+    keep = keep[scores[keep] > NO_SCORE]  # places without a candidate come last
     return boxes[keep], scores[keep], classes[keep]
 
 
@@ -81,16 +90,45 @@ def select_candidates(
         topk_candidates: Most candidates to return.
 
     Returns:
-        scores (T,), anchor indices (T,) and classes (T,), best score first.
+        scores (T,), anchor indices (T,) and classes (T,), best score first. On a GPU there are
+        always ``topk_candidates`` if the level has so many, the last ones with :data:`NO_SCORE`.
     """
+    select = _select_survivors if logits.device.type == "cpu" else _select_fixed_number
+    return select(logits, centerness, score_thresh, topk_candidates)
+
+
+def _select_survivors(
+    logits: Tensor, centerness: Tensor | None, score_thresh: float, topk_candidates: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Computes scores only where they matter; on a GPU the host would wait for their number."""
+    anchor_idxs, classes = (logits > _min_logit(score_thresh)).nonzero().unbind(dim=1)
     # Scores of half-precision logits would be rounded to three digits, and NMS refuses them.
+    scores = logits[anchor_idxs, classes].float().sigmoid()
+    is_above = scores > score_thresh
+    scores, anchor_idxs, classes = scores[is_above], anchor_idxs[is_above], classes[is_above]
+    if centerness is not None:
+        scores = (scores * centerness[anchor_idxs].float().sigmoid()).sqrt()
+    scores, order = scores.topk(_at_most(topk_candidates, scores.shape[0]))
+    return scores, anchor_idxs[order], classes[order]
+
+
+def _select_fixed_number(
+    logits: Tensor, centerness: Tensor | None, score_thresh: float, topk_candidates: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The same without a wait: the places of missing candidates have :data:`NO_SCORE`."""
     scores = class_scores = logits.float().sigmoid()  # (Ri, K)
     if centerness is not None:
         scores = (class_scores * centerness.float().sigmoid()[:, None]).sqrt()
-    anchor_idxs, classes = (class_scores > score_thresh).nonzero().unbind(dim=1)
-    scores = scores[anchor_idxs, classes]
-    scores, order = scores.topk(_at_most(topk_candidates, scores.shape[0]))
-    return scores, anchor_idxs[order], classes[order]
+    scores = torch.where(class_scores > score_thresh, scores, NO_SCORE).flatten()
+    scores, idxs = scores.topk(min(topk_candidates, scores.shape[0]))
+    num_classes = logits.shape[1]
+    return scores, idxs.div(num_classes, rounding_mode="floor"), idxs % num_classes
+
+
+def _min_logit(score_thresh: float) -> float:
+    if score_thresh <= 0:
+        return -math.inf
+    return math.log(score_thresh / (1 - score_thresh)) - _LOGIT_SLACK if score_thresh < 1 else 20.0
 
 
 def _at_most(limit: int, size: int | Tensor) -> int | Tensor:

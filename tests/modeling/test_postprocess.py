@@ -8,7 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from atss_d2.modeling.box_coding import PointDistances, box2box_transform
-from atss_d2.modeling.postprocess import clip_boxes, postprocess, select_candidates
+from atss_d2.modeling.postprocess import (
+    NO_SCORE,
+    _select_fixed_number,
+    _select_survivors,
+    clip_boxes,
+    postprocess,
+    select_candidates,
+)
 from tests import reference
 
 published = reference.published()
@@ -362,3 +369,55 @@ def test_the_arguments_are_not_changed():
     before = [tuple(x.clone() for x in part) for part in levels]
     run(levels)
     torch.testing.assert_close(levels, before, rtol=0, atol=0)
+
+
+# --------------------------------------------------------------------- two ways to select
+
+
+@pytest.mark.parametrize("with_centerness", [True, False])
+@pytest.mark.parametrize("score_thresh", [0.0, 0.05, 0.3, 0.99, 1.0])
+@pytest.mark.parametrize("topk_candidates", [1, 20, 10**6])
+def test_both_ways_to_select_give_the_same(with_centerness, score_thresh, topk_candidates):
+    """The one of the GPU fills up what is missing with places that have no score."""
+    logits = 3 * torch.randn(50, 7) - 2
+    logits[:3] = torch.tensor([[torch.inf], [-torch.inf], [torch.nan]])
+    centerness = torch.randn(50) if with_centerness else None
+    args = (logits, centerness, score_thresh, topk_candidates)
+    scores, anchor_idxs, classes = _select_survivors(*args)
+    fixed = _select_fixed_number(*args)
+    assert len(fixed[0]) == min(topk_candidates, logits.numel())
+    assert (fixed[0][len(scores) :] == NO_SCORE).all()
+    fixed = [x[: len(scores)] for x in fixed]
+    torch.testing.assert_close(fixed[0], scores)
+    torch.testing.assert_close(
+        logits[fixed[1], fixed[2]], logits[anchor_idxs, classes], equal_nan=True
+    )
+
+
+@pytest.mark.parametrize("score_thresh", [0.05, 0.2, 0.999])
+def test_detections_do_not_depend_on_the_way(monkeypatch, score_thresh):
+    anchors = [torch.tensor(level) for level in reference.grid_anchors([(6, 8), (3, 4)], [8, 16])]
+    sizes = [len(level) for level in anchors]
+    args = (
+        anchors,
+        [2 * torch.randn(n, 5) - 1 for n in sizes],
+        [torch.randn(n, 4) for n in sizes],
+        [torch.randn(n) for n in sizes],
+        (48, 64),
+    )
+    options = {"box2box_transform": box2box_transform(), "score_thresh": score_thresh}
+    expected = postprocess(*args, **options)
+    monkeypatch.setattr("atss_d2.modeling.postprocess._select_survivors", _select_fixed_number)
+    torch.testing.assert_close(postprocess(*args, **options), expected)
+    if score_thresh > 0.99:
+        assert len(expected[0]) == 0
+
+
+@pytest.mark.parametrize("score_thresh", [0.05, 0.5, 0.2])
+def test_scores_next_to_the_threshold(score_thresh):
+    """Candidates are found by their logits, but judged by their scores."""
+    at = torch.logit(torch.tensor(score_thresh, dtype=torch.float64))
+    logits = (at + 1e-7 * torch.arange(-30, 31)).float()[:, None]
+    scores, _, _ = _select_survivors(logits, None, score_thresh, 1000)
+    assert len(scores) == int((logits.sigmoid() > score_thresh).sum())
+    assert 0 < len(scores) < 61

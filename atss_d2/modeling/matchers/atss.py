@@ -19,7 +19,8 @@ from .geometry import (
     paired_iou,
     side_distances,
 )
-from .selection import Contest, nearest_anchors_per_level, priority_keys
+from .grid import anchor_grid
+from .selection import nearest_anchors_per_level, priority_keys, settle
 
 _METRICS = {"iou": paired_iou, "giou": paired_giou, "diou": paired_diou}
 
@@ -102,8 +103,8 @@ class ATSSMatcher(DenseMatcher):
     def match(
         self, anchors: list[Tensor], boxes: Tensor, image_idxs: Tensor, num_images: int
     ) -> Tensor:
-        candidates = nearest_anchors_per_level(anchors, boxes, self.topk * self.num_anchors)
         all_anchors = torch.cat(anchors)  # (R, 4)
+        candidates = self._candidates(anchors, all_anchors, boxes)  # (M, C)
         candidate_boxes = all_anchors[candidates]  # (M, C, 4)
 
         overlaps = _METRICS[self.metric](candidate_boxes, boxes[:, None])  # (M, C)
@@ -118,10 +119,16 @@ class ATSSMatcher(DenseMatcher):
         # "mean" of no boxes would be NaN; a sum over at least one is 0.
         sum_thresholds = torch.where(is_real, thresholds, 0.0).sum()
         self.last_stats["mean_threshold"] = sum_thresholds / is_real.sum().clamp(min=1)
-        contest = Contest(num_images, len(all_anchors), boxes.device)
         box_idxs = torch.arange(len(boxes), device=boxes.device)[:, None]
-        contest.bid_for(candidates, positive, priority_keys(overlaps, box_idxs), image_idxs)
-        return contest.winners()
+        keys = priority_keys(overlaps, box_idxs)
+        return settle(candidates, positive, keys, image_idxs, num_images, len(all_anchors))
+
+    def _candidates(self, anchors: list[Tensor], all_anchors: Tensor, boxes: Tensor) -> Tensor:
+        """Algorithm 1, lines 3 to 6: (M, C) indices into the R anchors."""
+        grid = anchor_grid(anchors, self.grid_sizes, topk=self.topk, num_anchors=self.num_anchors)
+        if grid is None:  # anchors of another arrangement: all distances
+            return nearest_anchors_per_level(anchors, boxes, self.topk * self.num_anchors)
+        return grid.nearest_anchors(all_anchors, boxes)
 
     def _thresholds(self, overlaps: Tensor) -> Tensor:
         """Algorithm 1, lines 7 to 10: mean + deviation (M,) of each row.

@@ -29,6 +29,7 @@ class DenseMatcher(ABC):
             (reading them on the host is left to the caller): ``num_ignored``, anchors per image
             that are ignored, where the rule or ``ignore_iof_thresh`` ignores any, and what a rule
             adds. The meta-architecture logs them as ``atss/<name>``.
+        grid_sizes: Argument of the last call, for :meth:`match`.
     """
 
     def __init__(self, *, ignore_iof_thresh: float | None = None) -> None:
@@ -47,6 +48,7 @@ class DenseMatcher(ABC):
             )
         self.ignore_iof_thresh = ignore_iof_thresh
         self.last_stats: dict[str, Tensor] = {}
+        self.grid_sizes: Sequence[tuple[int, int]] | None = None
 
     @torch.no_grad()
     def __call__(
@@ -54,6 +56,7 @@ class DenseMatcher(ABC):
         anchors: Sequence[Boxes | Tensor],
         gt_boxes: Sequence[Boxes | Tensor],
         gt_ignore: Sequence[Tensor] | None = None,
+        grid_sizes: Sequence[tuple[int, int]] | None = None,
     ) -> Tensor:
         """
         Args:
@@ -63,42 +66,65 @@ class DenseMatcher(ABC):
             gt_ignore: N images, each (Mn,) bool: true for a box that is an ignore region (a
                 crowd), not an object. It gets no positives, but still counts in the indices of
                 its image. None: there are no such regions.
+            grid_sizes: (Hi, Wi) of the feature maps, if the anchors of every level lie on a grid,
+                as those of Detectron2's ``DefaultAnchorGenerator``. None: rules that want to
+                know look at the anchors, for which the host waits for the device.
 
         Returns:
             (N, R) int64: index into the boxes of the image, :data:`BACKGROUND` (-1) or
             :data:`IGNORED` (-2).
 
         Raises:
-            ValueError: Anchors or boxes are not (n, 4), or ``gt_ignore`` does not fit the boxes.
+            ValueError: Anchors or boxes are not (n, 4), or ``gt_ignore`` or ``grid_sizes`` do not
+                fit them.
+        """
+        matched = self.match_batch(anchors, gt_boxes, gt_ignore, grid_sizes)  # (N, R)
+        counts = torch.tensor([len(b) for b in gt_boxes], dtype=torch.int64)
+        first_idxs = (torch.cumsum(counts, 0) - counts).to(matched.device)[:, None]  # (N, 1)
+        return torch.where(matched >= 0, matched - first_idxs, matched)
+
+    @torch.no_grad()
+    def match_batch(
+        self,
+        anchors: Sequence[Boxes | Tensor],
+        gt_boxes: Sequence[Boxes | Tensor],
+        gt_ignore: Sequence[Tensor] | None = None,
+        grid_sizes: Sequence[tuple[int, int]] | None = None,
+    ) -> Tensor:
+        """As calling the matcher, with indices into the boxes of all images, one after the other.
+
+        Returns:
+            (N, R) int64: index into the M boxes of the batch, :data:`BACKGROUND` or
+            :data:`IGNORED`.
         """
         anchors = [_as_tensor(a) for a in anchors]
         gt_boxes = [_as_tensor(b) for b in gt_boxes]
         if not anchors:
             raise ValueError("a matcher needs at least one level of anchors, got an empty list")
         device = anchors[0].device
-        counts = torch.tensor([len(b) for b in gt_boxes], dtype=torch.int64)
-        # The batch as one list of boxes: (M, 4) and the image of each box.
         boxes = torch.cat(gt_boxes) if gt_boxes else anchors[0].new_zeros(0, 4)  # (M, 4)
         boxes = boxes.to(device)
-        image_idxs = torch.repeat_interleave(torch.arange(len(counts)), counts).to(device)
-        first_idxs = (torch.cumsum(counts, 0) - counts).to(device)
+        # The image of each box (M,), made on the host, where the numbers of boxes are known.
+        image_idxs = torch.tensor(
+            [i for i, b in enumerate(gt_boxes) for _ in range(len(b))], dtype=torch.int64
+        ).to(device, non_blocking=True)
         regions = None
         if gt_ignore is not None and gt_boxes:
-            is_region = _cat_flags(gt_ignore, counts.tolist()).to(device)[:, None]  # (M, 1)
+            is_region = _cat_flags(gt_ignore, gt_boxes).to(device)[:, None]  # (M, 1)
             # Boxes of no area are neutral: no rule gives them an anchor, and they cover none.
             boxes, regions = boxes.masked_fill(is_region, 0), boxes.masked_fill(~is_region, 0)
 
         with torch.autocast(device.type, enabled=False):
             self.last_stats = {}
-            # (N, R) index into the batch's boxes
-            matched = self.match(anchors, boxes, image_idxs, len(gt_boxes))
+            self.grid_sizes = grid_sizes
+            matched = self.match(anchors, boxes, image_idxs, len(gt_boxes))  # (N, R)
             if self.ignore_iof_thresh is not None:
                 if regions is not None:
                     covered = self._is_covered(torch.cat(anchors), regions, image_idxs, matched)
                     matched = torch.where(covered & (matched == BACKGROUND), IGNORED, matched)
                 num_ignored = (matched == IGNORED).sum()
                 self.last_stats["num_ignored"] = num_ignored / max(len(gt_boxes), 1)
-        return torch.where(matched >= 0, matched - first_idxs[:, None], matched)
+        return matched
 
     @abstractmethod
     def match(
@@ -137,14 +163,14 @@ def _as_tensor(boxes: Boxes | Tensor) -> Tensor:
     return tensor.detach().float()
 
 
-def _cat_flags(gt_ignore: Sequence[Tensor], counts: list[int]) -> Tensor:
+def _cat_flags(gt_ignore: Sequence[Tensor], gt_boxes: Sequence[Tensor]) -> Tensor:
     """Flags (M,) of all images, checked against the numbers of boxes."""
-    if len(gt_ignore) != len(counts):
-        raise ValueError(f"gt_ignore has {len(gt_ignore)} images, gt_boxes has {len(counts)}")
-    for i, (flags, count) in enumerate(zip(gt_ignore, counts)):
-        if flags.dtype != torch.bool or flags.shape != (count,):
+    if len(gt_ignore) != len(gt_boxes):
+        raise ValueError(f"gt_ignore has {len(gt_ignore)} images, gt_boxes has {len(gt_boxes)}")
+    for i, (flags, boxes) in enumerate(zip(gt_ignore, gt_boxes)):
+        if flags.dtype != torch.bool or flags.shape != boxes.shape[:1]:
             raise ValueError(
-                f"gt_ignore[{i}] must be bool of shape ({count},), one flag for each box of the "
-                f"image, got {flags.dtype} of shape {tuple(flags.shape)}"
+                f"gt_ignore[{i}] must be bool of shape ({len(boxes)},), one flag for each box of "
+                f"the image, got {flags.dtype} of shape {tuple(flags.shape)}"
             )
     return torch.cat(list(gt_ignore))

@@ -20,8 +20,9 @@ def box_areas(boxes: Tensor) -> Tensor:
 
 
 def has_area(boxes: Tensor) -> Tensor:
-    """Whether (...) boxes have a positive width and height; false for NaN."""
-    return (boxes[..., 2:] > boxes[..., :2]).all(dim=-1)
+    """Whether (...) boxes have a positive, finite width and height; false for NaN."""
+    sides = boxes[..., 2:] - boxes[..., :2]
+    return ((sides > 0) & (sides < torch.inf)).all(dim=-1)
 
 
 def paired_intersection(boxes1: Tensor, boxes2: Tensor) -> Tensor:

@@ -104,18 +104,44 @@ class Contest:
         keys = torch.where(positive, keys, _NO_BOX)
         max_per_image_(self._best, keys, image_idxs)
 
-    def bid_for(
-        self, candidates: Tensor, positive: Tensor, keys: Tensor, image_idxs: Tensor
-    ) -> None:
-        """Bids for some anchors: their indices, mask and keys, each (m, C)."""
-        keys = torch.where(positive, keys, _NO_BOX)
-        slots = candidates + (image_idxs * self._best.shape[1])[:, None]  # (m, C) into N x R
-        self._best.view(-1).scatter_reduce_(0, slots.flatten(), keys.flatten(), "amax")
-
     def winners(self) -> Tensor:
         """(N, R) index of the box that gets each anchor, or :data:`BACKGROUND`."""
         idxs = 2**_INDEX_BITS - 1 - (self._best & (2**_INDEX_BITS - 1))
         return torch.where(self._best >= 0, idxs, BACKGROUND)
+
+
+def settle(
+    candidates: Tensor,
+    positive: Tensor,
+    keys: Tensor,
+    image_idxs: Tensor,
+    num_images: int,
+    num_anchors: int,
+) -> Tensor:
+    """As :class:`Contest`, when few anchors are bid for; touches others only to clear them.
+
+    Args:
+        candidates: (M, C) indices into the R anchors, each at most once in a row.
+        positive: (M, C) which of them are bid for.
+        keys: (M, C) int64, 0 or more, all different for one anchor.
+        image_idxs: (M,) image of each box.
+        num_images: N.
+        num_anchors: R.
+
+    Returns:
+        (N, R) index of the box that gets each anchor, or :data:`BACKGROUND`.
+    """
+    num_slots = num_images * num_anchors
+    slots = candidates + (image_idxs * num_anchors)[:, None]  # (M, C) into N x R
+    keys = torch.where(positive, keys, _NO_BOX)
+    best = torch.full((num_slots,), _NO_BOX, device=keys.device)
+    best.scatter_reduce_(0, slots.flatten(), keys.flatten(), "amax")
+    has_won = positive & (best[slots] == keys)
+    box_idxs = torch.arange(len(keys), device=keys.device)[:, None].expand_as(slots)
+    # One slot more, for those that have not won; the rest are written by one box each.
+    matched = torch.full((num_slots + 1,), BACKGROUND, device=keys.device)
+    matched.scatter_(0, torch.where(has_won, slots, num_slots).flatten(), box_idxs.flatten())
+    return matched[:-1].view(num_images, num_anchors)
 
 
 def max_per_image_(out: Tensor, values: Tensor, image_idxs: Tensor) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .base import DenseMatcher
 from .geometry import paired_iou
-from .selection import Contest, box_chunks, priority_keys, stable_topk
+from .selection import box_chunks, priority_keys, settle, stable_topk
 
 
 class TopKMatcher(DenseMatcher):
@@ -43,12 +43,13 @@ class TopKMatcher(DenseMatcher):
     ) -> Tensor:
         all_anchors = torch.cat(anchors)  # (R, 4)
         k = min(self.topk, len(all_anchors))
-        contest = Contest(num_images, len(all_anchors), boxes.device)
-        box_idxs = torch.arange(len(boxes), device=boxes.device)[:, None]  # (M, 1)
+        candidates, candidate_ious = [], []
         for rows in box_chunks(len(boxes), len(all_anchors)):
             ious = paired_iou(all_anchors, boxes[rows, None])  # (m, R)
-            best = stable_topk(ious, k, largest=True)  # (m, k)
-            best_ious = ious.gather(1, best)
-            keys = priority_keys(best_ious, box_idxs[rows])
-            contest.bid_for(best, best_ious > 0, keys, image_idxs[rows])
-        return contest.winners()
+            candidates.append(stable_topk(ious, k, largest=True))  # (m, k)
+            candidate_ious.append(ious.gather(1, candidates[-1]))
+        ious = torch.cat(candidate_ious)  # (M, k)
+        keys = priority_keys(ious, torch.arange(len(boxes), device=boxes.device)[:, None])
+        return settle(
+            torch.cat(candidates), ious > 0, keys, image_idxs, num_images, len(all_anchors)
+        )

@@ -1,0 +1,32 @@
+"""What is measured: one module a case, with ``TITLE`` and ``steps(settings)``."""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+from . import (
+    assignment,
+    data_path,
+    focal_loss,
+    inference,
+    launches,
+    losses,
+    nms,
+    postprocess,
+    training_step,
+)
+from .step import Step
+
+CASES: dict[str, ModuleType] = {
+    "assignment": assignment,
+    "focal_loss": focal_loss,
+    "losses": losses,
+    "postprocess": postprocess,
+    "nms": nms,
+    "inference": inference,
+    "training_step": training_step,
+    "launches": launches,
+    "data_path": data_path,
+}
+
+__all__ = ["CASES", "Step"]

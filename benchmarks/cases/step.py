@@ -1,0 +1,15 @@
+"""What a case consists of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from ..results import Measurement
+
+
+class Step(NamedTuple):
+    """A part of a case, for the progress bar."""
+
+    label: str
+    run: Callable[[], list[Measurement]]

@@ -1,0 +1,49 @@
+"""Fills the tables into a markdown document between markers, so that its prose stays.
+
+A block reads ``<!-- begin NAME -->``, generated text, ``<!-- end NAME -->``; NAME is a case,
+``machine`` or ``targets``.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from atss_d2.study.document import fill_blocks
+
+from .machine import machine_line
+from .report import case_tables, targets_table
+from .results import CaseResult
+
+
+def write_document(document: Path, results: dict[str, CaseResult], picture: Path | None) -> None:
+    """Fills the blocks of the cases that were measured.
+
+    Args:
+        document: A markdown file with markers.
+        results: By the name of the case.
+        picture: Of the assignment, to be shown with its table; None if there is none.
+
+    Raises:
+        FileNotFoundError: There is no document.
+        ValueError: The document has none of the blocks.
+    """
+    if not document.is_file():
+        raise FileNotFoundError(f"there is no document {document} to fill in")
+    blocks = {name: case_tables(result, markdown=True) for name, result in results.items()}
+    if picture is not None and "assignment" in blocks:
+        place = Path(os.path.relpath(picture, document.parent)).as_posix()
+        blocks["assignment"] += f"\n\n![Assignment time]({place})"
+    blocks["targets"] = targets_table(results, markdown=True)
+    blocks["machine"] = _machines(results)
+    fill_blocks(document, blocks)
+
+
+def _machines(results: dict[str, CaseResult]) -> str:
+    """Which cases were measured on what; usually all on one machine on one day."""
+    cases: dict[str, list[str]] = {}
+    for name, result in results.items():
+        cases.setdefault(machine_line(result.machine), []).append(name)
+    if len(cases) == 1:
+        return f"{next(iter(cases))}."
+    return "\n".join(f"- {', '.join(names)}: {line}." for line, names in cases.items())

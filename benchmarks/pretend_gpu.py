@@ -1,0 +1,170 @@
+"""Counts what a GPU would have to do, without one.
+
+A :class:`PretendTensor` says that it is not on the CPU, so that code takes the way that it takes on
+a GPU; its values are on the CPU, where every operator is really computed. What passes between the
+two is written down:
+
+* a launch is an operator on the device that is no view and no mere allocation. (Some operators
+  launch several kernels; it is the number of calls that the host pays for.)
+* a wait is when the host needs the device to have finished: a value that is read (``item``, an
+  ``if``), a shape that depends on values (``nonzero``, indexing by a mask), a copy to the host, and
+  a copy from the host that is not ``non_blocking``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections import Counter
+from collections.abc import Callable, Iterator
+from unittest import mock
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+_CPU = torch.device("cpu")
+# Says of itself that it has no values, hence needs no driver.
+_DEVICE = torch.device("meta")
+_ALLOCATIONS = ("empty", "new_empty", "empty_like", "empty_strided", "new_empty_strided")
+_VALUE_DEPENDENT = ("nonzero", "masked_select", "unique", "_unique2", "unique_consecutive")
+_COPIES = ("_to_copy", "copy_")
+
+
+class PretendTensor(torch.Tensor):
+    """A tensor that is not on the CPU, it says."""
+
+    @staticmethod
+    def __new__(cls, values: Tensor) -> PretendTensor:
+        tensor = torch.Tensor._make_wrapper_subclass(
+            cls,
+            values.shape,
+            strides=values.stride(),
+            storage_offset=values.storage_offset(),
+            dtype=values.dtype,
+            device=_DEVICE,
+        )
+        tensor.values = values
+        return tensor
+
+    __torch_function__ = torch._C._disabled_torch_function_impl
+
+    def new_tensor(self, data: object, **kwargs) -> Tensor:
+        """On a GPU it is made on the host and copied."""
+        return _tensor(data, **{"dtype": self.dtype, "device": self.device, **kwargs})
+
+    def __getitem__(self, index: object) -> Tensor:
+        """A list as an index is copied to the device."""
+        parts = index if isinstance(index, tuple) else (index,)
+        return super().__getitem__(
+            tuple(_tensor(x, device=self.device) if isinstance(x, list) else x for x in parts)
+        )
+
+    def tolist(self) -> list:
+        """By way of a copy to the host."""
+        return self.cpu().tolist()
+
+    @classmethod
+    def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
+        raise RuntimeError(f"{function} on a pretended GPU outside of `PretendGPU`")
+
+
+class PretendGPU(TorchDispatchMode):
+    """Within this context, operators on :class:`PretendTensor` run and are counted.
+
+    Attributes:
+        launches: Name of an operator -> number of calls.
+        waits: Name of an operator -> number of calls for which the host waits.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.launches: Counter[str] = Counter()
+        self.waits: Counter[str] = Counter()
+
+    def forget(self) -> None:
+        """Counts from here on."""
+        self.launches.clear()
+        self.waits.clear()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        kwargs = dict(kwargs or {})
+        inputs = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
+        if any(x.device == _DEVICE and not isinstance(x, PretendTensor) for x in inputs):
+            raise RuntimeError(f"{function} got a tensor without values, made in an unknown way")
+        comes_from_device = any(isinstance(x, PretendTensor) for x in inputs)
+        goes_to_device = comes_from_device
+        if kwargs.get("device") is not None:
+            goes_to_device = torch.device(kwargs["device"]).type == _DEVICE.type
+            kwargs["device"] = _CPU
+        if comes_from_device or goes_to_device:
+            self._count(function, args, kwargs, inputs, goes_to_device)
+        args, kwargs = tree_map_only(PretendTensor, lambda x: x.values, (args, kwargs))
+        out = function(*args, **kwargs)
+        if not goes_to_device or function is torch.ops.aten._local_scalar_dense.default:
+            return out
+        # An operator in place returns the tensor that it was given.
+        known = {id(x.values): x for x in inputs if isinstance(x, PretendTensor)}
+        return tree_map_only(
+            Tensor, lambda x: known[id(x)] if id(x) in known else PretendTensor(x), out
+        )
+
+    def _count(self, function, args, kwargs, inputs: list[Tensor], goes_to_device: bool) -> None:
+        name = function.overloadpacket.__name__
+        if _waits(name, args, kwargs, inputs, goes_to_device):
+            self.waits[name] += 1
+        if name not in _ALLOCATIONS and name != "_local_scalar_dense" and not function.is_view:
+            self.launches[name] += 1
+
+
+def _waits(name: str, args, kwargs, inputs: list[Tensor], goes_to_device: bool) -> bool:
+    if name == "_local_scalar_dense" or name in _VALUE_DEPENDENT:
+        return True
+    if name == "repeat_interleave":
+        return kwargs.get("output_size") is None
+    if name in ("index", "index_put", "index_put_"):
+        has_mask = any(x is not None and x.dtype in (torch.bool, torch.uint8) for x in args[1])
+        # A single value goes where a mask is true without a look at the mask.
+        return has_mask and (name == "index" or args[2].numel() > 1)
+    if name in _COPIES:
+        on_device = [isinstance(x, PretendTensor) for x in inputs]
+        crosses = not goes_to_device or not all(on_device)
+        is_blocking = not kwargs.get("non_blocking", len(args) > 2 and args[2])
+        return crosses and (is_blocking or not goes_to_device)
+    return False
+
+
+def pretend(tensor: Tensor) -> PretendTensor:
+    """A leaf on the pretended GPU with the values of a tensor."""
+    return PretendTensor(tensor.detach().clone()).requires_grad_(tensor.requires_grad)
+
+
+def _tensor(data: object, *, device: torch.device | str | None = None, **kwargs) -> Tensor:
+    """``torch.tensor``, which would not look at the data for a device that has no values."""
+    tensor = _make_tensor(data, **kwargs)
+    return tensor if device is None else tensor.to(device)
+
+
+def _autocast(device_type: str, *args, **kwargs) -> torch.autocast:
+    """``torch.autocast``, which does not know the device."""
+    return _make_autocast("cpu" if device_type == _DEVICE.type else device_type, *args, **kwargs)
+
+
+_make_tensor, _make_autocast = torch.tensor, torch.autocast
+
+
+@contextlib.contextmanager
+def pretended_gpu() -> Iterator[PretendGPU]:
+    """A :class:`PretendGPU`, and what it needs besides."""
+    replaced = {"tensor": _tensor, "autocast": _autocast}
+    with mock.patch.multiple(torch, **replaced), PretendGPU() as gpu:
+        yield gpu
+
+
+def count(run: Callable[[], object]) -> tuple[Counter[str], Counter[str]]:
+    """Launches and waits of the second of two calls; the first one may fill caches."""
+    with pretended_gpu() as gpu:
+        run()
+        gpu.forget()
+        run()
+        return Counter(gpu.launches), Counter(gpu.waits)

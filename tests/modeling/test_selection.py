@@ -1,0 +1,71 @@
+"""Who gets an anchor that several boxes bid for."""
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from atss_d2.modeling.matchers.selection import BACKGROUND, Contest, priority_keys, settle
+
+
+@st.composite
+def bids(draw):
+    """Candidates (M, C), which of them are bid for, their priorities, images, N and R."""
+    num_anchors = draw(st.integers(1, 8))
+    counts = draw(st.lists(st.integers(0, 4), max_size=3))
+    width = draw(st.integers(0, num_anchors))
+    anchors = st.permutations(range(num_anchors)).map(lambda order: order[:width])
+    # Few different priorities: ties. -0.0 and 0.0 are one.
+    priorities = st.sampled_from([-1.0, -0.0, 0.0, 0.25, 0.5, 1e30])
+
+    def rows(of):
+        return [draw(of) for _ in range(sum(counts))]
+
+    def lists(of):
+        return rows(st.lists(of, min_size=width, max_size=width))
+
+    return (
+        torch.tensor(rows(anchors), dtype=torch.int64).view(sum(counts), width),
+        torch.tensor(lists(st.booleans()), dtype=torch.bool).view(sum(counts), width),
+        torch.tensor(lists(priorities), dtype=torch.float32).view(sum(counts), width),
+        torch.repeat_interleave(torch.tensor(counts, dtype=torch.int64)),
+        len(counts),
+        num_anchors,
+    )
+
+
+@settings(max_examples=400, derandomize=True)
+@given(bids=bids())
+def test_settling_few_bids_equals_a_contest_for_all_anchors(bids):
+    candidates, positive, priorities, image_idxs, num_images, num_anchors = bids
+    keys = priority_keys(priorities, torch.arange(len(candidates))[:, None])
+    settled = settle(candidates, positive, keys, image_idxs, num_images, num_anchors)
+
+    contest = Contest(num_images, num_anchors, torch.device("cpu"))
+    if len(candidates):
+        wanted = torch.zeros(len(candidates), num_anchors, dtype=torch.bool)
+        dense_keys = torch.zeros(len(candidates), num_anchors, dtype=torch.int64)
+        contest.bid(
+            wanted.scatter(1, candidates, positive),
+            dense_keys.scatter(1, candidates, keys),
+            image_idxs,
+        )
+    assert torch.equal(settled, contest.winners())
+    assert settled.shape == (num_images, num_anchors)
+
+
+@settings(max_examples=200, derandomize=True)
+@given(bids=bids())
+def test_the_highest_bid_wins_and_at_a_tie_the_lower_box(bids):
+    candidates, positive, priorities, image_idxs, num_images, num_anchors = bids
+    keys = priority_keys(priorities, torch.arange(len(candidates))[:, None])
+    settled = settle(candidates, positive, keys, image_idxs, num_images, num_anchors)
+    for image in range(num_images):
+        for anchor in range(num_anchors):
+            rivals = [
+                (-priorities[m, c].item(), m)
+                for m in range(len(candidates))
+                for c in range(candidates.shape[1])
+                if image_idxs[m] == image and candidates[m, c] == anchor and positive[m, c]
+            ]
+            expected = min(rivals)[1] if rivals else BACKGROUND
+            assert settled[image, anchor] == expected
