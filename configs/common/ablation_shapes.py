@@ -16,14 +16,13 @@ from detectron2.data import (
 )
 from detectron2.evaluation import COCOEvaluator
 from detectron2.layers import ShapeSpec
-from detectron2.solver import WarmupParamScheduler
-from fvcore.common.param_scheduler import CosineParamScheduler
 
 from atss_d2.engine import BackboneLRFactor
 from atss_d2.modeling import TorchvisionBackbone, build_fpn_with_p6p7
 
 from .data.constants import constants as _constants
 from .optim import AdamW as optimizer
+from .schedule import lr_multiplier_cosine as lr_multiplier
 
 _channels = 64
 
@@ -80,10 +79,4 @@ train = dict(
     clip_gradients=dict(enabled=True, max_norm=5.0),
     ema=dict(enabled=True, decay=0.99),
     checkpointer=dict(period=100, max_to_keep=1),
-)
-lr_multiplier = L(WarmupParamScheduler)(
-    scheduler=L(CosineParamScheduler)(start_value=1.0, end_value=0.01),
-    warmup_length=0.07,
-    warmup_method="linear",
-    warmup_factor=0.02,
 )

@@ -1,8 +1,8 @@
-"""Learning-rate schedules of the paper: 90k ("1x") and 180k ("2x") iterations of batch 16."""
+"""Learning-rate schedules: the paper's 90k ("1x") and 180k ("2x") of batch 16; a cosine."""
 
 from detectron2.config import LazyCall as L
 from detectron2.solver import WarmupParamScheduler
-from fvcore.common.param_scheduler import MultiStepParamScheduler
+from fvcore.common.param_scheduler import CosineParamScheduler, MultiStepParamScheduler
 
 
 def _multistep(max_iter, milestones):
@@ -20,3 +20,11 @@ def _multistep(max_iter, milestones):
 
 lr_multiplier_1x = _multistep(90000, [60000, 80000])
 lr_multiplier_2x = _multistep(180000, [120000, 160000])
+
+# Of any length: for short trainings with AdamW.
+lr_multiplier_cosine = L(WarmupParamScheduler)(
+    scheduler=L(CosineParamScheduler)(start_value=1.0, end_value=0.01),
+    warmup_length=0.07,
+    warmup_method="linear",
+    warmup_factor=0.02,
+)

@@ -13,8 +13,6 @@ from detectron2.data import (
     build_detection_train_loader,
     get_detection_dataset_dicts,
 )
-from detectron2.solver import WarmupParamScheduler
-from fvcore.common.param_scheduler import CosineParamScheduler
 
 from atss_d2.data import BoxDatasetMapper
 from atss_d2.data.augmentation import RandomSquareCrop, ResizeByFactor
@@ -23,6 +21,7 @@ from atss_d2.engine.evaluation import COCOEvaluatorWithAR
 
 from ..common.models.atss_mobile import model
 from ..common.optim import AdamW as optimizer
+from ..common.schedule import lr_multiplier_cosine as lr_multiplier
 from ..common.train import train
 
 model.num_classes = 1
@@ -82,10 +81,4 @@ train.update(
     clip_gradients=dict(enabled=True, max_norm=5.0),
     ema=dict(enabled=True, decay=0.995),
     checkpointer=dict(period=100, max_to_keep=2),
-)
-lr_multiplier = L(WarmupParamScheduler)(
-    scheduler=L(CosineParamScheduler)(start_value=1.0, end_value=0.01),
-    warmup_length=0.07,
-    warmup_method="linear",
-    warmup_factor=0.02,
 )
