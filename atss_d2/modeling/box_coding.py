@@ -14,6 +14,8 @@ import torch
 from detectron2.modeling.box_regression import Box2BoxTransform
 from torch import Tensor
 
+from .matchers.geometry import box_areas, box_centers, side_distances
+
 
 def box2box_transform(*, weights: Sequence[float] = (10.0, 10.0, 5.0, 5.0)) -> Box2BoxTransform:
     """The (dx, dy, dw, dh) coder of R-CNN with the weights of ATSS.
@@ -56,8 +58,7 @@ class PointDistances:
     def get_deltas(self, anchors: Tensor, boxes: Tensor) -> Tensor:
         """Distances (R, 4) from anchors (R, 4) to boxes (R, 4); negative beyond a side."""
         centers, strides = self._points(anchors)
-        distances = torch.cat((centers - boxes[:, :2], boxes[:, 2:] - centers), dim=1)
-        return (distances - self.inset) / strides
+        return (side_distances(centers, boxes) - self.inset) / strides
 
     def apply_deltas(self, deltas: Tensor, anchors: Tensor) -> Tensor:
         """Boxes (R, 4) at distances (R, 4) from anchors (R, 4); negative ones count as 0."""
@@ -67,6 +68,5 @@ class PointDistances:
 
     def _points(self, anchors: Tensor) -> tuple[Tensor, Tensor]:
         """Centres (R, 2) and strides (R, 1)."""
-        sides = anchors[:, 2:] - anchors[:, :2]
-        strides = sides.prod(dim=1, keepdim=True).sqrt() / self.anchor_scale
-        return (anchors[:, :2] + anchors[:, 2:]) / 2, strides
+        strides = box_areas(anchors).sqrt() / self.anchor_scale  # (R,)
+        return box_centers(anchors), strides[:, None]

@@ -17,6 +17,7 @@ from detectron2.utils import comm
 from torch import Tensor
 
 from .focal_loss import sigmoid_focal_loss
+from .matchers.geometry import box_centers, side_distances
 from .precision import widen
 
 __all__ = [
@@ -145,9 +146,8 @@ def centerness_targets(anchors: Tensor, boxes: Tensor, inset: float = 0.0) -> Te
     Returns:
         sqrt(min(l, r) / max(l, r) * min(t, b) / max(t, b)); 0 for a centre outside its box.
     """
-    centers = (anchors[:, :2] + anchors[:, 2:]) / 2
-    to_lower = (centers - boxes[:, :2] - inset).clamp(min=0)  # (R, 2): left, top
-    to_upper = (boxes[:, 2:] - centers - inset).clamp(min=0)  # (R, 2): right, bottom
+    distances = (side_distances(box_centers(anchors), boxes) - inset).clamp(min=0)  # (R, 4)
+    to_lower, to_upper = distances.split(2, dim=1)  # (R, 2): left, top; right, bottom
     shorter, longer = torch.minimum(to_lower, to_upper), torch.maximum(to_lower, to_upper)
     ratios = torch.where(longer > 0, shorter / longer.clamp(min=1e-12), 0.0)
     return ratios.prod(dim=1).sqrt()

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from .box_voting import soft_vote, vote
+from .matchers.geometry import box_areas
 from .postprocess import clip_boxes
 from .precision import widen
 
@@ -281,7 +282,7 @@ class _Pass(NamedTuple):
         """The detections in the size range, in pixels of the image that is not scaled."""
         boxes, scores = widen(instances.pred_boxes.tensor), widen(instances.scores)
         low, high = self.size_range
-        sizes = (boxes[:, 2:] - boxes[:, :2]).prod(dim=1).sqrt()
+        sizes = box_areas(boxes).sqrt()
         keep = (sizes >= low) & (sizes < high)
         boxes = boxes[keep]
         if self.flipped:
