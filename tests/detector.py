@@ -83,3 +83,9 @@ def image(boxes=(), classes=None, size=(64, 96), seed=0, **extra):
 
 
 BOXES = [[3.0, 5, 40, 47], [30, 8, 90, 60], [50, 10, 71, 33], [0, 0, 96, 64]]
+
+
+def random_boxes(num, dtype=torch.float32):
+    """XYXY boxes (num, 4) with sides of 1 to 51 px."""
+    corners = 100 * torch.rand(num, 2, dtype=dtype)
+    return torch.cat((corners, corners + 1 + 50 * torch.rand(num, 2, dtype=dtype)), dim=1)

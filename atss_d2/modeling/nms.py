@@ -10,8 +10,8 @@ from detectron2.layers import batched_nms as detectron2_batched_nms
 from torch import Tensor
 from torchvision.ops import nms
 
-# From so many candidates on, a CPU is faster with one small NMS for each class than with one for
-# all; `python -m benchmarks nms` compares them.
+# From so many candidates on, Detectron2 goes class by class on a CPU as well, but looks through all
+# of them for each class. `python -m benchmarks nms` compares the ways.
 _CPU_BY_CLASS = 1000
 
 

@@ -9,14 +9,10 @@ from hypothesis import strategies as st
 from torchvision.ops import complete_box_iou_loss, distance_box_iou_loss
 
 from atss_d2.modeling.losses import ciou_loss, diou_loss, giou_loss
+from tests.detector import random_boxes
 
 LOSSES = {"diou": diou_loss, "ciou": ciou_loss}
 THEIRS = {"diou": distance_box_iou_loss, "ciou": complete_box_iou_loss}
-
-
-def random_boxes(num, dtype=torch.float32):
-    corners = 100 * torch.rand(num, 2, dtype=dtype)
-    return torch.cat((corners, corners + 1 + 50 * torch.rand(num, 2, dtype=dtype)), dim=1)
 
 
 def test_the_aspect_ratio_by_hand():

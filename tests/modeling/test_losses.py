@@ -16,15 +16,11 @@ from atss_d2.modeling.losses import (
     sigmoid_focal_loss,
 )
 from tests import reference
+from tests.detector import random_boxes
 
 published = reference.published()
 
 # --------------------------------------------------------------------------------- GIoU loss
-
-
-def random_boxes(num, dtype=torch.float32):
-    corners = 100 * torch.rand(num, 2, dtype=dtype)
-    return torch.cat((corners, corners + 1 + 50 * torch.rand(num, 2, dtype=dtype)), dim=1)
 
 
 def test_giou_by_hand():
