@@ -156,7 +156,8 @@ class ATSS(DenseDetector):
         logits, deltas, centerness = self._flatten_predictions(predictions)
         anchors = self.anchor_generator(features)
         grid_sizes = None
-        if isinstance(self.anchor_generator, DefaultAnchorGenerator):
+        # Not of a subclass, whose anchors may lie elsewhere: the matcher looks for itself.
+        if type(self.anchor_generator) is DefaultAnchorGenerator:
             grid_sizes = [tuple(feature.shape[-2:]) for feature in features]
         gt_labels, matched_gt_boxes = self.label_anchors(anchors, gt_instances, grid_sizes)
         return self.losses(anchors, logits, gt_labels, deltas, matched_gt_boxes, centerness)

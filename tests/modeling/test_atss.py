@@ -309,6 +309,29 @@ def test_gt_boxes_reach_the_matcher_as_they_are():
 # ------------------------------------------------------------------------------------ logging
 
 
+class BackwardsAnchorGenerator(DefaultAnchorGenerator):
+    """As many anchors as on a grid, but from the last to the first."""
+
+    def forward(self, features):
+        return [Boxes(anchors.tensor.flip(0)) for anchors in super().forward(features)]
+
+
+def test_anchors_of_another_generator_are_not_taken_for_a_grid(monkeypatch):
+    generator = BackwardsAnchorGenerator(
+        sizes=[[32], [64]], aspect_ratios=[1.0], strides=[8, 16], offset=0.5
+    )
+    model, seen = build(anchor_generator=generator), []
+    label_anchors = model.label_anchors
+    monkeypatch.setattr(model, "losses", lambda *args: seen.append(args))
+    model([image(BOXES)])
+    anchors, _, gt_labels, *_ = seen[0]
+    levels = [a.tensor.tolist() for a in anchors]
+    matched = reference_matching.atss_match(levels, BOXES)
+    classes = image(BOXES)["instances"].gt_classes.tolist()
+    assert gt_labels[0].tolist() == [classes[m] if m >= 0 else 3 for m in matched]
+    torch.testing.assert_close(label_anchors(anchors, [image(BOXES)["instances"]])[0], gt_labels)
+
+
 def test_logged_scalars_by_hand():
     """Anchors side by side: 4 x 4 of 8 x 8 px on p3 and 2 x 2 of 16 x 16 px on p4."""
     model = build(anchor_scale=1)
