@@ -31,12 +31,31 @@ def peak_bytes(contestant: Contestant, settings: Settings) -> float:
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         result = contestant.run()
     del result
-    events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
+    held: dict[int, int] = {}  # address of what this call has allocated -> bytes
     total = peak = 0
-    for event in sorted(events, key=lambda e: e.start_ns()):
-        total += event.nbytes()
-        peak = max(peak, total)
+    for address, size in _allocations(profiler):
+        if size > 0:
+            held[address] = size
+            total += size
+            peak = max(peak, total)
+        else:
+            # What was there before counts nothing when it goes. The profiler writes down some of
+            # that, too: what took an address that it remembers from an earlier profile.
+            total -= held.pop(address, 0)
     return float(peak)
+
+
+def _allocations(profiler: profile) -> list[tuple[int, int]]:
+    """Address and bytes of all allocations, and of releases with negative bytes, in their order."""
+    found = []
+    waiting = profiler.profiler.kineto_results.experimental_event_tree()[::-1]
+    while waiting:
+        event = waiting.pop()
+        waiting += event.children[::-1]  # the first comes next
+        if event.name == "[memory]":
+            fields = event.extra_fields
+            found.append((event.start_time_ns, fields.ptr, fields.alloc_size))
+    return [(address, size) for _, address, size in sorted(found, key=lambda x: x[0])]
 
 
 def _peak_on_cuda(contestant: Contestant) -> float:

@@ -53,6 +53,19 @@ def test_only_what_is_added_counts():
     assert peak_of(run) == 3
 
 
+def test_an_earlier_measurement_changes_nothing():
+    """The profiler remembers an address, which something from before then has."""
+    assert peak_of(lambda: megabytes(100)) == 100
+    kept = [megabytes(100)]
+
+    def run():
+        kept.append(megabytes(2))
+        del kept[0]
+        return megabytes(1)
+
+    assert peak_of(run) == 3
+
+
 def test_temporaries_within_an_operator_count():
     """``index_select`` with a mask makes indices, which no one sees."""
     values, mask = torch.ones(MB), torch.ones(MB, dtype=torch.bool)
