@@ -65,6 +65,10 @@ setup(
     python_requires=">=3.10",
     packages=find_packages(include=["atss_d2", "atss_d2.*"]),
     install_requires=read_requirements("base.txt"),
-    extras_require={"opencv": ["opencv-python-headless"], "dev": read_requirements("dev.txt")},
+    extras_require={
+        "opencv": ["opencv-python-headless"],
+        "export": read_requirements("export.txt"),
+        "dev": read_requirements("dev.txt") + read_requirements("export.txt"),
+    },
     cmdclass={"build_py": BuildWithConfigs},
 )
