@@ -18,12 +18,12 @@ import argparse
 import logging
 import os
 import sys
+import weakref
 
 import atss_d2  # noqa: F401  (first: quiet about the deprecations of its dependencies)
 
 # isort: split
 import torch
-from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
 from detectron2.engine import DefaultTrainer, default_argument_parser, launch
 from detectron2.evaluation import COCOEvaluator
@@ -31,6 +31,7 @@ from omegaconf import DictConfig
 from torch import nn
 
 from atss_d2 import DenseDetectorWithTTA
+from atss_d2.checkpoint import SafeCheckpointer
 from atss_d2.config import get_config_path, load_config
 from atss_d2.engine import (
     apply_overrides,
@@ -51,7 +52,14 @@ LAZY_KEYS = ("model", "dataloader", "optimizer", "lr_multiplier", "train")
 
 
 class Trainer(DefaultTrainer):
-    """Detectron2's trainer for yaml configs, with COCO evaluation."""
+    """Detectron2's trainer for yaml configs, with safe loading and COCO evaluation."""
+
+    def build_hooks(self) -> list:
+        """Detectron2's hooks; before them our checkpointer, which they take, takes its place."""
+        self.checkpointer = SafeCheckpointer(
+            self._trainer.model, self.cfg.OUTPUT_DIR, trainer=weakref.proxy(self)
+        )
+        return super().build_hooks()
 
     @classmethod
     def build_evaluator(
@@ -111,7 +119,7 @@ def load_for_evaluation(
     model: nn.Module, weights: str, output_dir: str, args: argparse.Namespace
 ) -> None:
     """Loads the weights that the config names; with --resume, the last ones of the run."""
-    checkpointer = DetectionCheckpointer(model, output_dir)
+    checkpointer = SafeCheckpointer(model, output_dir)
     if args.resume and checkpointer.has_checkpoint():
         weights = checkpointer.get_checkpoint_file()
     load_weights(model, weights)

@@ -65,6 +65,7 @@ class Predictor:
 
         Raises:
             FileNotFoundError: There is no such config or checkpoint.
+            CheckpointError: The checkpoint is refused, damaged, or of another model.
             ValueError: Neither ``weights`` nor the config names a checkpoint.
         """
         if batch_size < 1:
@@ -136,7 +137,7 @@ class Predictor:
         results: list[Instances | None] = [None] * len(images)
         waiting = defaultdict(list)  # inputs of equal size: GroupNorm would see padding
         for index, image in enumerate(images):
-            inputs = self._prepare(image)
+            inputs = self.prepare(image)
             batch = waiting[inputs["image"].shape]
             batch.append((index, inputs))
             if len(batch) == self.batch_size:
@@ -146,7 +147,20 @@ class Predictor:
                 self._run(batch, results)
         return results
 
-    def _prepare(self, image: Image) -> dict:
+    @property
+    def augmentations(self) -> list[T.Augmentation]:
+        """What the config does to test images, resizing as a rule."""
+        return list(self._augmentations.augs)
+
+    def prepare(self, image: Image) -> dict:
+        """One input of the model, as the config's test mapper makes it.
+
+        Args:
+            image: A file name or an (H, W, 3) uint8 array in BGR order.
+
+        Raises:
+            ValueError: It is neither.
+        """
         if isinstance(image, (str, Path)):
             image = read_image(str(image), format="BGR")
         if not isinstance(image, np.ndarray) or image.dtype != np.uint8:

@@ -13,6 +13,7 @@ _MESSAGES = (
     r"torch\.meshgrid: in an upcoming release",  # Detectron2's anchor generator
     r"`torch\.cuda\.amp\.\w+",  # Detectron2's AMPTrainer
     r"The 'warn' method is deprecated",  # Detectron2's logging
+    r"`create_unbacked_symint` is deprecated",  # torchvision's NMS under torch.export
     r"`broadcast_buffers` is deprecated",  # Detectron2's create_ddp_model, the key of train.ddp
 )
 

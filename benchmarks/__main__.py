@@ -5,6 +5,7 @@
     python -m benchmarks --quick                 # does it run? Tiny sizes, under a minute
     python -m benchmarks --document docs/performance.md   # also fills its tables and picture
     python -m benchmarks --report --document docs/performance.md   # only that, of earlier runs
+    python -m benchmarks deployment --document docs/deployment.md  # tables of exported models
 
 Results of earlier runs of other cases stay in the JSON file, with the machine that they were made
 on. Let nothing else run meanwhile: ratios bear it, their spread does not.
@@ -54,7 +55,9 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "--full-size", action="store_true", help="training steps on 800 x 1344, some 10 minutes"
     )
     parser.add_argument(
-        "--compile", action="store_true", help="also inference with torch.compile (C++ compiler)"
+        "--compile",
+        action="store_true",
+        help="also inference with torch.compile and AOTInductor (C++ compiler, minutes)",
     )
     parser.add_argument("--report", action="store_true", help="measure nothing, show the JSON file")
     parser.add_argument(

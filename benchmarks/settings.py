@@ -17,7 +17,8 @@ class Settings:
     Args:
         quick: Tiny sizes and few rounds: shows that everything runs, measures nothing.
         full_size: Training steps on images of 800 x 1344, not on smaller ones.
-        compile: Also measure inference with ``torch.compile``, which needs a C++ compiler.
+        compile: Also measure inference with ``torch.compile`` and AOTInductor, which need a C++
+            compiler.
         seconds: Time for each race, however many contestants it has.
         min_rounds: Turns of every contestant, if the time is over before.
         threads: Of each operator on the CPU.

@@ -24,8 +24,11 @@ Box = Sequence[float]
 @lru_cache
 def published() -> dict[str, np.ndarray]:
     """Numbers computed by public implementations, see ``assets/README.md``."""
-    with np.load(Path(__file__).parent / "assets" / "reference.npz") as arrays:
-        return dict(arrays)
+    numbers = {}
+    for name in ("reference.npz", "mmdet_head.npz"):
+        with np.load(Path(__file__).parent / "assets" / name) as arrays:
+            numbers.update(arrays)
+    return numbers
 
 
 def grid_anchors(
@@ -192,6 +195,8 @@ def detections(
     topk_candidates: int = 1000,
     nms_thresh: float = 0.6,
     max_detections: int = 100,
+    score_type: str = "sqrt",
+    rank_by: str = "score",
 ) -> list[tuple[float, int, list[float]]]:
     """Detections (score, class, box) of one image, best first, for scores without ties."""
     height, width = image_size
@@ -201,10 +206,12 @@ def detections(
         for anchor, row, delta, centerness_logit in zip(*level, strict=True):
             for k, logit in enumerate(row):
                 if sigmoid(logit) > score_thresh:
-                    score = math.sqrt(sigmoid(logit) * sigmoid(centerness_logit))
-                    of_level.append((score, k, apply_deltas(delta, anchor)))
+                    score = sigmoid(logit) * sigmoid(centerness_logit)
+                    score = math.sqrt(score) if score_type == "sqrt" else score
+                    rank = score if rank_by == "score" else sigmoid(logit)
+                    of_level.append((rank, (score, k, apply_deltas(delta, anchor))))
         of_level.sort(key=lambda c: -c[0])
-        candidates += of_level[:topk_candidates]
+        candidates += [candidate for _, candidate in of_level[:topk_candidates]]
     candidates = [
         (
             score,

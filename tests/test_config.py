@@ -21,8 +21,20 @@ from atss_d2.config import (
     list_configs,
     signature_to_cfg,
 )
-from atss_d2.modeling import ATSS, ATSSHead, ATSSMatcher, IoUMatcher
-from atss_d2.modeling.box_coding import PointDistances, box2box_transform
+from atss_d2.modeling import (
+    ATSS,
+    ATSSHead,
+    ATSSMatcher,
+    IoUMatcher,
+    ShiftedAnchorGenerator,
+    build_fpn_with_p6p7,
+)
+from atss_d2.modeling.backbones import LastLevelP6P7WithoutReLU
+from atss_d2.modeling.box_coding import (
+    PointDistances,
+    TwoSidedBox2BoxTransform,
+    box2box_transform,
+)
 from atss_d2.modeling.build import BOX_CODERS, MATCHERS, config_node
 from atss_d2.modeling.deform_conv import ModulatedDeformConvPack
 
@@ -190,6 +202,8 @@ def test_defaults_are_those_of_the_signatures():
     for prefix, function in (
         ("", ATSS.__init__),
         ("HEAD.", ATSSHead),
+        ("FPN.", build_fpn_with_p6p7),
+        ("ANCHOR_GENERATOR.", ShiftedAnchorGenerator.__init__),
         *((f"{key}.", function) for key, function in MATCHERS.values()),
         *((f"{key}.", function) for key, function in BOX_CODERS.values()),
     ):
@@ -227,8 +241,11 @@ EFFECTS = {
     "TEST_TOPK_CANDIDATES": (10, lambda m: m.test_topk_candidates, 10),
     "TEST_NMS_THRESH": (0.4, lambda m: m.test_nms_thresh, 0.4),
     "MAX_DETECTIONS_PER_IMAGE": (5, lambda m: m.max_detections_per_image, 5),
+    "TEST_SCORE_TYPE": ("product", lambda m: m.test_score_type, "product"),
+    "TEST_RANK_BY": ("class_score", lambda m: m.test_rank_by, "class_score"),
     "HEAD.CONV_DIMS": ([64, 32], lambda m: m.head.cls_score.in_channels, 32),
     "HEAD.NORM": ("BN", lambda m: type(m.head.cls_subnet[1]), nn.BatchNorm2d),
+    "HEAD.CONV_BIAS": (False, lambda m: m.head.cls_subnet[0].bias, None),
     "HEAD.DEFORM_LAST_CONV": (True, lambda m: type(m.head.cls_subnet[0]), ModulatedDeformConvPack),
     "HEAD.PRIOR_PROB": (
         0.5,
@@ -238,6 +255,8 @@ EFFECTS = {
     "HEAD.WITH_CENTERNESS": (False, lambda m: m.head.ctrness, None),
     "HEAD.WITH_SCALES": (False, lambda m: len(list(m.head.scales.parameters())), 0),
     "HEAD.BBOX_PRED_BIAS": (4.0, lambda m: m.head.bbox_pred.bias.mean().item(), 4.0),
+    "FPN.P7_RELU": (False, lambda m: type(m.backbone.top_block), LastLevelP6P7WithoutReLU),
+    "ANCHOR_GENERATOR.CENTER_SHIFT": (0.5, lambda m: m.anchor_generator.center_shift, 0.5),
     "SAMPLE_SELECTION": ("IoUMatcher", lambda m: type(m.matcher), IoUMatcher),
     **matcher_effects(
         "MATCHER",
@@ -284,6 +303,11 @@ EFFECTS = {
         lambda m: m.box2box_transform.weights,
         (1.0, 2.0, 3.0, 4.0),
     ),
+    "BOX2BOX_TRANSFORM.CLAMP_BOTH_SIDES": (
+        True,
+        lambda m: type(m.box2box_transform),
+        TwoSidedBox2BoxTransform,
+    ),
 }
 
 
@@ -302,6 +326,12 @@ def test_every_key_has_an_effect(key):
         for name, (node, _) in parts.items():
             if key.startswith(f"{node}."):
                 cfg.MODEL.ATSS[choice] = name
+    if key.startswith("ANCHOR_GENERATOR."):
+        cfg.MODEL.ANCHOR_GENERATOR.NAME = "ShiftedAnchorGenerator"
+    if key.startswith("FPN."):
+        cfg.MODEL.BACKBONE.NAME = "build_torchvision_fpn_backbone"
+        cfg.MODEL.FPN.IN_FEATURES = ["res3", "res4", "res5"]
+        cfg.MODEL.ANCHOR_GENERATOR.SIZES = [[64], [128], [256], [512], [1024]]
     if key == "CENTER_SAMPLING_MATCHER.TOPK":
         cfg.MODEL.ATSS.CENTER_SAMPLING_MATCHER.RADIUS = None
         cfg.MODEL.ATSS.CENTER_SAMPLING_MATCHER.TOPK = 9

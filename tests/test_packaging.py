@@ -43,12 +43,12 @@ def run_python(code: str, **options) -> str:
 def checkout(tmp_path_factory) -> Path:
     """A copy of what packaging reads, so that building leaves nothing in the real one.
 
-    Also of ``benchmarks``, a package that must not end up in a wheel.
+    Also of ``benchmarks`` and ``examples``, which must not end up in a wheel.
     """
     folder = tmp_path_factory.mktemp("checkout")
     for name in SOURCES:
         shutil.copy(ROOT / name, folder)
-    for name in (*FOLDERS, "benchmarks"):
+    for name in (*FOLDERS, "benchmarks", "examples"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     return folder
 

@@ -5,11 +5,9 @@ from __future__ import annotations
 import argparse
 import copy
 import logging
-import os
 from typing import Any
 
 import torch
-from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode, instantiate
 from detectron2.engine import AMPTrainer, SimpleTrainer, create_ddp_model, default_writers, hooks
 from detectron2.engine import default_setup as detectron2_setup
@@ -20,6 +18,7 @@ from detectron2.utils.logger import setup_logger
 from omegaconf import DictConfig
 from torch import nn
 
+from ..checkpoint import SafeCheckpointer
 from .ema import EMAHook
 from .gradient_clipping import GradientClippingHook
 from .memory import keep_freed_memory
@@ -117,6 +116,8 @@ def do_train(cfg: DictConfig, *, resume: bool = False) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: There is no file ``train.init_checkpoint``.
+        CheckpointError: The checkpoint is refused, damaged, or of another model. Of
+            ``train.init_checkpoint`` the class predictor may be of other classes: it is not loaded.
         ValueError: ``train.amp``, ``train.ema`` or ``train.clip_gradients`` asks for what is not
             possible.
     """
@@ -132,7 +133,7 @@ def do_train(cfg: DictConfig, *, resume: bool = False) -> dict[str, Any]:
     # After the trainer, which has given the model of all processes the same weights.
     ema = EMAHook(model, decay=cfg.train.ema.decay) if _enabled(cfg, "ema") else None
     evaluated = model if ema is None else ema.model
-    checkpointer = DetectionCheckpointer(evaluated, cfg.train.output_dir, trainer=trainer)
+    checkpointer = SafeCheckpointer(evaluated, cfg.train.output_dir, trainer=trainer)
     if ema is not None:
         checkpointer.add_checkpointable("trained_model", model)
     results: dict[str, Any] = {}
@@ -144,8 +145,6 @@ def do_train(cfg: DictConfig, *, resume: bool = False) -> dict[str, Any]:
 
     trainer.register_hooks(_build_hooks(cfg, model, checkpointer, ema, evaluate))
     resume = resume and checkpointer.has_checkpoint()
-    if not resume:
-        check_checkpoint(cfg.train.init_checkpoint)
     checkpointer.resume_or_load(cfg.train.init_checkpoint, resume=resume)
     # The checkpoint holds the iteration that was finished; training starts with the next one.
     start_iter = trainer.iter + 1 if resume else 0
@@ -229,22 +228,15 @@ def _enabled(cfg: DictConfig, name: str) -> bool:
     return bool(cfg.train.get(name, {}).get("enabled", False))
 
 
-def check_checkpoint(path: str) -> None:
-    """Checks that a checkpoint on this machine exists; URLs and ``""`` are taken as they are.
-
-    Raises:
-        FileNotFoundError: The file does not exist; the message names it.
-    """
-    # Detectron2 takes options of its own behind a "?".
-    if path and "://" not in path and not os.path.isfile(path.partition("?")[0]):
-        raise FileNotFoundError(f"There is no checkpoint at '{path}'")
-
-
 def load_weights(model: nn.Module, path: str) -> None:
-    """Loads a checkpoint into a model.
+    """Loads a checkpoint into a model that is to be used as it is.
+
+    Args:
+        model: Of the same number of classes as the file.
+        path: As for :class:`SafeCheckpointer`; ``""`` loads nothing.
 
     Raises:
         FileNotFoundError: The file does not exist; the message names it.
+        CheckpointError: The file asks for code, is damaged, or does not fit the model.
     """
-    check_checkpoint(path)
-    DetectionCheckpointer(model).load(path)
+    SafeCheckpointer(model).load(path)

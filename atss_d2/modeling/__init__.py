@@ -1,5 +1,6 @@
 """The detector and its parts. Importing this package fills Detectron2's registries."""
 
+from .anchor_generator import ShiftedAnchorGenerator
 from .atss import ATSS
 from .backbones import (
     build_atss_resnet_fpn_backbone,
@@ -27,6 +28,7 @@ __all__ = [
     "DenseMatcher",
     "IoUMatcher",
     "ScaleRangeMatcher",
+    "ShiftedAnchorGenerator",
     "TopKMatcher",
     "TorchvisionBackbone",
     "build_atss_resnet_fpn_backbone",

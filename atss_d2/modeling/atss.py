@@ -16,6 +16,7 @@ from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 from detectron2.structures import Boxes, ImageList, Instances
 from torch import Tensor, nn
 
+from .anchor_generator import ShiftedAnchorGenerator
 from .build import build_parts, check_parts
 from .labels import ignore_flags, labels_from_matches
 from .losses import (
@@ -28,7 +29,8 @@ from .losses import (
     sigmoid_focal_loss,
 )
 from .matchers import DenseMatcher
-from .postprocess import postprocess
+from .postprocess import RANKINGS, SCORE_TYPES, check_choice, postprocess
+from .scripting import ScriptableATSS
 from .training_log import TrainingLog
 
 
@@ -63,6 +65,8 @@ class ATSS(DenseDetector):
         test_topk_candidates: int = 1000,
         test_nms_thresh: float = 0.6,
         max_detections_per_image: int = 100,
+        test_score_type: str = "sqrt",
+        test_rank_by: str = "score",
         pixel_mean: Sequence[float],
         pixel_std: Sequence[float],
         input_format: str = "BGR",
@@ -91,6 +95,10 @@ class ATSS(DenseDetector):
             test_topk_candidates: Most candidates per level before NMS.
             test_nms_thresh: IoU threshold of NMS.
             max_detections_per_image: Most detections per image after NMS.
+            test_score_type: What the score of a detection is: "sqrt" of class score x centerness,
+                or the plain "product", as in mmdetection.
+            test_rank_by: By what the candidates of a level are chosen: this "score", or the
+                "class_score" alone, as in mmdetection.
             pixel_mean: Mean per channel, 0..255, in the order of ``input_format``.
             pixel_std: Standard deviation per channel; 1 for the MSRA ResNets.
             input_format: Channel order of the images that the model takes, "BGR" or "RGB".
@@ -118,6 +126,8 @@ class ATSS(DenseDetector):
         self.test_topk_candidates = test_topk_candidates
         self.test_nms_thresh = test_nms_thresh
         self.max_detections_per_image = max_detections_per_image
+        self.test_score_type = test_score_type
+        self.test_rank_by = test_rank_by
         self.input_format = input_format
         self._training_log = TrainingLog()
         self._check_parts()
@@ -134,11 +144,9 @@ class ATSS(DenseDetector):
         )
         if self.input_format not in ("BGR", "RGB"):
             raise ValueError(f'input_format must be "BGR" or "RGB", got "{self.input_format}"')
-        if self.box_reg_loss_type not in BOX_REG_LOSS_TYPES:
-            raise ValueError(
-                f"box_reg_loss_type must be one of {', '.join(BOX_REG_LOSS_TYPES)}, "
-                f'got "{self.box_reg_loss_type}"'
-            )
+        check_choice("box_reg_loss_type", self.box_reg_loss_type, BOX_REG_LOSS_TYPES)
+        check_choice("test_score_type", self.test_score_type, SCORE_TYPES)
+        check_choice("test_rank_by", self.test_rank_by, RANKINGS)
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict:
@@ -157,7 +165,7 @@ class ATSS(DenseDetector):
         anchors = self.anchor_generator(features)
         grid_sizes = None
         # Not of a subclass, whose anchors may lie elsewhere: the matcher looks for itself.
-        if type(self.anchor_generator) is DefaultAnchorGenerator:
+        if type(self.anchor_generator) in (DefaultAnchorGenerator, ShiftedAnchorGenerator):
             grid_sizes = [tuple(feature.shape[-2:]) for feature in features]
         gt_labels, matched_gt_boxes = self.label_anchors(anchors, gt_instances, grid_sizes)
         return self.losses(anchors, logits, gt_labels, deltas, matched_gt_boxes, centerness)
@@ -317,8 +325,14 @@ class ATSS(DenseDetector):
                 topk_candidates=self.test_topk_candidates,
                 nms_thresh=self.test_nms_thresh,
                 max_detections=self.max_detections_per_image,
+                score_type=self.test_score_type,
+                rank_by=self.test_rank_by,
             )
             results.append(
                 Instances(image_size, pred_boxes=Boxes(boxes), scores=scores, pred_classes=classes)
             )
         return results
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        """What ``torch.jit.script`` compiles in place of this class."""
+        return ScriptableATSS(self)

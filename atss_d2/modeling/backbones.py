@@ -25,11 +25,13 @@ from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 from detectron2.modeling.backbone import FPN, BasicStem, ResNet
 from detectron2.modeling.backbone.fpn import LastLevelP6P7
 from detectron2.modeling.backbone.resnet import BasicBlock, BottleneckBlock
+from torch import Tensor
 
 from .deform_conv import DeformBottleneckBlock
 
 __all__ = [
     "LastLevelP6P7",
+    "LastLevelP6P7WithoutReLU",
     "build_atss_resnet_fpn_backbone",
     "build_fpn_with_p6p7",
     "make_resnet_stages",
@@ -43,6 +45,8 @@ _BLOCKS_PER_STAGE = {
     101: (3, 4, 23, 3),
     152: (3, 8, 36, 3),
 }
+# Arguments of build_fpn_with_p6p7 for which Detectron2 already has a key.
+FPN_ARGS_WITH_OWN_KEY = ("in_features", "out_channels", "norm", "fuse_type")
 
 
 def make_resnet_stages(
@@ -165,10 +169,11 @@ def build_fpn_with_p6p7(
     out_channels: int = 256,
     norm: str = "",
     fuse_type: str = "sum",
+    p7_relu: bool = True,
 ) -> FPN:
     """Builds Detectron2's FPN with two extra levels made from the FPN's own last output.
 
-    RetinaNet makes P6 from C5; ATSS, as FCOS, makes it from P5. P7 is a convolution of ReLU(P6).
+    RetinaNet makes P6 from C5; ATSS, as FCOS, makes it from P5.
 
     Args:
         bottom_up: Network that gives the features.
@@ -176,6 +181,7 @@ def build_fpn_with_p6p7(
         out_channels: Channels of every pyramid level.
         norm: Norm of the lateral and output convolutions, see ``detectron2.layers.get_norm``.
         fuse_type: How lateral and top-down features are joined, ``"sum"`` or ``"avg"``.
+        p7_relu: Whether P7 is a convolution of ReLU(P6), or of P6 itself, as in mmdetection.
 
     Raises:
         ValueError: ``in_features`` is empty or names a feature that ``bottom_up`` does not return.
@@ -188,14 +194,37 @@ def build_fpn_with_p6p7(
             f"returns; got {list(in_features)}"
         )
     last_level = f"p{int(math.log2(shapes[in_features[-1]].stride))}"
+    top_block = LastLevelP6P7 if p7_relu else LastLevelP6P7WithoutReLU
     return FPN(
         bottom_up=bottom_up,
         in_features=in_features,
         out_channels=out_channels,
         norm=norm,
-        top_block=LastLevelP6P7(out_channels, out_channels, in_feature=last_level),
+        top_block=top_block(out_channels, out_channels, in_feature=last_level),
         fuse_type=fuse_type,
     )
+
+
+class LastLevelP6P7WithoutReLU(LastLevelP6P7):
+    """Two convolutions, one after the other."""
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """Maps P5 (N, C, H, W) to P6 and P7, each of half the size of the one before."""
+        p6 = self.p6(x)
+        return [p6, self.p7(p6)]
+
+
+def fpn_options(cfg: CfgNode) -> dict:
+    """``MODEL.ATSS.FPN``: arguments of :func:`build_fpn_with_p6p7` that have no Detectron2 key.
+
+    Empty for a cfg without our keys, which may have one of our backbones, too.
+    """
+    # Imported here because atss_d2.config imports the package that this module is in.
+    from ..config import cfg_to_kwargs
+
+    if "ATSS" not in cfg.MODEL:
+        return {}
+    return cfg_to_kwargs(cfg.MODEL.ATSS.FPN, build_fpn_with_p6p7, skip=FPN_ARGS_WITH_OWN_KEY)
 
 
 @BACKBONE_REGISTRY.register()
@@ -203,7 +232,7 @@ def build_atss_resnet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> Back
     """Builds a ResNet or ResNeXt with FPN and two extra levels, P6 and P7 from P5.
 
     Reads the keys that Detectron2's ``build_retinanet_resnet_fpn_backbone`` reads:
-    ``MODEL.RESNETS.*``, ``MODEL.BACKBONE.FREEZE_AT`` and ``MODEL.FPN.*``.
+    ``MODEL.RESNETS.*``, ``MODEL.BACKBONE.FREEZE_AT`` and ``MODEL.FPN.*``; and ``MODEL.ATSS.FPN.*``.
     """
     resnets = cfg.MODEL.RESNETS
     bottom_up = ResNet(
@@ -234,4 +263,5 @@ def build_atss_resnet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> Back
         out_channels=cfg.MODEL.FPN.OUT_CHANNELS,
         norm=cfg.MODEL.FPN.NORM,
         fuse_type=cfg.MODEL.FPN.FUSE_TYPE,
+        **fpn_options(cfg),
     )

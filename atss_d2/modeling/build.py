@@ -13,6 +13,8 @@ from detectron2.modeling import build_anchor_generator, build_backbone
 from torch import nn
 
 from ..config import cfg_to_kwargs, signature_to_cfg
+from .anchor_generator import ANCHOR_ARGS_WITH_OWN_KEY, ShiftedAnchorGenerator
+from .backbones import FPN_ARGS_WITH_OWN_KEY, build_fpn_with_p6p7
 from .box_coding import PointDistances, box2box_transform
 from .head import ATSSHead
 from .matchers import (
@@ -53,6 +55,10 @@ def config_node(meta_architecture: type) -> CfgNode:
     node = signature_to_cfg(meta_architecture.__init__, skip=_ATSS_ARGS_FROM_ELSEWHERE)
     node.NUM_CLASSES = 80
     node.HEAD = signature_to_cfg(ATSSHead, skip=_HEAD_ARGS_FROM_ELSEWHERE)
+    node.FPN = signature_to_cfg(build_fpn_with_p6p7, skip=FPN_ARGS_WITH_OWN_KEY)
+    node.ANCHOR_GENERATOR = signature_to_cfg(
+        ShiftedAnchorGenerator.__init__, skip=ANCHOR_ARGS_WITH_OWN_KEY
+    )
     node.SAMPLE_SELECTION = "ATSSMatcher"
     for key, matcher in MATCHERS.values():
         node[key] = signature_to_cfg(matcher, skip=_MATCHER_ARGS_FROM_ELSEWHERE)

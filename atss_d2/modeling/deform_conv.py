@@ -109,11 +109,12 @@ class DeformConv2d(nn.Module):
         """
         points = self.deformable_groups * self.kernel_size[0] * self.kernel_size[1]
         # torchvision would take other channels for another number of groups.
-        if offset.shape[1] != 2 * points or (mask is not None and mask.shape[1] != points):
+        num_masks = points if mask is None else mask.shape[1]
+        if offset.shape[1] != 2 * points or num_masks != points:
             raise ValueError(
                 f"a kernel of {self.kernel_size} with {self.deformable_groups} deformable groups "
                 f"needs {2 * points} offset and {points} mask channels, got offset of shape "
-                f"{tuple(offset.shape)} and mask of {mask if mask is None else tuple(mask.shape)}"
+                f"{list(offset.shape)} and {num_masks} mask channels"
             )
         x = _deform_conv2d_float32(
             x, offset, mask, self.weight, self.bias, self.stride, self.padding, self.dilation
@@ -186,7 +187,8 @@ class ModulatedDeformConvPack(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (N, in_channels, H, W) to (N, out_channels, Ho, Wo)."""
-        return self.conv(x, *_split_offset_and_mask(self.offset(x), self.modulated))
+        offset, mask = _split_offset_and_mask(self.offset(x), self.modulated)
+        return self.conv(x, offset, mask)
 
 
 class DeformBottleneckBlock(BottleneckBlock):
@@ -285,22 +287,38 @@ def _deform_conv2d_float32(
     Sampling positions need float32 (bfloat16 has steps of a pixel from 128 px on), and the CPU has
     no half-precision kernel.
     """
-    device = x.device.type
     out_dtype = x.dtype
-    no_autocast = contextlib.nullcontext()  # torch.autocast refuses devices such as meta
-    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
-        if x.dtype != torch.float64:  # autocast leaves double precision alone
-            out_dtype = torch.get_autocast_dtype(device)
-        no_autocast = torch.autocast(device, enabled=False)
-    with no_autocast:
-        out = deform_conv2d(
-            widen(x),
-            widen(offset),
-            widen(weight),
-            None if bias is None else widen(bias),
-            stride,
-            padding,
-            dilation,
-            None if mask is None else widen(mask),
-        )
+    if torch.jit.is_scripting():  # its compiler does not know autocast
+        out = _widened_deform_conv2d(x, offset, mask, weight, bias, stride, padding, dilation)
+    else:
+        device = x.device.type
+        no_autocast = contextlib.nullcontext()  # torch.autocast refuses devices such as meta
+        if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+            if x.dtype != torch.float64:  # autocast leaves double precision alone
+                out_dtype = torch.get_autocast_dtype(device)
+            no_autocast = torch.autocast(device, enabled=False)
+        with no_autocast:
+            out = _widened_deform_conv2d(x, offset, mask, weight, bias, stride, padding, dilation)
     return out.to(out_dtype)
+
+
+def _widened_deform_conv2d(
+    x: Tensor,
+    offset: Tensor,
+    mask: Tensor | None,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    dilation: tuple[int, int],
+) -> Tensor:
+    return deform_conv2d(
+        widen(x),
+        widen(offset),
+        widen(weight),
+        None if bias is None else widen(bias),
+        stride,
+        padding,
+        dilation,
+        None if mask is None else widen(mask),
+    )

@@ -12,7 +12,7 @@ import torch
 from detectron2.layers import ShapeSpec, get_norm
 from torch import Tensor, nn
 
-from .deform_conv import ModulatedDeformConvPack
+from .deform_conv import DeformConv2d, ModulatedDeformConvPack
 
 
 class Scale(nn.Module):
@@ -43,6 +43,7 @@ class ATSSHead(nn.Module):
         num_anchors: int = 1,
         conv_dims: Sequence[int] = (256, 256, 256, 256),
         norm: str = "GN",
+        conv_bias: bool = True,
         deform_last_conv: bool = False,
         prior_prob: float = 0.01,
         with_centerness: bool = True,
@@ -57,6 +58,8 @@ class ATSSHead(nn.Module):
             conv_dims: Channels of each convolution of a tower.
             norm: Norm after each tower convolution, see :func:`detectron2.layers.get_norm`;
                 ``""`` for none.
+            conv_bias: Whether the tower convolutions have a bias, as the authors' have;
+                mmdetection's have none.
             deform_last_conv: Whether the last convolution of both towers is a modulated
                 deformable one, as in the authors' DCN models.
             prior_prob: Score of every class that the predictor starts with.
@@ -90,8 +93,9 @@ class ATSSHead(nn.Module):
         self.num_classes = num_classes
         self.num_anchors = num_anchors
 
-        self.cls_subnet = _make_tower(in_channels, conv_dims, norm, deform_last_conv)
-        self.bbox_subnet = _make_tower(in_channels, conv_dims, norm, deform_last_conv)
+        tower = (in_channels, conv_dims, norm, conv_bias, deform_last_conv)
+        self.cls_subnet = _make_tower(*tower)
+        self.bbox_subnet = _make_tower(*tower)
         out_channels = conv_dims[-1] if len(conv_dims) else in_channels
         self.cls_score = _conv3x3(out_channels, num_anchors * num_classes)
         self.bbox_pred = _conv3x3(out_channels, num_anchors * 4)
@@ -106,12 +110,10 @@ class ATSSHead(nn.Module):
         for module in self.modules():
             # Offset predictors start at zero: a deformable convolution starts as a plain one
             # with its masks half open.
-            if isinstance(module, nn.Conv2d) and module not in offset_convs:
+            if isinstance(module, (nn.Conv2d, DeformConv2d)) and module not in offset_convs:
                 nn.init.normal_(module.weight, mean=0, std=0.01)
-                nn.init.zeros_(module.bias)
-            elif isinstance(module, ModulatedDeformConvPack):
-                nn.init.normal_(module.conv.weight, mean=0, std=0.01)
-                nn.init.zeros_(module.conv.bias)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
         # Every score starts at the prior: see "Focal Loss for Dense Object Detection", Sec. 4.1.
         nn.init.constant_(self.cls_score.bias, -math.log((1 - prior_prob) / prior_prob))
         nn.init.constant_(self.bbox_pred.bias, bbox_pred_bias)
@@ -130,7 +132,9 @@ class ATSSHead(nn.Module):
                 f"the head was built for {len(self.scales)} levels, got {len(features)}"
             )
         logits, deltas, centerness = [], [], []
-        for feature, scale in zip(features, self.scales):
+        # torch.jit.script unrolls a list of modules, which it cannot zip with one of tensors.
+        for level, scale in enumerate(self.scales):
+            feature = features[level]
             logits.append(self.cls_score(self.cls_subnet(feature)))
             box_feature = self.bbox_subnet(feature)
             deltas.append(scale(self.bbox_pred(box_feature)))
@@ -139,19 +143,24 @@ class ATSSHead(nn.Module):
         return [logits, deltas] if self.ctrness is None else [logits, deltas, centerness]
 
 
-def _conv3x3(in_channels: int, out_channels: int) -> nn.Conv2d:
-    return nn.Conv2d(in_channels, out_channels, kernel_size=3, padding=1)
+def _conv3x3(in_channels: int, out_channels: int, bias: bool = True) -> nn.Conv2d:
+    return nn.Conv2d(in_channels, out_channels, kernel_size=3, padding=1, bias=bias)
 
 
 def _make_tower(
-    in_channels: int, conv_dims: Sequence[int], norm: str, deform_last_conv: bool
+    in_channels: int,
+    conv_dims: Sequence[int],
+    norm: str,
+    conv_bias: bool,
+    deform_last_conv: bool,
 ) -> nn.Sequential:
     layers: list[nn.Module] = []
     for i, out_channels in enumerate(conv_dims):
         if deform_last_conv and i == len(conv_dims) - 1:
-            layers.append(ModulatedDeformConvPack(in_channels, out_channels, padding=1))
+            conv = ModulatedDeformConvPack(in_channels, out_channels, padding=1, bias=conv_bias)
         else:
-            layers.append(_conv3x3(in_channels, out_channels))
+            conv = _conv3x3(in_channels, out_channels, bias=conv_bias)
+        layers.append(conv)
         if norm:
             layers.append(get_norm(norm, out_channels))
         layers.append(nn.ReLU())

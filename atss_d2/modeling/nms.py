@@ -1,6 +1,6 @@
 """Non-maximum suppression per class.
 
-Shapes: T candidates, D detections.
+Shapes: N images, K classes, T candidates, D detections.
 """
 
 from __future__ import annotations
@@ -42,3 +42,46 @@ def batched_nms(boxes: Tensor, scores: Tensor, classes: Tensor, iou_thresh: floa
         kept.append(of_class[nms(class_boxes, class_scores, iou_thresh)])
     keep = torch.cat(kept).sort().values
     return keep[scores[keep].sort(descending=True, stable=True).indices]
+
+
+def kept_by_nms(
+    boxes: Tensor,
+    scores: Tensor,
+    classes: Tensor,
+    is_candidate: Tensor,
+    num_classes: int,
+    iou_thresh: float,
+) -> Tensor:
+    """The same for a batch in one call of NMS, without a shape that depends on a value.
+
+    Boxes of different images and classes are shifted apart, each pair of them into a cell of its
+    own of a square lattice. In a row, as :func:`batched_nms` shifts them, 80 classes of some images
+    would reach coordinates where float32 has steps of some hundredths of a pixel.
+
+    Args:
+        boxes: (N, T, 4) XYXY in float32, no coordinate negative.
+        scores: (N, T) float32.
+        classes: (N, T) int64.
+        is_candidate: (N, T) bool, False for places to be left out.
+        num_classes: K.
+        iou_thresh: IoU above which the box of lower score is removed.
+
+    Returns:
+        (N, T) bool, which candidates stay.
+    """
+    image_idxs = torch.arange(boxes.shape[0], device=boxes.device)
+    num_cells = (image_idxs[-1] + 1) * num_classes
+    # What is left out lies in one box in a cell of its own, so that NMS is quickly done with it.
+    cells = torch.where(is_candidate, image_idxs[:, None] * num_classes + classes, num_cells)
+    unit = boxes.new_tensor([0.0, 0.0, 1.0, 1.0])
+    boxes = torch.where(is_candidate[..., None], boxes, unit)
+    # Two more boxes, which always stay: exporters take it for granted that NMS keeps two.
+    boxes = torch.cat((boxes.flatten(0, 1), unit.expand(2, 4)))  # (N x T + 2, 4)
+    all_scores = torch.cat((scores.flatten(), scores.new_full((2,), -2.0)))
+    cells = torch.cat((cells.flatten(), num_cells + 1 + torch.arange(2, device=boxes.device)))
+    row_length = (num_cells + 3).float().sqrt().ceil().long()
+    columns_and_rows = torch.stack((cells % row_length, cells // row_length), dim=1)
+    shifts = columns_and_rows * (boxes.max().ceil() + 1)
+    keep = nms(boxes + shifts.repeat(1, 2), all_scores, iou_thresh)
+    is_kept = torch.zeros_like(all_scores, dtype=torch.bool).index_fill(0, keep, 1)
+    return is_kept[:-2].view_as(scores) & is_candidate

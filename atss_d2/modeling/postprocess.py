@@ -1,8 +1,11 @@
 """From dense predictions to detections: select per level, decode, batched NMS.
 
-Functions of plain tensors, used by eager inference and by everything that must agree with it.
+Functions of plain tensors, used by eager inference and by everything that must agree with it. Eager
+inference takes one image at a time and as many candidates as there are: :func:`postprocess`. Where
+no shape may depend on a value, as in an exported model, a batch is done at once and places that are
+not taken are marked: :func:`candidates_of_batch`, :func:`detections_of_batch`.
 
-Shapes: L levels, Ri anchors of level i, K classes, T selected candidates, D detections.
+Shapes: N images, L levels, Ri anchors of level i, K classes, T selected candidates, D detections.
 """
 
 from __future__ import annotations
@@ -10,14 +13,18 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from .nms import batched_nms
+from .nms import batched_nms, kept_by_nms
 
 NO_SCORE = -1.0
 # Sigmoid is monotone: logits are compared with the logit of the score threshold, less this much
 # for its rounding, and only what is left gets a score.
 _LOGIT_SLACK = 1e-3
+
+SCORE_TYPES = ("sqrt", "product")
+RANKINGS = ("score", "class_score")
 
 
 def postprocess(
@@ -32,12 +39,14 @@ def postprocess(
     topk_candidates: int = 1000,
     nms_thresh: float = 0.6,
     max_detections: int = 100,
+    score_type: str = "sqrt",
+    rank_by: str = "score",
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Detections of one image.
 
     A candidate is an (anchor, class) pair whose class score exceeds ``score_thresh``. The score
-    of a detection is sqrt(class score x centerness), by which candidates are also ranked; without
-    centerness it is the class score.
+    of a detection is sqrt(class score x centerness), by which candidates are also ranked, unless
+    ``score_type`` and ``rank_by`` say otherwise; without centerness it is the class score.
 
     Args:
         anchors: L levels, each (Ri, 4) XYXY, pixels.
@@ -50,10 +59,18 @@ def postprocess(
         topk_candidates: Most candidates of a level.
         nms_thresh: IoU above which the lower-scored box of the same class is removed.
         max_detections: Most detections of the image.
+        score_type: What the score of a detection is: "sqrt" of class score x centerness, or the
+            plain "product".
+        rank_by: By what the best candidates of a level are chosen: this "score", or the
+            "class_score" alone.
 
     Returns:
         boxes (D, 4) XYXY in pixels, scores (D,) and classes (D,) int64, best score first.
+
+    Raises:
+        ValueError: There is no such ``score_type`` or ``rank_by``.
     """
+    _check_choices(score_type, rank_by)
     boxes, scores, classes = [], [], []
     for i, (level_anchors, level_logits, level_deltas) in enumerate(zip(anchors, logits, deltas)):
         level_scores, anchor_idxs, level_classes = select_candidates(
@@ -61,6 +78,8 @@ def postprocess(
             None if centerness is None else centerness[i],
             score_thresh=score_thresh,
             topk_candidates=topk_candidates,
+            score_type=score_type,
+            rank_by=rank_by,
         )
         boxes.append(
             box2box_transform.apply_deltas(
@@ -69,8 +88,7 @@ def postprocess(
         )
         scores.append(level_scores)
         classes.append(level_classes)
-    # A single NaN would make NMS keep every box; as a box of no area it meets none.
-    boxes = clip_boxes(torch.cat(boxes).nan_to_num(), image_size)  # (T, 4)
+    boxes = _into_image(torch.cat(boxes), image_size)  # (T, 4)
     scores, classes = torch.cat(scores), torch.cat(classes)  # (T,)
     # Clipping comes first: class offsets of batched_nms need coordinates that are not negative.
     keep = batched_nms(boxes, scores, classes, nms_thresh)[:max_detections]
@@ -78,8 +96,112 @@ def postprocess(
     return boxes[keep], scores[keep], classes[keep]
 
 
+def candidates_of_batch(
+    anchors: list[Tensor],
+    logits: list[Tensor],
+    deltas: list[Tensor],
+    centerness: list[Tensor] | None,
+    image_size: tuple[int, int],
+    *,
+    box2box_transform,
+    score_thresh: float = 0.05,
+    topk_candidates: int = 1000,
+    score_type: str = "sqrt",
+    rank_by: str = "score",
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Candidates of all images before NMS, the same number T = L x ``topk_candidates`` for each.
+
+    Args:
+        anchors: L levels, each (Ri, 4) XYXY, pixels.
+        logits: L levels, each (N, Ri, K) class logits.
+        deltas: L levels, each (N, Ri, 4), as the box coder wants them.
+        centerness: L levels, each (N, Ri) logits; None for a head that predicts none.
+        image_size: (height, width) of all images, to which boxes are clipped.
+        box2box_transform: See :func:`postprocess`, as for the rest.
+
+    Returns:
+        boxes (N, T, 4), scores (N, T) and classes (N, T), level by level; the score is
+        :data:`NO_SCORE` where there is no candidate.
+    """
+    _check_choices(score_type, rank_by)
+    boxes, scores, classes = [], [], []
+    for i, (level_anchors, level_logits, level_deltas) in enumerate(zip(anchors, logits, deltas)):
+        level_scores, anchor_idxs, level_classes = _select_fixed_number(
+            level_logits,
+            None if centerness is None else centerness[i],
+            score_thresh,
+            topk_candidates,
+            score_type,
+            rank_by,
+            fill=True,
+        )
+        decoded = box2box_transform.apply_deltas(
+            _take_rows(level_deltas, anchor_idxs).float().flatten(0, 1),
+            level_anchors[anchor_idxs.flatten()],
+        )
+        boxes.append(decoded.unflatten(0, (-1, topk_candidates)))
+        scores.append(level_scores)
+        classes.append(level_classes)
+    boxes = _into_image(torch.cat(boxes, dim=1), image_size)
+    return boxes, torch.cat(scores, dim=1), torch.cat(classes, dim=1)
+
+
+def detections_of_batch(
+    boxes: Tensor,
+    scores: Tensor,
+    classes: Tensor,
+    *,
+    num_classes: int,
+    nms_thresh: float = 0.6,
+    max_detections: int = 100,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """NMS for all images at once, the same number of places for each.
+
+    Args:
+        boxes: (N, T, 4), see :func:`candidates_of_batch`, as for the next two.
+        scores: (N, T).
+        classes: (N, T).
+        num_classes: K.
+        nms_thresh: See :func:`postprocess`.
+        max_detections: D.
+
+    Returns:
+        boxes (N, D, 4), scores (N, D) and classes (N, D), best score first; the score is
+        :data:`NO_SCORE` where there is no detection.
+    """
+    is_kept = kept_by_nms(boxes, scores, classes, scores > NO_SCORE, num_classes, nms_thresh)
+    return best_of_batch(boxes, torch.where(is_kept, scores, NO_SCORE), classes, max_detections)
+
+
+def best_of_batch(
+    boxes: Tensor, scores: Tensor, classes: Tensor, count: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The ``count`` best of each image, best first; boxes (N, T, 4) become (N, ``count``, 4)."""
+    # There may be fewer places than that.
+    scores, idxs = F.pad(scores, (0, count), value=NO_SCORE).topk(count)
+    idxs = torch.where(scores > NO_SCORE, idxs, 0)
+    return _take_rows(boxes, idxs), scores, classes.gather(1, idxs)
+
+
+def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    """Raises a ValueError that names the choices if ``value`` is none of them."""
+    if value not in choices:
+        raise ValueError(f'{name} must be one of {", ".join(choices)}, got "{value}"')
+
+
+def _check_choices(score_type: str, rank_by: str) -> None:
+    check_choice("score_type", score_type, SCORE_TYPES)
+    check_choice("rank_by", rank_by, RANKINGS)
+
+
 def select_candidates(
-    logits: Tensor, centerness: Tensor | None, *, score_thresh: float, topk_candidates: int
+    logits: Tensor,
+    centerness: Tensor | None,
+    *,
+    score_thresh: float,
+    topk_candidates: int,
+    score_type: str = "sqrt",
+    rank_by: str = "score",
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The best candidates of one level.
 
@@ -88,17 +210,25 @@ def select_candidates(
         centerness: (Ri,) centerness logits, or None.
         score_thresh: Least class score, before centerness.
         topk_candidates: Most candidates to return.
+        score_type: See :func:`postprocess`.
+        rank_by: See :func:`postprocess`.
 
     Returns:
-        scores (T,), anchor indices (T,) and classes (T,), best score first. On a GPU there are
-        always ``topk_candidates`` if the level has so many, the last ones with :data:`NO_SCORE`.
+        scores (T,), anchor indices (T,) and classes (T,), best first as ``rank_by`` says. On a GPU
+        there are always ``topk_candidates`` if the level has so many, the last ones with
+        :data:`NO_SCORE`.
     """
     select = _select_survivors if logits.device.type == "cpu" else _select_fixed_number
-    return select(logits, centerness, score_thresh, topk_candidates)
+    return select(logits, centerness, score_thresh, topk_candidates, score_type, rank_by)
 
 
 def _select_survivors(
-    logits: Tensor, centerness: Tensor | None, score_thresh: float, topk_candidates: int
+    logits: Tensor,
+    centerness: Tensor | None,
+    score_thresh: float,
+    topk_candidates: int,
+    score_type: str = "sqrt",
+    rank_by: str = "score",
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Computes scores only where they matter; on a GPU the host would wait for their number."""
     anchor_idxs, classes = (logits > _min_logit(score_thresh)).nonzero().unbind(dim=1)
@@ -106,23 +236,68 @@ def _select_survivors(
     scores = logits[anchor_idxs, classes].float().sigmoid()
     is_above = scores > score_thresh
     scores, anchor_idxs, classes = scores[is_above], anchor_idxs[is_above], classes[is_above]
-    if centerness is not None:
-        scores = (scores * centerness[anchor_idxs].float().sigmoid()).sqrt()
+    if centerness is not None and rank_by == "score":
+        scores = _with_centerness(scores, centerness[anchor_idxs], score_type)
     scores, order = scores.topk(_at_most(topk_candidates, scores.shape[0]))
-    return scores, anchor_idxs[order], classes[order]
+    anchor_idxs, classes = anchor_idxs[order], classes[order]
+    if centerness is not None and rank_by == "class_score":
+        scores = _with_centerness(scores, centerness[anchor_idxs], score_type)
+    return scores, anchor_idxs, classes
 
 
 def _select_fixed_number(
-    logits: Tensor, centerness: Tensor | None, score_thresh: float, topk_candidates: int
+    logits: Tensor,
+    centerness: Tensor | None,
+    score_thresh: float,
+    topk_candidates: int,
+    score_type: str = "sqrt",
+    rank_by: str = "score",
+    fill: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The same without a wait: the places of missing candidates have :data:`NO_SCORE`."""
-    scores = class_scores = logits.float().sigmoid()  # (Ri, K)
-    if centerness is not None:
-        scores = (class_scores * centerness.float().sigmoid()[:, None]).sqrt()
-    scores = torch.where(class_scores > score_thresh, scores, NO_SCORE).flatten()
-    scores, idxs = scores.topk(min(topk_candidates, scores.shape[0]))
-    num_classes = logits.shape[1]
-    return scores, idxs.div(num_classes, rounding_mode="floor"), idxs % num_classes
+    """The same without a wait: the places of missing candidates have :data:`NO_SCORE`.
+
+    Also for a batch: logits (..., Ri, K), centerness (..., Ri). With ``fill`` there are
+    ``topk_candidates`` places even if the level has fewer pairs: their number is then the same for
+    images of all sizes.
+    """
+    scores = class_scores = logits.float().sigmoid()  # (..., Ri, K)
+    if centerness is not None and rank_by == "score":
+        scores = _with_centerness(class_scores, centerness[..., None], score_type)
+    scores = torch.where(class_scores > score_thresh, scores, NO_SCORE).flatten(-2)
+    if fill:
+        scores = F.pad(scores, (0, topk_candidates), value=NO_SCORE)
+    scores, idxs = scores.topk(topk_candidates if fill else min(topk_candidates, scores.shape[-1]))
+    if fill:
+        idxs = torch.where(scores > NO_SCORE, idxs, 0)  # not of a place in the padding
+    anchor_idxs, classes = split_pairs(idxs, logits.shape[-1])
+    if centerness is not None and rank_by == "class_score":
+        final = _with_centerness(scores, centerness.gather(-1, anchor_idxs), score_type)
+        scores = torch.where(scores > NO_SCORE, final, NO_SCORE)
+    return scores, anchor_idxs, classes
+
+
+def split_pairs(idxs: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
+    """Anchor and class of the pairs with these indices into (R x K)."""
+    # Not div(rounding_mode="floor"): ONNX's exporter makes it a division of float32 numbers, which
+    # gives the next anchor from some 10^5 of them on.
+    return idxs // num_classes, idxs % num_classes
+
+
+def _with_centerness(class_scores: Tensor, centerness: Tensor, score_type: str) -> Tensor:
+    """Scores of detections from class scores and the centerness logits of the same anchors."""
+    scores = class_scores * centerness.float().sigmoid()
+    return scores.sqrt() if score_type == "sqrt" else scores
+
+
+def _take_rows(x: Tensor, idxs: Tensor) -> Tensor:
+    """Rows ``idxs`` (N, T) of the images in (N, R, C)."""
+    return x.gather(1, idxs[..., None].expand(-1, -1, x.shape[2]))
+
+
+def _into_image(boxes: Tensor, image_size: tuple[int, int]) -> Tensor:
+    """Clips decoded boxes (..., 4), of which some may have no numbers."""
+    # A single NaN would make NMS keep every box; as a box of no area it meets none.
+    return clip_boxes(boxes.nan_to_num(), image_size)
 
 
 def _min_logit(score_thresh: float) -> float:
@@ -137,8 +312,8 @@ def _at_most(limit: int, size: int | Tensor) -> int | Tensor:
 
 
 def clip_boxes(boxes: Tensor, image_size: tuple[int, int]) -> Tensor:
-    """Clips XYXY boxes (T, 4) to an image of ``image_size`` (height, width)."""
+    """Clips XYXY boxes (..., 4) to an image of ``image_size`` (height, width)."""
     height, width = image_size
-    x = boxes[:, 0::2].clamp(min=0, max=width)
-    y = boxes[:, 1::2].clamp(min=0, max=height)
-    return torch.stack((x, y), dim=2).flatten(1)
+    x = boxes[..., 0::2].clamp(min=0, max=width)
+    y = boxes[..., 1::2].clamp(min=0, max=height)
+    return torch.stack((x, y), dim=-1).flatten(-2)

@@ -21,7 +21,8 @@ from torch.func import functional_call
 from torchvision import models
 from torchvision.models.swin_transformer import SwinTransformer
 
-from .backbones import build_fpn_with_p6p7
+from .backbones import build_fpn_with_p6p7, fpn_options
+from .scripting import ScriptableTorchvisionBackbone
 
 __all__ = ["TorchvisionBackbone", "add_torchvision_config", "build_torchvision_fpn_backbone"]
 
@@ -139,7 +140,15 @@ class TorchvisionBackbone(Backbone):
         return features
 
     def _to_nchw(self, x: Tensor) -> Tensor:
-        return x.permute(0, 3, 1, 2) if self._channels_last else x
+        # Contiguous for exporters, which else make a difference between maps of one and more cells.
+        return x.permute(0, 3, 1, 2).contiguous() if self._channels_last else x
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        """What ``torch.jit.script`` compiles in place of this class."""
+        names, modules = zip(*self._steps())
+        return ScriptableTorchvisionBackbone(
+            list(modules), [self._taps.get(name, "") for name in names], self._channels_last
+        )
 
     def _steps(self) -> Iterator[tuple[str, nn.Module]]:
         """Dotted name and module of every step of the chain, containers entered one level deep."""
@@ -254,7 +263,8 @@ def add_torchvision_config(cfg: CfgNode) -> None:
 def build_torchvision_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> Backbone:
     """Builds a torchvision network with FPN and two extra levels, P6 and P7 from P5.
 
-    Reads ``MODEL.TORCHVISION.*``, ``MODEL.BACKBONE.FREEZE_AT`` and ``MODEL.FPN.*``.
+    Reads ``MODEL.TORCHVISION.*``, ``MODEL.BACKBONE.FREEZE_AT``, ``MODEL.FPN.*`` and
+    ``MODEL.ATSS.FPN.*``.
     """
     from ..config import cfg_to_kwargs
 
@@ -274,4 +284,5 @@ def build_torchvision_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> Back
         out_channels=cfg.MODEL.FPN.OUT_CHANNELS,
         norm=cfg.MODEL.FPN.NORM,
         fuse_type=cfg.MODEL.FPN.FUSE_TYPE,
+        **fpn_options(cfg),
     )

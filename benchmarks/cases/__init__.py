@@ -7,6 +7,7 @@ from types import ModuleType
 from . import (
     assignment,
     data_path,
+    deployment,
     focal_loss,
     inference,
     launches,
@@ -24,6 +25,7 @@ CASES: dict[str, ModuleType] = {
     "postprocess": postprocess,
     "nms": nms,
     "inference": inference,
+    "deployment": deployment,
     "training_step": training_step,
     "launches": launches,
     "data_path": data_path,

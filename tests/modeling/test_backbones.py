@@ -8,6 +8,7 @@ from detectron2.modeling.backbone import BasicStem, ResNet, build_resnet_backbon
 from detectron2.modeling.backbone.fpn import build_retinanet_resnet_fpn_backbone
 from omegaconf import OmegaConf
 
+from atss_d2 import add_atss_config
 from atss_d2.modeling.backbones import build_fpn_with_p6p7, make_resnet_stages
 from atss_d2.modeling.deform_conv import DeformBottleneckBlock
 
@@ -216,6 +217,19 @@ def test_lazy_config_gives_the_network_of_the_yaml_config():
         p.requires_grad for p in from_yaml.parameters()
     ]
     assert type(from_lazy.in_features) is tuple
+
+
+@pytest.mark.parametrize("p7_relu", [True, False])
+def test_p7_is_made_of_p6_with_or_without_relu(p7_relu):
+    cfg = _cfg(**NARROW)
+    add_atss_config(cfg)
+    cfg.MODEL.ATSS.FPN.P7_RELU = p7_relu
+    backbone = build_backbone(cfg)
+    with torch.no_grad():
+        features = backbone(torch.randn(1, 3, 128, 128))
+        p6 = features["p6"].relu() if p7_relu else features["p6"]
+        assert (features["p6"] < 0).any()
+        torch.testing.assert_close(features["p7"], backbone.top_block.p7(p6))
 
 
 @pytest.mark.parametrize(

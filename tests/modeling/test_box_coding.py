@@ -1,5 +1,7 @@
 """Box coders: hand-computed distances, inverses, Detectron2's own coders."""
 
+import math
+
 import hypothesis
 import hypothesis.strategies as st
 import pytest
@@ -100,10 +102,43 @@ def test_box_deltas_are_their_own_inverse(scene):
     torch.testing.assert_close(decoded, boxes, rtol=1e-4, atol=0.01)
 
 
+@pytest.mark.parametrize("weights", [(10.0, 10.0, 5.0, 5.0), (1.0, 2.0, 3.0, 4.0)])
+def test_with_a_clamp_on_both_sides_only_tiny_boxes_are_larger(weights):
+    one_sided = box2box_transform(weights=weights)
+    two_sided = box2box_transform(weights=weights, clamp_both_sides=True)
+    limit = math.log(1000 / 16)
+    anchors = torch.tensor([[-500.0, -500, 500, 500]]).repeat(200, 1)
+    dw, dh = torch.empty(2, 200).uniform_(-2 * limit, 2 * limit)
+    deltas = torch.stack((torch.randn(200), torch.randn(200), dw * weights[2], dh * weights[3]), 1)
+    before = deltas.clone()
+    boxes = two_sided.apply_deltas(deltas, anchors)
+    sides = boxes[:, 2:] - boxes[:, :2]
+    log_sides = torch.stack((dw, dh), dim=1).clamp(-limit, limit)
+    torch.testing.assert_close(sides, 1000 * log_sides.exp(), rtol=1e-4, atol=1e-2)
+    # Centres, and boxes that are not tiny, are those of Detectron2's coder.
+    theirs = one_sided.apply_deltas(deltas, anchors)
+    is_tiny = (torch.stack((dw, dh), dim=1) < -limit).any(dim=1)
+    assert 20 < is_tiny.sum() < 180
+    torch.testing.assert_close(boxes[~is_tiny], theirs[~is_tiny], rtol=0, atol=0)
+    torch.testing.assert_close(
+        boxes[:, :2] + boxes[:, 2:], theirs[:, :2] + theirs[:, 2:], rtol=1e-4, atol=0.1
+    )
+    torch.testing.assert_close(deltas, before, rtol=0, atol=0)
+    decoded = boxes[~is_tiny]
+    torch.testing.assert_close(
+        two_sided.get_deltas(anchors[~is_tiny], decoded),
+        one_sided.get_deltas(anchors[~is_tiny], decoded),
+        rtol=0,
+        atol=0,
+    )
+
+
 def test_no_anchors():
     nothing = torch.zeros(0, 4)
     assert PointDistances().get_deltas(nothing, nothing).shape == (0, 4)
     assert PointDistances().apply_deltas(nothing, nothing).shape == (0, 4)
+    coder = box2box_transform(clamp_both_sides=True)
+    assert coder.apply_deltas(nothing, nothing).shape == (0, 4)
 
 
 @pytest.mark.parametrize("anchor_scale", [0, -8.0])

@@ -242,6 +242,22 @@ def test_gradient_reaches_every_parameter_of_a_deformable_head():
 
 
 @pytest.mark.parametrize("deform_last_conv", [False, True])
+def test_towers_may_have_no_biases(deform_last_conv):
+    """Then they are those of a head whose biases are 0."""
+    head = build(1, conv_bias=False, deform_last_conv=deform_last_conv)
+    other = build(1, deform_last_conv=deform_last_conv)
+    missing, unexpected = other.load_state_dict(head.state_dict(), strict=False)
+    last = "3.conv" if deform_last_conv else "3"
+    assert set(missing) == {
+        f"{tower}.{conv}.bias" for tower in ("cls_subnet", "bbox_subnet") for conv in ("0", last)
+    }
+    assert unexpected == []
+    x = [torch.randn(1, 32, 5, 6)]
+    for ours, theirs in zip(head(x), other(x), strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("deform_last_conv", [False, True])
 def test_copies_and_pickles_give_the_same(deform_last_conv):
     head = randomize(build(1, deform_last_conv=deform_last_conv))
     features = [torch.randn(1, 32, 4, 4)]

@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 from atss_d2.modeling.box_coding import PointDistances, box2box_transform
 from atss_d2.modeling.postprocess import (
     NO_SCORE,
+    RANKINGS,
+    SCORE_TYPES,
     _select_fixed_number,
     _select_survivors,
     clip_boxes,
@@ -71,6 +73,8 @@ def scenes(draw):
         "topk_candidates": draw(st.sampled_from([1, 7, 1000])),
         "nms_thresh": draw(st.sampled_from([0.0, 0.3137, 0.6137, 1.0])),  # no IoU of whole numbers
         "max_detections": draw(st.sampled_from([1, 10, 100])),
+        "score_type": draw(st.sampled_from(SCORE_TYPES)),
+        "rank_by": draw(st.sampled_from(RANKINGS)),
     }
     image_size = draw(st.sampled_from([(40, 60), (30, 20), (200, 200)]))
     return levels, image_size, options
@@ -132,12 +136,11 @@ def of_image(prefix, i, boxes_of=None):
     return logits, deltas, [c[:, 0] for c in centerness]
 
 
-def detections_of(prefix, i, anchors):
+def detections_of(prefix, i, anchors, **options):
     width, height = published["sizes_wh"][i].tolist()
     logits, deltas, centerness = of_image(prefix, i)
-    return postprocess(
-        anchors, logits, deltas, centerness, (height, width), box2box_transform=box2box_transform()
-    )
+    options = {"box2box_transform": box2box_transform(), **options}
+    return postprocess(anchors, logits, deltas, centerness, (height, width), **options)
 
 
 def sorted_detections(prefix, i):
@@ -186,12 +189,18 @@ def mmdet_anchors():
     ]
 
 
-def test_detections_are_those_of_mmdetection():
-    """Its score is the product without the root, which changes no order."""
-    boxes, scores, classes = detections_of("mmdet", 1, mmdet_anchors())
-    torch.testing.assert_close(
-        (boxes, scores.square(), classes), sorted_detections("mmdet", 1), rtol=0, atol=1e-4
+@pytest.mark.parametrize("i", [0, 1])
+def test_detections_are_those_of_mmdetection(i):
+    """Its score is the product without the root, and its candidates are ranked before that."""
+    ours = detections_of(
+        "mmdet",
+        i,
+        mmdet_anchors(),
+        score_type="product",
+        rank_by="class_score",
+        box2box_transform=box2box_transform(clamp_both_sides=True),
     )
+    torch.testing.assert_close(ours, sorted_detections("mmdet", i), rtol=0, atol=1e-4)
 
 
 def test_detections_are_nearly_those_of_mmdetection_where_candidates_differ():
@@ -242,6 +251,42 @@ def test_candidates_of_a_level_are_ranked_with_centerness():
     apart = [[0, 0, 9, 9], [20, 20, 29, 29]]
     levels = [level(apart, logit([[0.9], [0.5]]).tolist(), logit([0.1, 0.9]))]
     assert run(levels, topk_candidates=1)[0].tolist() == [apart[1]]
+
+
+def test_candidates_of_a_level_are_ranked_without_centerness():
+    # As above, but the first is taken; of both of them the second is still the better detection.
+    apart = [[0, 0, 9, 9], [20, 20, 29, 29]]
+    levels = [level(apart, logit([[0.9], [0.5]]).tolist(), logit([0.1, 0.9]))]
+    assert run(levels, topk_candidates=1, rank_by="class_score")[0].tolist() == [apart[0]]
+    assert run(levels, topk_candidates=2, rank_by="class_score")[0].tolist() == apart[::-1]
+
+
+def test_score_is_the_plain_product():
+    one = level([[0, 0, 9, 9]], [logit([0.9]).tolist()], logit([0.4]))
+    for rank_by in RANKINGS:
+        scores = run([one], score_type="product", rank_by=rank_by)[1]
+        torch.testing.assert_close(scores, torch.tensor([0.36]))
+
+
+@pytest.mark.parametrize("score_type", SCORE_TYPES)
+@pytest.mark.parametrize("rank_by", RANKINGS)
+def test_without_centerness_the_score_is_the_class_score(score_type, rank_by):
+    boxes, deltas, logits, _ = level([[0, 0, 9, 9]], [logit([0.36]).tolist()])
+    options = {"score_type": score_type, "rank_by": rank_by, "box2box_transform": DeltasAreBoxes()}
+    scores = postprocess([boxes], [logits], [deltas], None, (100, 100), **options)[1]
+    torch.testing.assert_close(scores, torch.tensor([0.36]))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"score_type": "root"}, 'score_type must be one of sqrt, product, got "root"'),
+        ({"rank_by": "centerness"}, 'rank_by must be one of score, class_score, got "centerness"'),
+    ],
+)
+def test_unknown_scores_and_ranks_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        run([level([[0, 0, 9, 9]], [[0.0]])], **options)
 
 
 def test_topk_is_per_level_and_over_anchors_and_classes():
@@ -377,12 +422,16 @@ def test_the_arguments_are_not_changed():
 @pytest.mark.parametrize("with_centerness", [True, False])
 @pytest.mark.parametrize("score_thresh", [0.0, 0.05, 0.3, 0.99, 1.0])
 @pytest.mark.parametrize("topk_candidates", [1, 20, 10**6])
-def test_both_ways_to_select_give_the_same(with_centerness, score_thresh, topk_candidates):
+@pytest.mark.parametrize("score_type", SCORE_TYPES)
+@pytest.mark.parametrize("rank_by", RANKINGS)
+def test_both_ways_to_select_give_the_same(
+    with_centerness, score_thresh, topk_candidates, score_type, rank_by
+):
     """The one of the GPU fills up what is missing with places that have no score."""
     logits = 3 * torch.randn(50, 7) - 2
     logits[:3] = torch.tensor([[torch.inf], [-torch.inf], [torch.nan]])
     centerness = torch.randn(50) if with_centerness else None
-    args = (logits, centerness, score_thresh, topk_candidates)
+    args = (logits, centerness, score_thresh, topk_candidates, score_type, rank_by)
     scores, anchor_idxs, classes = _select_survivors(*args)
     fixed = _select_fixed_number(*args)
     assert len(fixed[0]) == min(topk_candidates, logits.numel())
@@ -395,7 +444,8 @@ def test_both_ways_to_select_give_the_same(with_centerness, score_thresh, topk_c
 
 
 @pytest.mark.parametrize("score_thresh", [0.05, 0.2, 0.999])
-def test_detections_do_not_depend_on_the_way(monkeypatch, score_thresh):
+@pytest.mark.parametrize("rank_by", RANKINGS)
+def test_detections_do_not_depend_on_the_way(monkeypatch, score_thresh, rank_by):
     anchors = [torch.tensor(level) for level in reference.grid_anchors([(6, 8), (3, 4)], [8, 16])]
     sizes = [len(level) for level in anchors]
     args = (
@@ -405,7 +455,11 @@ def test_detections_do_not_depend_on_the_way(monkeypatch, score_thresh):
         [torch.randn(n) for n in sizes],
         (48, 64),
     )
-    options = {"box2box_transform": box2box_transform(), "score_thresh": score_thresh}
+    options = {
+        "box2box_transform": box2box_transform(),
+        "score_thresh": score_thresh,
+        "rank_by": rank_by,
+    }
     expected = postprocess(*args, **options)
     monkeypatch.setattr("atss_d2.modeling.postprocess._select_survivors", _select_fixed_number)
     torch.testing.assert_close(postprocess(*args, **options), expected)

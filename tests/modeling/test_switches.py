@@ -253,6 +253,40 @@ def test_unknown_losses_are_refused():
         box_reg_loss(boxes, boxes, boxes, box2box_transform=coder, loss_type="iou")
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"test_score_type": "root"}, 'test_score_type must be one of sqrt, product, got "root"'),
+        ({"test_rank_by": "x"}, 'test_rank_by must be one of score, class_score, got "x"'),
+    ],
+)
+def test_unknown_scores_and_ranks_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        build(**options)
+
+
+@pytest.mark.parametrize("rank_by", ["score", "class_score"])
+def test_the_model_ranks_and_scores_as_it_is_told(rank_by):
+    """With one candidate per level, the best of its kind."""
+    options = {"test_topk_candidates": 1, "test_score_thresh": 0.0, "test_nms_thresh": 1.0}
+    model = build(test_score_type="product", test_rank_by=rank_by, **options).eval()
+    image = torch.randint(0, 255, (3, 64, 96)).float()
+    with torch.no_grad():
+        for parameter in model.head.parameters():
+            torch.nn.init.normal_(parameter, std=0.3)
+        (output,) = model([{"image": image}])
+        features = model.backbone(model.preprocess_image([{"image": image}]).tensor)
+        logits, _, centerness = model._flatten_predictions(model.head(list(features.values())))
+    expected = []
+    for level_logits, level_centerness in zip(logits, centerness):
+        class_scores = level_logits[0].sigmoid()
+        scores = class_scores * level_centerness[0].sigmoid()[:, None]
+        best = (scores if rank_by == "score" else class_scores).argmax()
+        expected.append(scores.flatten()[best])
+    expected = torch.stack(expected).sort(descending=True).values
+    torch.testing.assert_close(output["instances"].scores, expected)
+
+
 # --------------------------------------------------------------------------------- the head
 
 

@@ -1,0 +1,204 @@
+"""What model a state dict in our names belongs to: depth, widths, deformable convolutions, classes.
+
+Only shapes are looked at. Names that are missing or too many are not this module's concern: the
+model that it describes is compared with the state dict afterwards.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from detectron2.config import instantiate
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
+
+from ..config import get_config
+from .loading import CheckpointError
+from .recipes import apply_recipe, config_value, recipe_settings
+
+_RES = "backbone.bottom_up"
+_POINTS = 9  # of a 3x3 kernel
+
+# Blocks in res2 ... res5, and whether they are bottlenecks -> depth.
+_DEPTHS = {
+    ((2, 2, 2, 2), False): 18,
+    ((3, 4, 6, 3), False): 34,
+    ((3, 4, 6, 3), True): 50,
+    ((3, 4, 23, 3), True): 101,
+    ((3, 8, 36, 3), True): 152,
+}
+# Groups, width of a group, depth, whether it has deformable convolutions -> the config to start
+# from: the authors' models, and for all others that of ResNet-50.
+_CONFIGS = {
+    (1, 64, 50, False): "coco/atss_R_50_FPN_1x",
+    (1, 64, 50, True): "coco/atss_dcnv2_R_50_FPN_1x",
+    (1, 64, 101, False): "coco/atss_R_101_FPN_2x",
+    (1, 64, 101, True): "coco/atss_dcnv2_R_101_FPN_2x",
+    (32, 8, 101, False): "coco/atss_X_101_32x8d_FPN_2x",
+    (32, 8, 101, True): "coco/atss_dcnv2_X_101_32x8d_FPN_2x",
+    (64, 4, 101, False): "coco/atss_X_101_64x4d_FPN_2x",
+    (64, 4, 101, True): "coco/atss_dcnv2_X_101_64x4d_FPN_2x",
+}
+
+
+class ConfigChange(NamedTuple):
+    """A key of a config below ``model``, its value there, and that which weights need."""
+
+    key: str
+    value: Any
+    needed: Any
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """The model of a state dict, as a config of ours and what it has otherwise.
+
+    Attributes:
+        config: Name of the config to start from, for :func:`atss_d2.get_config`.
+        settings: Keys below ``model`` that have other values than in that config.
+    """
+
+    config: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def config_with(self, recipe: str) -> DictConfig:
+        """The config of the model under a recipe."""
+        cfg = get_config(self.config)
+        for key, value in self.settings.items():
+            OmegaConf.update(cfg.model, key, value, merge=False)
+        return apply_recipe(cfg, recipe)
+
+    def changes(self, recipe: str) -> list[ConfigChange]:
+        """What the config of the model under a recipe has otherwise than the one it starts from."""
+        model = get_config(self.config).model
+        needed = {**self.settings, **recipe_settings(self.config_with(recipe), recipe)}
+        changes = [ConfigChange(key, config_value(model, key), x) for key, x in needed.items()]
+        return [change for change in changes if change.value != change.needed]
+
+    def weights(self, recipe: str) -> dict[str, Tensor]:
+        """Names and shapes of the weights of the model: tensors on the meta device.
+
+        Raises:
+            CheckpointError: There cannot be such a model; the message says why.
+        """
+        cfg = self.config_with(recipe)
+        try:
+            with torch.device("meta"):
+                return instantiate(cfg.model).state_dict()
+        except (ValueError, AssertionError, RuntimeError) as error:
+            settings = ", ".join(f"model.{key}={value}" for key, value in self.settings.items())
+            raise CheckpointError(
+                f"the shapes of these weights are those of {self.config} with {settings}, which "
+                f"cannot be built: {error}"
+            ) from None
+
+
+def infer_architecture(state_dict: Mapping[str, Tensor]) -> Architecture:
+    """Finds out what model weights in our names are of.
+
+    Raises:
+        CheckpointError: There is no such model of ours; the message says what was found.
+    """
+    shape = _Shapes(state_dict)
+    found = {**_resnet(shape), **_neck_and_head(shape)}
+    stages = "backbone.bottom_up.stages"
+    groups, width, depth = (
+        found[f"{stages}.{key}"] for key in ("num_groups", "width_per_group", "depth")
+    )
+    is_deformed = any(found[f"{stages}.deform_on_per_stage"])
+    config = _CONFIGS.get((groups, width, depth, is_deformed), _CONFIGS[1, 64, 50, False])
+    model = get_config(config).model
+    settings = {key: value for key, value in found.items() if config_value(model, key) != value}
+    return Architecture(config, settings)
+
+
+class _Shapes:
+    """Shapes of a state dict by name; a missing one is an error that says so."""
+
+    def __init__(self, state_dict: Mapping[str, Tensor]) -> None:
+        self._shapes = {name: tuple(value.shape) for name, value in state_dict.items()}
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._shapes
+
+    def conv(self, name: str) -> tuple[int, ...]:
+        """(channels, channels of the input of a group, height, width)."""
+        if name not in self._shapes:
+            raise CheckpointError(
+                f"these are not the weights of an ATSS with a ResNet and FPN: {name} is not there"
+            )
+        shape = self._shapes[name]
+        if len(shape) != 4 or 0 in shape:
+            raise CheckpointError(f"{name} has shape {shape}, but is that of a convolution")
+        return shape
+
+    def count(self, pattern: str) -> int:
+        """How many numbers stand for the group of a pattern of names."""
+        matches = (re.match(pattern, name) for name in self._shapes)
+        return len({match[1] for match in matches if match})
+
+
+def _resnet(shape: _Shapes) -> dict[str, Any]:
+    """Settings of ``backbone.bottom_up``."""
+    blocks = tuple(shape.count(rf"{re.escape(_RES)}\.res{i}\.(\d+)\.") for i in range(2, 6))
+    is_bottleneck = f"{_RES}.res2.0.conv3.weight" in shape
+    if (blocks, is_bottleneck) not in _DEPTHS:
+        kind = "bottleneck" if is_bottleneck else "basic"
+        raise CheckpointError(
+            f"a ResNet with {list(blocks)} {kind} blocks in res2 to res5 is none of depth "
+            f"{', '.join(str(depth) for depth in _DEPTHS.values())}"
+        )
+    channels, group_width, *_ = shape.conv(f"{_RES}.res2.0.conv2.weight")
+    out_conv = f"{_RES}.res2.0.conv{3 if is_bottleneck else 2}.weight"
+    stem_channels = shape.conv(f"{_RES}.stem.conv1.weight")[0]
+    is_deformed = [f"{_RES}.res{i}.0.conv2_offset.weight" in shape for i in range(2, 6)]
+    settings = {
+        "stem.out_channels": stem_channels,
+        "stages.depth": _DEPTHS[blocks, is_bottleneck],
+        "stages.num_groups": channels // group_width if is_bottleneck else 1,
+        "stages.width_per_group": group_width if is_bottleneck else 64,
+        "stages.stem_out_channels": stem_channels,
+        "stages.res2_out_channels": shape.conv(out_conv)[0],
+        "stages.deform_on_per_stage": is_deformed,
+    }
+    if any(is_deformed):
+        stage = 2 + is_deformed.index(True)
+        offsets = shape.conv(f"{_RES}.res{stage}.0.conv2_offset.weight")[0]
+        # Two offsets for each point, and with masks (v2) a third channel.
+        is_modulated = offsets % (3 * _POINTS) == 0
+        settings["stages.deform_modulated"] = is_modulated
+        settings["stages.deform_num_groups"] = offsets // _POINTS // (3 if is_modulated else 2)
+    return {f"backbone.bottom_up.{key}": value for key, value in settings.items()}
+
+
+def _neck_and_head(shape: _Shapes) -> dict[str, Any]:
+    """Settings of ``backbone`` and ``head``."""
+    num_anchors = shape.conv("head.bbox_pred.weight")[0] // 4
+    if num_anchors != 1:
+        raise CheckpointError(
+            f"the head predicts boxes of {num_anchors} anchors per location; only models with one "
+            "are converted, as the order of several is another one here"
+        )
+    dims = []
+    while (name := _tower_conv(shape, len(dims))) in shape:
+        dims.append(shape.conv(name)[0])
+    channels = shape.conv("backbone.fpn_output3.weight")[0]
+    settings = {
+        "num_classes": shape.conv("head.cls_score.weight")[0],
+        "backbone.out_channels": channels,
+        "head.deform_last_conv": f"head.cls_subnet.{3 * len(dims) - 3}.offset.weight" in shape,
+        "head.conv_dims": dims,
+    }
+    if channels != 256:
+        settings |= {f"head.input_shape.{level}.channels": channels for level in range(5)}
+    return settings
+
+
+def _tower_conv(shape: _Shapes, index: int) -> str:
+    """Name of the weight of a tower convolution; blocks are convolution, norm and ReLU."""
+    room = f"head.cls_subnet.{3 * index}"
+    return f"{room}.conv.weight" if f"{room}.conv.weight" in shape else f"{room}.weight"

@@ -1,0 +1,265 @@
+"""Detectron2's checkpointer, for files that nobody vouches for."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.checkpoint.c2_model_loading import align_and_update_state_dicts
+from detectron2.utils.file_io import PathManager
+from torch import Tensor
+
+from ..modeling.atss import ATSS
+from .agreement import recipe_differences
+from .conversion import convert_state_dict
+from .loading import CheckpointError, load_file
+from .recipes import RECIPES
+
+__all__ = ["SafeCheckpointer", "check_checkpoint"]
+
+logger = logging.getLogger(__name__)
+
+# Of our models, and of Detectron2's RetinaNet and FCOS.
+_CLASS_PREDICTOR = "head.cls_score."
+_Difference = tuple[str, tuple[int, ...], tuple[int, ...]]  # name, shape in file, shape in model
+
+
+def split_recipe(path: str) -> tuple[str | None, str]:
+    """Splits ``authors://file.pth`` into recipe and file; of other paths the recipe is None."""
+    recipe, separator, file = path.partition("://")
+    return (recipe, file) if separator and recipe in RECIPES else (None, path)
+
+
+def check_checkpoint(path: str) -> None:
+    """Checks that a checkpoint on this machine exists; URLs and ``""`` are taken as they are.
+
+    Raises:
+        FileNotFoundError: The file does not exist; the message names it.
+    """
+    _, file = split_recipe(path)
+    file = file.partition("?")[0]  # Detectron2 takes options of its own behind a "?"
+    try:
+        is_there = PathManager.isfile(file)
+    except NotImplementedError:  # only a download would tell
+        return
+    if is_there or not path:
+        return
+    # Of a prefix of its own, this may say more.
+    if not file or not os.path.isfile(PathManager.get_local_path(file)):
+        raise FileNotFoundError(f"There is no checkpoint at '{file}'")
+
+
+class SafeCheckpointer(DetectionCheckpointer):
+    """A ``DetectionCheckpointer`` that runs nothing of a file and refuses what does not fit.
+
+    It takes what Detectron2's takes (its model zoo and that of Caffe2, ``catalog://``,
+    ``detectron2://``, URLs, ``?matching_heuristics=True``), ``.safetensors``, and weights of other
+    implementations, which it converts: ``authors://file.pth`` and ``mmdet://file.pth``, where the
+    file may be a URL as well. Files are read by :func:`load_file`.
+
+    Keys that only one of file and model has are logged as a warning, as in Detectron2: a backbone
+    may be all that there is. Other differences, which Detectron2 only warns of, are errors:
+
+    * a file of which nothing at all fits;
+    * tensors of other shapes. Only when training begins (:meth:`resume_or_load` without resuming)
+      the class predictor may be one of another number of classes: it keeps its initialisation;
+    * any difference when training is resumed.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """Takes the arguments of ``DetectionCheckpointer``."""
+        super().__init__(*args, **kwargs)
+        self._recipe: str | None = None
+        self._source = ""
+        self._is_new_training = False
+        self._is_resumed = False
+
+    def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Loads a checkpoint into the model and the other checkpointables.
+
+        Args:
+            path: A path or URL; ``""`` loads nothing.
+            *args: Those of ``DetectionCheckpointer``, as ``kwargs``.
+
+        Returns:
+            What else the file holds.
+
+        Raises:
+            FileNotFoundError: The file does not exist.
+            CheckpointError: The file is refused or damaged, or does not fit the model.
+        """
+        check_checkpoint(path)
+        self._recipe, file = split_recipe(path)
+        self._source = path
+        try:
+            return super().load(file, *args, **kwargs)
+        finally:
+            self._parsed_url_during_load = None  # after an error it would stop the next call
+
+    def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
+        """Goes on from the last checkpoint, or begins to train with the weights of ``path``."""
+        self._is_resumed = resume and self.has_checkpoint()
+        self._is_new_training = not self._is_resumed
+        try:
+            return super().resume_or_load(path, resume=resume)
+        finally:
+            self._is_resumed = self._is_new_training = False
+
+    def _load_file(self, filename: str) -> dict[str, Any]:
+        if self._recipe is not None:
+            return {"model": self._converted(load_file(filename))}
+        suffix = os.path.splitext(filename)[1]
+        if suffix == ".pkl":
+            checkpoint = _of_model_zoo(load_file(filename))
+        elif suffix == ".pyth":
+            checkpoint = _of_pycls(load_file(filename), filename)
+        else:
+            checkpoint = super()._load_file(filename)  # which calls _torch_load
+        self._check_weights(checkpoint["model"])
+        return checkpoint
+
+    def _converted(self, checkpoint: dict[str, Any]) -> dict[str, Tensor]:
+        if not isinstance(self.model, ATSS):
+            raise CheckpointError(
+                f"'{self._source}' can be converted for the model ATSS, not for "
+                f"{type(self.model).__name__}"
+            )
+        try:
+            weights, report = convert_state_dict(checkpoint, self._recipe)
+        except CheckpointError as error:
+            raise CheckpointError(f"'{self._source}' is refused: {error}") from None
+        logger.info(f"{report}")
+        differences = recipe_differences(self.model, self._recipe)
+        if differences:
+            logger.warning(
+                f"the results will not be those of the original, as {', '.join(differences)}: call "
+                f"atss_d2.checkpoint.apply_recipe(cfg, '{self._recipe}')"
+            )
+        return weights
+
+    def _torch_load(self, filename: str) -> dict[str, Any]:
+        return load_file(filename)
+
+    def _check_weights(self, weights: Any) -> None:
+        if not isinstance(weights, Mapping):
+            raise CheckpointError(
+                f"'{self._source}' has a {type(weights).__name__} as 'model' and no dict of weights"
+            )
+        # mmdetection's layout, and Lightning's.
+        hint = "; mmdetection's are loaded by mmdet://FILE" if "state_dict" in weights else ""
+        for name, value in weights.items():
+            if not isinstance(value, (Tensor, np.ndarray)):
+                raise CheckpointError(
+                    f"'{self._source}' is no dict of weights: {name!r} is a "
+                    f"{type(value).__name__}{hint}"
+                )
+
+    def _load_model(self, checkpoint: dict[str, Any]) -> Any:
+        if checkpoint.get("matching_heuristics", False):
+            self._match_names(checkpoint)
+        in_model, in_file = list(self.model.state_dict()), list(checkpoint["model"])
+        # The prefix is of DistributedDataParallel.
+        if in_model and not {name.removeprefix("module.") for name in in_file} & set(in_model):
+            raise CheckpointError(
+                f"nothing in '{self._source}' fits the model: it has {_some(in_file)}, the model "
+                f"has {_some(in_model)}; the authors' files are loaded by authors://FILE, "
+                "mmdetection's by mmdet://FILE"
+            )
+        incompatible = super()._load_model(checkpoint)
+        incompatible.incorrect_shapes.sort(key=lambda difference: in_model.index(difference[0]))
+        if self._is_new_training:
+            self._keep_class_predictor(incompatible)
+        self._check_shapes(incompatible.incorrect_shapes)
+        missing, unexpected = incompatible.missing_keys, incompatible.unexpected_keys
+        if self._is_resumed and (missing or unexpected):
+            side, keys = ("file lacks", missing) if missing else ("model lacks", unexpected)
+            raise CheckpointError(
+                f"training cannot go on from '{self._source}', which is of another model: the "
+                f"{side} {_some(keys)}"
+            )
+        return incompatible
+
+    def _match_names(self, checkpoint: dict[str, Any]) -> None:
+        """Does what Detectron2 does, but keeps what it leaves out because of the shape."""
+        checkpoint["matching_heuristics"] = False
+        self._convert_ndarray_to_tensor(checkpoint["model"])
+        names = self.model.state_dict()
+        weights = align_and_update_state_dicts(
+            names, checkpoint["model"], c2_conversion=checkpoint.get("__author__") == "Caffe2"
+        )
+        for name in [name for name in names if name not in weights]:
+            # A leftover that would have been matched.
+            ends = [key for key in weights if key not in names and name.endswith(f".{key}")]
+            if ends:
+                weights[name] = weights.pop(max(ends, key=len))
+        checkpoint["model"] = weights
+
+    def _keep_class_predictor(self, incompatible: Any) -> None:
+        """Takes the class predictor off the differences if they are its number of classes."""
+        counts = {self._class_counts(x) for x in incompatible.incorrect_shapes}
+        if len(counts) != 1 or None in counts:
+            return
+        ((in_file, in_model),) = counts
+        names = [name for name, _, _ in incompatible.incorrect_shapes]
+        incompatible.incorrect_shapes.clear()
+        for name in names:
+            incompatible.missing_keys.remove(name)
+        logger.warning(
+            f"{' and '.join(names)} keep their initialisation, the rest is loaded: "
+            f"'{self._source}' is of {in_file} classes, the model of {in_model}"
+        )
+
+    def _class_counts(self, difference: _Difference) -> tuple[int, int] | None:
+        """Classes of file and model if the shapes tell of nothing else, else None."""
+        name, in_file, in_model = difference
+        num_classes = getattr(self.model, "num_classes", 0)
+        if not name.startswith(_CLASS_PREDICTOR) or not num_classes or not in_file:
+            return None
+        anchors, rest = divmod(in_model[0], num_classes)
+        if rest or in_file[1:] != in_model[1:] or not in_file[0] or in_file[0] % anchors:
+            return None
+        return in_file[0] // anchors, num_classes
+
+    def _check_shapes(self, differences: list[_Difference]) -> None:
+        if not differences:
+            return
+        counts = {self._class_counts(x) for x in differences}
+        if len(counts) == 1 and None not in counts:
+            ((in_file, in_model),) = counts
+            raise CheckpointError(
+                f"'{self._source}' is of {in_file} classes, the model of {in_model} "
+                f"({differences[0][0]}): give the model as many; to train on other classes start "
+                "from it, by train.init_checkpoint or MODEL.WEIGHTS"
+            )
+        shapes = [f"{name} is {file} there and {model} here" for name, file, model in differences]
+        raise CheckpointError(
+            f"'{self._source}' does not fit the model: {_some(shapes)}; take the "
+            "config that the file was made with, or remove these tensors from the file"
+        )
+
+
+def _of_model_zoo(data: dict[str, Any]) -> dict[str, Any]:
+    """Tells Detectron2's pickles and those of Caffe2 apart, as Detectron2's checkpointer does."""
+    if "model" in data and "__author__" in data:
+        logger.info(f"Reading a file from '{data['__author__']}'")
+        return data
+    weights = data.get("blobs", data)  # of detectors; ImageNet models have their tensors on top
+    weights = {name: value for name, value in weights.items() if not name.endswith("_momentum")}
+    return {"model": weights, "__author__": "Caffe2", "matching_heuristics": True}
+
+
+def _of_pycls(data: dict[str, Any], filename: str) -> dict[str, Any]:
+    if "model_state" not in data:
+        raise CheckpointError(f"'{filename}' is no checkpoint of pycls: it has no 'model_state'")
+    weights = data["model_state"].items()
+    weights = {name: x for name, x in weights if not name.endswith("num_batches_tracked")}
+    return {"model": weights, "__author__": "pycls", "matching_heuristics": True}
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return (", ".join(names[:3]) or "no weights") + more

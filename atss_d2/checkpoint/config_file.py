@@ -1,0 +1,57 @@
+"""Writes the LazyConfig of converted weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..data.download import replacing
+from .recipes import get_recipe
+from .report import ConversionReport, overrides
+
+__all__ = ["write_config"]
+
+_CONFIG = """\
+\"\"\"ATSS with the weights beside this file, converted from {title}.
+
+    python train_net.py --config-file THIS_FILE --eval-only
+\"\"\"
+
+from pathlib import Path
+
+from atss_d2 import get_config
+from atss_d2.checkpoint import apply_recipe
+from atss_d2.engine import apply_overrides
+
+_cfg = get_config("{base}")
+apply_overrides(_cfg, [{overrides}])
+apply_recipe(_cfg, recipe="{recipe}")
+_cfg.train.init_checkpoint = str(Path(__file__).resolve().with_name({weights!r}))
+
+dataloader, lr_multiplier, model, optimizer, train = (
+    _cfg[key] for key in ("dataloader", "lr_multiplier", "model", "optimizer", "train")
+)
+"""
+
+
+def write_config(weights: Path, report: ConversionReport) -> Path:
+    """Writes a config beside converted weights that builds their model and loads them.
+
+    Args:
+        weights: File of the weights.
+        report: What their conversion said.
+
+    Returns:
+        Path of the config: that of the weights, with suffix ``.py``.
+    """
+    path = weights.with_suffix(".py")
+    lines = overrides(report.architecture.settings)
+    text = _CONFIG.format(
+        weights=weights.name,
+        title=get_recipe(report.recipe).title,
+        base=report.architecture.config,
+        overrides="".join(f"\n    {line!r}," for line in lines) + ("\n" if lines else ""),
+        recipe=report.recipe,
+    )
+    with replacing(path) as temporary:
+        temporary.write_text(text)
+    return path

@@ -1,0 +1,136 @@
+"""Names of parameters in the checkpoints of other implementations, and ours for them.
+
+Both implementations build a ResNet whose blocks have torchvision's names, an FPN and two towers.
+Here are names only; what is done to values is in :mod:`atss_d2.checkpoint.conversion`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+
+Rule = tuple[str, str | Callable[[re.Match], str]]
+
+_STEM = "backbone.bottom_up.stem.conv1"
+# In a block of a ResNet: theirs -> ours. What predicts the offsets of a deformable convolution is
+# called conv2.offset (authors), conv2.conv_offset (mmcv) or conv2_offset (early mmdetection).
+_IN_BLOCK = {
+    r"conv([123])": r"conv\3",
+    r"bn([123])": r"conv\3.norm",
+    r"downsample\.0": "shortcut",
+    r"downsample\.1": "shortcut.norm",
+    r"conv2\.conv": "conv2",
+    r"(?:conv2\.offset|conv2\.conv_offset|conv2_offset)": "conv2_offset",
+}
+
+
+def _resnet_rules(stem: str, stages: str) -> list[Rule]:
+    def rule(theirs: str, ours: str) -> Rule:
+        return (
+            rf"{stages}layer([1-4])\.(\d+)\.{theirs}",
+            lambda m: f"backbone.bottom_up.res{int(m[1]) + 1}.{m[2]}.{m.expand(ours)}",
+        )
+
+    blocks = [rule(theirs, ours) for theirs, ours in _IN_BLOCK.items()]
+    return [(rf"{stem}conv1", _STEM), (rf"{stem}bn1", f"{_STEM}.norm"), *blocks]
+
+
+def _tower_rule(theirs: str, ours: str, place: int) -> Rule:
+    """A tower of mmdetection, whose blocks are numbered; ours are sequences of three modules."""
+    name = {"cls": "cls_subnet", "reg": "bbox_subnet"}
+    return (
+        rf"bbox_head\.(cls|reg)_convs\.(\d+)\.{theirs}",
+        lambda m: f"head.{name[m[1]]}.{3 * int(m[2]) + place}{ours}",
+    )
+
+
+# The first rule that fits the name of a module gives ours. The name of a module is all of a key
+# but its last part (weight, bias, running_mean, running_var, scale), which stays.
+_RULES: Mapping[str, list[Rule]] = {
+    "authors": [
+        (r"rpn\.head\.cls_tower\.(.+)", r"head.cls_subnet.\1"),
+        (r"rpn\.head\.bbox_tower\.(.+)", r"head.bbox_subnet.\1"),
+        (r"rpn\.head\.cls_logits", "head.cls_score"),
+        (r"rpn\.head\.bbox_pred", "head.bbox_pred"),
+        (r"rpn\.head\.centerness", "head.ctrness"),
+        (r"rpn\.head\.scales\.(\d+)", r"head.scales.\1"),
+        # They count C2, which their FPN leaves out, as 1: C3 is 2.
+        (r"backbone\.fpn\.fpn_inner([234])", lambda m: f"backbone.fpn_lateral{int(m[1]) + 1}"),
+        (r"backbone\.fpn\.fpn_layer([234])", lambda m: f"backbone.fpn_output{int(m[1]) + 1}"),
+        (r"backbone\.fpn\.top_blocks\.(p6|p7)", r"backbone.top_block.\1"),
+        *_resnet_rules(stem=r"backbone\.body\.stem\.", stages=r"backbone\.body\."),
+    ],
+    "mmdet": [
+        _tower_rule("conv", "", 0),
+        _tower_rule(r"conv\.conv_offset", ".offset", 0),
+        _tower_rule("gn", "", 1),
+        (r"bbox_head\.atss_cls", "head.cls_score"),
+        (r"bbox_head\.atss_reg", "head.bbox_pred"),
+        (r"bbox_head\.atss_centerness", "head.ctrness"),
+        (r"bbox_head\.scales\.(\d+)", r"head.scales.\1"),
+        # C3, C4 and C5 are 0, 1 and 2; then come the convolutions that make P6 and P7.
+        (r"neck\.lateral_convs\.([012])\.conv", lambda m: f"backbone.fpn_lateral{int(m[1]) + 3}"),
+        (r"neck\.fpn_convs\.([012])\.conv", lambda m: f"backbone.fpn_output{int(m[1]) + 3}"),
+        (r"neck\.fpn_convs\.([34])\.conv", lambda m: f"backbone.top_block.p{int(m[1]) + 3}"),
+        *_resnet_rules(stem=r"backbone\.", stages=r"backbone\."),
+    ],
+}
+# Keys of a file that are no weights: pattern of the key -> what they are.
+_NO_WEIGHTS: Mapping[str, Mapping[str, str]] = {
+    "authors": {r"rpn\.(anchor_generator|box_coder)\..+": "computed anew"},
+    "mmdet": {
+        r".+\.num_batches_tracked": "a counter of the training",
+        r"data_preprocessor\.(mean|std)": "pixel_mean and pixel_std of the recipe",
+        r"bbox_head\.(anchor|prior)_generator\..+": "computed anew",
+    },
+}
+# A key that only this implementation has.
+_SIGNS = {"authors": "rpn.head.", "mmdet": "bbox_head."}
+
+
+def recognize(keys: Iterable[str]) -> str | None:
+    """The recipe whose names these are, or None."""
+    for recipe, sign in _SIGNS.items():
+        if any(key.startswith(sign) for key in keys):
+            return recipe
+    return None
+
+
+def reason_to_leave(key: str, recipe: str) -> str | None:
+    """What a key is that a model does not need; None for one that it may need."""
+    for pattern, reason in _NO_WEIGHTS[recipe].items():
+        if re.fullmatch(pattern, key):
+            return reason
+    return None
+
+
+def our_names(keys: Iterable[str], recipe: str) -> dict[str, str | None]:
+    """Our names for the keys of a state dict of another implementation; None where there is none.
+
+    Args:
+        keys: All weights of the state dict: whether a convolution is a deformable one is seen
+            from the others.
+        recipe: Whose names they are.
+    """
+    names = {key: _our_name(key, recipe) for key in keys}
+    # mmcv's deformable convolution has its weight itself, ours in a part called conv.
+    packs = {name.removesuffix(".offset.weight") for name in names.values() if _is_offset(name)}
+    for key, name in names.items():
+        module, _, parameter = (name or "").rpartition(".")
+        if module in packs:
+            names[key] = f"{module}.conv.{parameter}"
+    return names
+
+
+def _is_offset(name: str | None) -> bool:
+    return name is not None and name.endswith(".offset.weight")
+
+
+def _our_name(key: str, recipe: str) -> str | None:
+    module, _, parameter = key.rpartition(".")
+    for pattern, ours in _RULES[recipe]:
+        match = re.fullmatch(pattern, module)
+        if match is not None:
+            name = ours(match) if callable(ours) else match.expand(ours)
+            return f"{name}.{parameter}"
+    return None

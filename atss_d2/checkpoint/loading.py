@@ -1,0 +1,210 @@
+"""Reads checkpoint files without running anything that they hold."""
+
+from __future__ import annotations
+
+import os
+import re
+import tarfile
+import zipfile
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from .numpy_pickle import ForbiddenGlobalError, NotPlainError, load_pickle
+
+__all__ = ["CheckpointError", "import_safetensors", "load_file"]
+
+# Modules that torch never admits anything of.
+_NEVER_ADMITTED = ("sys", "os", "posix", "nt")
+_ZIP_FOLDER = 0x10  # the bit of an entry's attributes
+_TORCH_REFUSAL = re.compile(r"GLOBAL (\S+) (?:was not an allowed global|whose module \S+ is bl)")
+_TORCH_REASON = re.compile(r"WeightsUnpickler error:\s*(\S.*)")
+
+
+class CheckpointError(ValueError):
+    """A file cannot be used as a checkpoint; the message names it, the reason and the mend."""
+
+
+def load_file(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Reads a whole checkpoint into plain containers, tensors on the CPU and numpy arrays.
+
+    The suffix tells the format: ``.pkl`` is a pickle of numpy arrays (Detectron2's model zoo, and
+    Caffe2's), ``.safetensors`` what it says, and all else (``.pth``, ``.pt``, ``.ckpt``, ...) a
+    file of ``torch.save``. Nothing of the file is run. What it may hold besides tensors, arrays and
+    plain containers are the classes and functions that were given to
+    ``torch.serialization.add_safe_globals``, in every format.
+
+    Args:
+        path: A file on this machine.
+
+    Returns:
+        The content of the file. Of ``.safetensors`` the tensors are under ``"model"`` and the
+        metadata, if there is any, under ``"metadata"``, as in the files of :func:`save_file`.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        CheckpointError: The file asks for code, is damaged, or is no checkpoint.
+        ImportError: The file is in safetensors format and the library is not installed.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no checkpoint at '{path}'")
+    read = _READERS.get(path.suffix.lower(), _read_torch)
+    with path.open("rb") as file:  # first of all: may it be read?
+        head = file.read(512)
+    _check_head(path, head)
+    try:
+        checkpoint = read(path)
+    except (ImportError, CheckpointError):
+        raise
+    except NotPlainError as error:
+        raise CheckpointError(
+            f"'{path}' is refused and nothing of it was run: it holds {error}; tensors, arrays of "
+            "numbers and plain containers are all that is read"
+        ) from None
+    except Exception as error:  # of any kind: the parsers see bytes that anyone may have written
+        asked_for = _asked_for(path, error)
+        message = _refusal(path, asked_for) if asked_for else _damage(path, head, error)
+        raise CheckpointError(message) from None
+    if not isinstance(checkpoint, dict):
+        raise CheckpointError(
+            f"'{path}' holds a {type(checkpoint).__name__} and no dict of weights: save the "
+            "state_dict() of the model"
+        )
+    return checkpoint
+
+
+def import_safetensors() -> ModuleType:
+    """Returns the module ``safetensors.torch``; a missing library gives a sentence.
+
+    Raises:
+        ImportError: safetensors is not installed.
+    """
+    try:
+        import safetensors.torch
+    except ImportError as error:
+        raise ImportError(
+            "files in safetensors format need the library safetensors: "
+            "pip install 'atss_d2[export]'"
+        ) from error
+    return safetensors.torch
+
+
+def _read_torch(path: Path) -> Any:
+    if tarfile.is_tarfile(path):
+        # Before torch 2.6 weights_only=True did not hold for this format.
+        raise CheckpointError(
+            f"'{path}' is a tar archive: unpack what is packed into it; a checkpoint of torch 0.1 "
+            "has to be loaded and saved by a newer torch"
+        )
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            if any(name.endswith("/constants.pkl") for name in archive.namelist()):
+                raise CheckpointError(
+                    f"'{path}' is a TorchScript program and no checkpoint: save the state_dict() "
+                    "of the model"
+                )
+            # Torch reads nothing of what the archive says to be a folder, and does not say so.
+            folders = [x.filename for x in archive.infolist() if x.external_attr & _ZIP_FOLDER]
+            if folders:
+                raise ValueError(f"{folders[0]} is a folder")
+            damaged = archive.testzip()  # torch does not look at the checksums
+        if damaged is not None:
+            raise ValueError(f"{damaged} does not fit its checksum")
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _read_pickle(path: Path) -> Any:
+    with path.open("rb") as file:
+        return load_pickle(file, _admitted_globals())
+
+
+def _read_safetensors(path: Path) -> dict[str, Any]:
+    import_safetensors()
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt", device="cpu") as file:
+        checkpoint = {"model": {name: file.get_tensor(name) for name in file.keys()}}  # noqa: SIM118
+        if file.metadata():
+            checkpoint["metadata"] = dict(file.metadata())
+    return checkpoint
+
+
+_READERS = {".pkl": _read_pickle, ".safetensors": _read_safetensors}
+
+
+def _admitted_globals() -> dict[str, Any]:
+    """Dotted name -> what was admitted by ``torch.serialization.add_safe_globals``."""
+    admitted = {}
+    for item in torch.serialization.get_safe_globals():
+        if isinstance(item, tuple):
+            admitted[item[1]] = item[0]
+        else:
+            admitted[f"{item.__module__}.{item.__qualname__}"] = item
+    return {
+        name: item for name, item in admitted.items() if name.split(".")[0] not in _NEVER_ADMITTED
+    }
+
+
+def _asked_for(path: Path, error: Exception) -> str | None:
+    """The dotted name of the global for which a file was refused."""
+    if isinstance(error, ForbiddenGlobalError):
+        name = error.name
+    else:
+        match = _TORCH_REFUSAL.search(str(error))
+        name = match[1] if match else ""
+        if name and "." not in name:
+            name = f"builtins.{name}"  # as torch abbreviates it
+    # A file that ends within a name asks for the first letters of it.
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - len(name) - 1))
+        end = file.read()[:-1].replace(b"\n", b".")
+    return None if not name.rpartition(".")[2] or end == name.encode() else name
+
+
+def _refusal(path: Path, name: str) -> str:
+    name = ascii(name)[1:-1]  # no control characters of the file on the user's terminal
+    mend = f"torch.serialization.add_safe_globals([{name}]), called before, admits it"
+    if name.split(".")[0] in _NEVER_ADMITTED:
+        mend = (
+            "torch.serialization.add_safe_globals, which admits other things, does not admit "
+            f"anything of {name.split('.')[0]}"
+        )
+    return (
+        f"'{path}' is refused and nothing of it was run: it asks for {name}, which is neither a "
+        f"tensor, nor an array, nor a plain container; if you know why and trust the file: {mend}"
+    )
+
+
+def _check_head(path: Path, head: bytes) -> None:
+    """Knows what often comes in place of a checkpoint."""
+    text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if not head:
+        raise CheckpointError(f"'{path}' is empty: copy or download it again")
+    if not head.strip(b"\0"):
+        raise CheckpointError(f"'{path}' begins with zeros only: copy or download it again")
+    if text.startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
+        raise CheckpointError(
+            f"'{path}' is a web page and no checkpoint: download the file that the page links to"
+        )
+    if text.startswith(b"version https://git-lfs"):
+        raise CheckpointError(
+            f"'{path}' is a pointer of Git LFS and not the file itself: run `git lfs pull` in its "
+            "repository"
+        )
+
+
+def _damage(path: Path, head: bytes, error: Exception) -> str:
+    reason = _TORCH_REASON.search(str(error)) or re.search(r"(\S.*)", str(error))
+    # Of several sentences the first.
+    reason = ascii(reason[1].split(". ")[0])[1:-1][:160] if reason else type(error).__name__
+    mend = "it is damaged, incomplete or no checkpoint: copy or download it again"
+    if path.suffix.lower() in _READERS and zipfile.is_zipfile(path):
+        mend = "it looks like a file of torch.save: name it .pth"
+    elif path.suffix.lower() == ".safetensors" and head.startswith(b"\x80"):
+        mend = "it looks like a pickle: name it .pth or .pkl"
+    elif path.suffix.lower() not in _READERS and head[8:10] in (b'{"', b"{ "):
+        mend = "it looks like a file of safetensors: name it .safetensors"
+    return f"'{path}' cannot be read as a checkpoint ({reason}): {mend}"

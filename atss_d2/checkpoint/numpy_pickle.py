@@ -1,0 +1,216 @@
+"""An unpickler for files of numbers: numpy arrays and plain containers, and nothing else.
+
+Pickle is a small program that names functions to call. Here a name stands for what this table says
+and not for what can be imported, so a file cannot call anything else. numpy's own constructors are
+not in the table: a forged dtype makes numpy take bytes of the file for addresses of objects. Their
+places are taken by :class:`_DType` and :class:`_Array`, which note down what the file says; an
+array is then made of checked bytes.
+"""
+
+from __future__ import annotations
+
+import math
+import pickle
+from collections import OrderedDict
+from collections.abc import Mapping
+from typing import Any, BinaryIO
+
+import numpy as np
+
+# Real and complex numbers and booleans, as dtype.__reduce__ writes them. Neither objects nor
+# records (which may hold objects).
+_DTYPES = ("b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8", "c8", "c16")
+
+
+class ForbiddenGlobalError(Exception):
+    """A file asked for something outside of the table; ``name`` is its dotted name."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.name = name
+
+
+class NotPlainError(Exception):
+    """A file holds what is neither a number, nor text, nor an array of numbers, nor a container."""
+
+
+def load_pickle(file: BinaryIO, admitted: Mapping[str, Any]) -> Any:
+    """Reads one pickle.
+
+    Args:
+        file: Open for reading.
+        admitted: Dotted name -> what a file may ask for besides arrays and plain containers.
+
+    Returns:
+        Numbers, strings, lists, tuples, dicts, OrderedDicts, sets and numpy arrays, and instances
+        of what was admitted.
+
+    Raises:
+        ForbiddenGlobalError: The file asks for anything else; nothing of it was run.
+        NotPlainError: It holds, for example, an array of objects.
+        Exception: Of any kind, as the file may hold any bytes.
+    """
+    value = _Unpickler(file, admitted).load()
+    return _finish(value, set(), list(admitted.values()))
+
+
+class _Unpickler(pickle.Unpickler):
+    def __init__(self, file: BinaryIO, admitted: Mapping[str, Any]) -> None:
+        super().__init__(file, encoding="latin1")  # raw bytes in files of Python 2 are strings
+        self._admitted = admitted
+
+    def find_class(self, module: str, name: str) -> Any:
+        # Python 2 called the module of set and complex otherwise.
+        key = f"{module.replace('__builtin__', 'builtins')}.{name}"
+        if key in _TABLE:
+            return _TABLE[key]
+        if key in self._admitted:
+            return self._admitted[key]
+        raise ForbiddenGlobalError(key)
+
+
+class _DType:
+    """Stands for ``numpy.dtype``: the name of a numeric type and its byte order."""
+
+    __slots__ = ("_byte_order", "_name")
+
+    def __init__(self, name: str, align: bool = False, copy: bool = False) -> None:
+        if name not in _DTYPES:
+            raise NotPlainError(f"an array of dtype {name!a}, not of numbers")
+        self._name = name
+        self._byte_order = "|"
+
+    def __setstate__(self, state: tuple) -> None:
+        _, byte_order, sub_array, names, fields = state[:5]
+        if byte_order not in ("<", ">", "=", "|") or (sub_array, names, fields) != (None,) * 3:
+            raise NotPlainError("an array of records, not of numbers")
+        self._byte_order = byte_order
+
+    def finish(self) -> np.dtype:
+        return np.dtype(self._name).newbyteorder(self._byte_order)
+
+
+class _NDArray:
+    """Stands for the class ``numpy.ndarray``, which a file may name but not call."""
+
+    __slots__ = ()
+
+    def __new__(cls, *args: Any) -> _NDArray:
+        raise NotPlainError("a call of numpy.ndarray")
+
+
+class _Array:
+    """Stands for an array, which a pickle makes empty and fills later."""
+
+    __slots__ = ("_array",)
+    __hash__ = None  # type: ignore[assignment]  (neither keys nor members of sets)
+
+    def __init__(self, array_class: type, shape: tuple, kind: bytes | str) -> None:
+        if array_class is not _NDArray:
+            raise NotPlainError("a subclass of numpy.ndarray")
+        self._array: np.ndarray | None = None
+
+    def __setstate__(self, state: tuple) -> None:
+        _, shape, dtype, is_fortran, data = state
+        self._array = _array(data, dtype, shape, "F" if is_fortran else "C")
+
+    def finish(self) -> np.ndarray:
+        if self._array is None:
+            raise pickle.UnpicklingError("an array without content")
+        return self._array
+
+
+def _array(data: bytes | bytearray | str, dtype: _DType, shape: tuple, order: str) -> np.ndarray:
+    if isinstance(data, str):  # of Python 2
+        data = data.encode("latin1")
+    if not isinstance(data, (bytes, bytearray)) or not isinstance(dtype, _DType):
+        raise NotPlainError("an array of objects, not of numbers")
+    real = dtype.finish()
+    if any(side < 0 for side in shape) or math.prod(shape) * real.itemsize != len(data):
+        raise pickle.UnpicklingError(
+            f"an array of shape {tuple(shape)} and dtype {real} with {len(data)} bytes"
+        )
+    array = np.ndarray(shape, real, buffer=data, order=order)
+    # A copy that may be written to, in the byte order of this machine.
+    return array.astype(real.newbyteorder("="))
+
+
+class _Scalar:
+    """Stands for the function that makes numpy's numbers."""
+
+    __slots__ = ()
+
+    def __new__(cls, dtype: _DType, data: bytes | str) -> np.generic:
+        return _array(data, dtype, (), "C")[()]
+
+
+class _FromBuffer:
+    """Stands for the function that makes arrays since protocol 5 of pickle."""
+
+    __slots__ = ()
+
+    def __new__(cls, data: bytes | bytearray, dtype: _DType, shape: tuple, order: str = "C"):
+        return _array(data, dtype, shape, order)
+
+
+class _Encode:
+    """Stands for ``codecs.encode``, by which Python 3 writes bytes for Python 2."""
+
+    __slots__ = ()
+
+    def __new__(cls, text: str, encoding: str = "latin1") -> bytes:
+        if encoding != "latin1":
+            raise NotPlainError(f"bytes in the encoding {encoding!a}")
+        return str.encode(text, "latin1")
+
+
+class _NoBytes:
+    """Stands for the class ``bytes``, by whose call Python 3 writes no bytes for Python 2."""
+
+    __slots__ = ()
+
+    def __new__(cls) -> bytes:
+        return b""
+
+
+_TABLE: dict[str, Any] = {
+    "numpy.dtype": _DType,
+    "numpy.ndarray": _NDArray,
+    "_codecs.encode": _Encode,
+    "collections.OrderedDict": OrderedDict,
+    "builtins.bytes": _NoBytes,
+    "builtins.set": set,
+    "builtins.frozenset": frozenset,
+    "builtins.complex": complex,
+}
+for _package in ("numpy.core", "numpy._core"):  # before and since numpy 2
+    _TABLE[f"{_package}.multiarray._reconstruct"] = _Array
+    _TABLE[f"{_package}.multiarray.scalar"] = _Scalar
+    _TABLE[f"{_package}.numeric._frombuffer"] = _FromBuffer
+
+
+def _finish(value: Any, seen: set[int], admitted: list) -> Any:
+    """Puts arrays where the containers below ``value`` hold what stands for them."""
+    if isinstance(value, (_Array, _DType)):
+        return value.finish()
+    if isinstance(value, tuple):
+        return tuple(_finish(item, seen, admitted) for item in value)
+    if id(value) in seen:  # lists and dicts, which are changed in place, may hold themselves
+        return value
+    seen.add(id(value))
+    if isinstance(value, list):
+        value[:] = [_finish(item, seen, admitted) for item in value]
+    elif isinstance(value, dict):
+        for key, item in dict.items(value):
+            dict.__setitem__(value, key, _finish(item, seen, admitted))
+    elif callable(value) and not any(value is other for other in admitted):
+        raise NotPlainError("a function or class in place of a value")
+    if isinstance(value, OrderedDict):
+        for name in set(vars(value)) - {"_metadata"}:  # torch's, of a state dict
+            del vars(value)[name]
+    if not isinstance(value, type) and hasattr(value, "__dict__"):
+        attributes = vars(value)
+        attributes.update(
+            {name: _finish(item, seen, admitted) for name, item in attributes.items()}
+        )
+    return value

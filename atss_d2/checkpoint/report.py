@@ -1,0 +1,161 @@
+"""What a conversion did with every key, and the config that its weights need."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+from omegaconf import OmegaConf
+from tabulate import tabulate
+
+from ..modeling.box_coding import PointDistances
+from .architecture import Architecture, ConfigChange
+from .recipes import get_recipe
+
+# What may become of a key. Those of the second row are reasons to refuse a file.
+STATUSES = ("renamed", "changed", "left", "missing", "unexpected", "misshapen")
+_NUM_NAMED = 5  # keys that a sentence names
+
+
+class KeyReport(NamedTuple):
+    """What became of one key.
+
+    Attributes:
+        status: ``"renamed"``: another name, the same value; ``"changed"``: its value is changed,
+            too; ``"left"``: no weight; ``"missing"``: the model has it, the file does not;
+            ``"unexpected"``: the other way round; ``"misshapen"``: it has another shape there.
+        theirs: Name in the file, if it is there.
+        ours: Name in the model, if it is there.
+        shape: Shape in the file; of a missing one that in the model.
+        note: What was changed, or why.
+    """
+
+    status: str
+    theirs: str | None
+    ours: str | None
+    shape: tuple[int, ...]
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class ConversionReport:
+    """What a conversion did.
+
+    Attributes:
+        recipe: ``"authors"`` or ``"mmdet"``.
+        keys: What became of each key of the file, in its order; then the missing ones.
+        architecture: The model that the weights describe, or None if a model to convert for was
+            given.
+    """
+
+    recipe: str
+    keys: Sequence[KeyReport]
+    architecture: Architecture | None = None
+
+    def count(self, *statuses: str) -> int:
+        """How many keys have one of these statuses."""
+        return sum(key.status in statuses for key in self.keys)
+
+    def from_points(self) -> ConversionReport:
+        """The same for a model that regresses boxes from points, which weights do not tell."""
+        if self.architecture is None:
+            return self
+        settings = {**self.architecture.settings, "box2box_transform._target_": PointDistances}
+        return replace(self, architecture=replace(self.architecture, settings=settings))
+
+    @property
+    def changes(self) -> list[ConfigChange]:
+        """What the nearest of our configs, ``architecture.config``, has otherwise."""
+        return [] if self.architecture is None else self.architecture.changes(self.recipe)
+
+    @property
+    def overrides(self) -> list[str]:
+        """The changes as ``key=value``, as the command line takes them."""
+        return overrides({key: needed for key, _, needed in self.changes})
+
+    def key_table(self, statuses: Collection[str] = STATUSES) -> str:
+        """A table of the keys with these statuses."""
+        rows = [
+            (key.status, key.theirs or "", key.ours or "", format_shape(key.shape), key.note)
+            for key in self.keys
+            if key.status in statuses
+        ]
+        headers = ("", "in the file", "in the model", "shape", "")
+        return tabulate(rows, headers=headers, disable_numparse=True)
+
+    def config_table(self) -> str:
+        """A table of what the nearest config has otherwise."""
+        rows = [
+            (f"model.{key}", _on_command_line(value), _on_command_line(needed))
+            for key, value, needed in self.changes
+        ]
+        config = "" if self.architecture is None else self.architecture.config
+        return tabulate(rows, headers=("key", config, "needed"), disable_numparse=True)
+
+    def summary(self) -> str:
+        """Numbers of keys, in one sentence."""
+        matched = self.count("renamed", "changed")
+        total = matched + self.count("missing", "misshapen")
+        reasons = sorted({key.note for key in self.keys if key.status == "left"})
+        return (
+            f"{matched} of the {total} keys of the model found in a file of "
+            f"{get_recipe(self.recipe).title}: {self.count('renamed')} renamed, "
+            f"{self.count('changed')} changed as well; {self.count('missing')} missing; "
+            f"{self.count('left')} left" + (f" ({', '.join(reasons)})" if reasons else "")
+        )
+
+    def __str__(self) -> str:
+        return self.summary()
+
+    def refusal(self) -> str:
+        """Why the file does not fit: the first keys that differ; empty if it fits."""
+        sentences = {
+            "missing": "of the model not in the file",
+            "unexpected": "of the file not in the model",
+            "misshapen": "of other shapes",
+        }
+        parts = []
+        for status, sentence in sentences.items():
+            keys = [key for key in self.keys if key.status == status]
+            if keys:
+                names = ", ".join(_describe(key) for key in keys[:_NUM_NAMED])
+                more = f" and {len(keys) - _NUM_NAMED} more" if len(keys) > _NUM_NAMED else ""
+                parts.append(f"{len(keys)} {sentence}: {names}{more}")
+        return "; ".join(parts)
+
+    def metadata(self) -> dict[str, str]:
+        """What a file of the converted weights says of itself."""
+        config = {} if self.architecture is None else {"config": self.architecture.config}
+        return {
+            "converted_from": get_recipe(self.recipe).title,
+            "recipe": self.recipe,
+            **config,
+            "overrides": json.dumps(self.overrides),
+            "left": json.dumps([key.theirs for key in self.keys if key.status == "left"]),
+        }
+
+
+def overrides(settings: Mapping[str, Any]) -> list[str]:
+    """Keys below ``model`` and their values as ``key=value``."""
+    return [f"model.{key}={_on_command_line(value)}" for key, value in settings.items()]
+
+
+def _describe(key: KeyReport) -> str:
+    name = key.theirs or key.ours
+    return f"{name} {format_shape(key.shape)}" + (f" ({key.note})" if key.note else "")
+
+
+def format_shape(shape: Sequence[int]) -> str:
+    """A shape as tables show it."""
+    return "x".join(map(str, shape)) if shape else "()"
+
+
+def _on_command_line(value: Any) -> str:
+    """A value in the grammar of overrides."""
+    if isinstance(value, type) or callable(value):
+        return f"{value.__module__}.{value.__qualname__}"
+    if OmegaConf.is_list(value) or isinstance(value, (list, tuple)):
+        return f"[{','.join(map(_on_command_line, value))}]"
+    return str(value)

@@ -1,0 +1,120 @@
+"""Writes checkpoint files that are there as a whole or not at all."""
+
+from __future__ import annotations
+
+import copy
+import io
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..data.download import replacing
+from .loading import import_safetensors
+
+__all__ = ["save_file"]
+
+_SUFFIXES = (".pth", ".safetensors")
+
+
+def save_file(
+    state: Mapping[str, Any],
+    path: str | os.PathLike[str],
+    metadata: Mapping[str, str] | None = None,
+) -> Path:
+    """Writes weights, in a format that :func:`load_file` and Detectron2 read.
+
+    The file is written beside ``path``, forced to the disk, and then takes its place: whatever
+    interrupts this, ``path`` holds what it held before, or all of the new content.
+
+    Args:
+        state: A state dict, or a checkpoint that holds one under ``"model"``. What else it holds
+            fits into ``.pth`` only; save plain numbers, text, containers and tensors.
+        path: Ends in ``.pth`` or ``.safetensors``. Missing folders are made.
+        metadata: Text about the weights, under ``"metadata"`` when the file is loaded. Default:
+            what ``state`` has there.
+
+    Returns:
+        ``path``.
+
+    Raises:
+        ValueError: Another suffix, weights that are no tensors, or something that does not fit
+            into the format; the message names it.
+        OSError: The file cannot be written.
+        ImportError: safetensors is asked for and not installed.
+    """
+    path = Path(path)
+    if path.suffix not in _SUFFIXES:
+        raise ValueError(f"'{path}' must end in one of {', '.join(_SUFFIXES)}")
+    checkpoint = dict(state) if isinstance(state.get("model"), Mapping) else {"model": state}
+    checkpoint["model"] = _tensors(checkpoint["model"])
+    metadata = checkpoint.pop("metadata", None) if metadata is None else metadata
+    if metadata:
+        checkpoint["metadata"] = _text(metadata)
+    content = _torch_bytes(checkpoint) if path.suffix == ".pth" else _safetensors_bytes(checkpoint)
+    try:
+        with replacing(path) as temporary, temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        _sync_folder(path.parent)
+    except OSError as error:  # which may name no file, or the temporary one
+        raise OSError(error.errno, error.strerror, str(path)) from error
+    return path
+
+
+def _tensors(weights: Mapping[str, Any]) -> dict[str, Tensor]:
+    tensors = copy.copy(weights)  # with torch's versions of modules, an attribute of state dicts
+    for name, value in weights.items():
+        if isinstance(value, (np.ndarray, np.generic)):
+            value = torch.from_numpy(np.array(value))
+        if not isinstance(value, Tensor):
+            raise ValueError(f"weights must be tensors, '{name}' is a {type(value).__name__}")
+        tensors[name] = value.detach()
+    return tensors
+
+
+def _text(metadata: Mapping[str, str]) -> dict[str, str]:
+    for key, value in metadata.items():
+        if not isinstance(key, str) or not isinstance(value, str):
+            raise ValueError(f"metadata must be text, {key!r} is {value!r}")
+    return dict(metadata)
+
+
+def _torch_bytes(checkpoint: dict[str, Any]) -> memoryview:
+    buffer = io.BytesIO()  # torch's writer would hide why a file could not be written
+    torch.save(checkpoint, buffer)
+    return buffer.getbuffer()
+
+
+def _safetensors_bytes(checkpoint: dict[str, Any]) -> bytes:
+    others = sorted(set(checkpoint) - {"model", "metadata"})
+    if others:
+        raise ValueError(
+            f"safetensors holds tensors and text, but not {', '.join(others)}: write a .pth, or "
+            "only the weights under 'model'"
+        )
+    tensors, memory = {}, set()
+    for name, tensor in checkpoint["model"].items():
+        tensor = tensor.cpu().contiguous()
+        # The format has no views: each of several tensors in the same memory is written in full.
+        if tensor.untyped_storage().data_ptr() in memory:
+            tensor = tensor.clone()
+        memory.add(tensor.untyped_storage().data_ptr())
+        tensors[name] = tensor
+    return import_safetensors().save(tensors, metadata=checkpoint.get("metadata"))
+
+
+def _sync_folder(path: Path) -> None:
+    """Forces a new name in a folder to the disk."""
+    if not hasattr(os, "O_DIRECTORY"):  # folders cannot be opened here
+        return
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

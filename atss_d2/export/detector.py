@@ -1,0 +1,156 @@
+"""The detector as everything but training wants it: a batch of images in, plain tensors out.
+
+Shapes: N images, L levels of size Hi x Wi, K classes, A anchors per location, Ri = Hi x Wi x A, T
+candidates, D detections.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..modeling import ATSS
+from ..modeling.postprocess import (
+    NO_SCORE,
+    best_of_batch,
+    candidates_of_batch,
+    detections_of_batch,
+)
+from .checks import check_exportable
+
+
+class ExportableDetector(nn.Module):
+    """An :class:`ATSS` whose inference no exporter stumbles over.
+
+    It normalises and pads as the model does, runs the same backbone and head, and selects, decodes
+    and suppresses by the functions that the model's own inference is made of. No shape but those of
+    the input and no branch depends on a value, so batch, height and width of an exported detector
+    are free: images of one pixel and more.
+
+    The model is shared, not copied.
+    """
+
+    def __init__(self, model: ATSS, *, with_nms: bool = True) -> None:
+        """
+        Args:
+            model: In evaluation mode. Its backbone and head may be of half precision, see
+                :func:`to_precision`; what comes before and after them is done in float32.
+            with_nms: Whether to give detections, or all candidates for an NMS elsewhere.
+
+        Raises:
+            ValueError: ``model`` cannot be exported; the message says why.
+        """
+        super().__init__()
+        check_exportable(model)
+        self.model = model
+        self.with_nms = with_nms
+        self.dtype = next(model.head.parameters()).dtype
+        self.eval()
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """
+        Args:
+            images: (N, 3, H, W), 0..255, uint8 or float32, channels in the order of the model's
+                ``input_format``.
+
+        Returns:
+            boxes (N, D, 4) XYXY in pixels of the given images, scores (N, D), classes (N, D) int64
+            and num_detections (N,) int64, D = ``max_detections_per_image``. The best score comes
+            first; rows from num_detections on have box 0, score 0 and class -1.
+
+            Without NMS it is the same for T = L x ``test_topk_candidates`` candidates.
+        """
+        return self.postprocess(self.predict(self.prepare(images)), images.shape[-2:])
+
+    def prepare(self, images: Tensor) -> Tensor:
+        """Normalised images, padded by zeros as Detectron2's ``ImageList.from_tensors`` does."""
+        model = self.model
+        images = (images.float() - model.pixel_mean) / model.pixel_std
+        return self._pad(images).to(self.dtype)
+
+    def predict(self, images: Tensor) -> list[list[Tensor]]:
+        """The maps of the head: L logits, L deltas, and L of centerness if it is predicted."""
+        features = self.model.backbone(images)
+        return self.model.head([features[name] for name in self.model.head_in_features])
+
+    def postprocess(
+        self, predictions: list[list[Tensor]], image_size: tuple[int, int]
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """What :meth:`forward` returns, from the maps and the size of the images given."""
+        model = self.model
+        boxes, scores, classes = candidates_of_batch(
+            self._anchors(predictions[0]),
+            *model._flatten_predictions(predictions),
+            image_size,
+            box2box_transform=model.box2box_transform,
+            score_thresh=model.test_score_thresh,
+            topk_candidates=model.test_topk_candidates,
+            score_type=model.test_score_type,
+            rank_by=model.test_rank_by,
+        )
+        if self.with_nms:
+            boxes, scores, classes = detections_of_batch(
+                boxes,
+                scores,
+                classes,
+                num_classes=model.num_classes,
+                nms_thresh=model.test_nms_thresh,
+                max_detections=model.max_detections_per_image,
+            )
+            # As Detectron2's detector_postprocess: of the best D, those that have an area.
+            has_area = (boxes[..., 2:] > boxes[..., :2]).all(dim=-1)
+            scores = torch.where(has_area, scores, NO_SCORE)
+        boxes, scores, classes = best_of_batch(boxes, scores, classes, scores.shape[1])
+        is_taken = scores > NO_SCORE  # (N, D)
+        return (
+            torch.where(is_taken[..., None], boxes, 0.0),
+            torch.where(is_taken, scores, 0.0),
+            torch.where(is_taken, classes, -1),
+            is_taken.sum(dim=1),
+        )
+
+    def _pad(self, images: Tensor) -> Tensor:
+        backbone = self.model.backbone
+        constraints = backbone.padding_constraints or {}
+        divisor = constraints.get("size_divisibility", backbone.size_divisibility)
+        if divisor <= 1:
+            return images
+        height, width = images.shape[-2:]
+        # Not -width % divisor: sizes of maps would be such long formulas that files load slowly.
+        new_height, new_width = (
+            (side + divisor - 1) // divisor * divisor for side in (height, width)
+        )
+        return F.pad(images, (0, new_width - width, 0, new_height - height))
+
+    def _anchors(self, maps: list[Tensor]) -> list[Tensor]:
+        """The anchors (Ri, 4) of Detectron2's generator, which exporters cannot follow.
+
+        It makes Boxes, which look whether they are empty, and a number of grid lines from quotients
+        of floating point numbers.
+        """
+        generator = self.model.anchor_generator
+        anchors = []
+        for level, stride, cell_anchors in zip(maps, generator.strides, generator.cell_anchors):
+            y, x = (
+                torch.arange(size, dtype=torch.float32, device=level.device) * stride
+                + generator.offset * stride
+                for size in level.shape[-2:]
+            )
+            y, x = torch.meshgrid(y, x, indexing="ij")
+            shifts = torch.stack((x, y, x, y), dim=-1).reshape(-1, 1, 4)
+            anchors.append((shifts + cell_anchors).reshape(-1, 4))  # (Ri, 4)
+        return anchors
+
+
+def to_precision(model: ATSS, dtype: torch.dtype) -> ATSS:
+    """A copy of ``model`` whose backbone and head have parameters of this type.
+
+    All else stays in float32: normalised pixels, anchors and boxes need its precision.
+    """
+    model = copy.deepcopy(model)
+    model.backbone.to(dtype)
+    model.head.to(dtype)
+    return model

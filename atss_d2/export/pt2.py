@@ -1,0 +1,137 @@
+"""torch.export: a ``.pt2`` file for images of any size and batches of any number."""
+
+from __future__ import annotations
+
+import io
+import os
+import warnings
+from pathlib import Path
+
+import torch
+import torch.fx.experimental._config as fx_config
+from torch import Tensor
+from torch.export import Dim, ExportedProgram
+
+from ..data.download import replacing
+from ..modeling import ATSS
+from .checks import (
+    check_dtype,
+    check_free_sizes,
+    check_same_path,
+    check_sample,
+    check_suffix,
+)
+from .detector import ExportableDetector, to_precision
+from .metadata import KEY, Metadata
+from .swin import any_size_attention
+
+
+def export_pt2(
+    model: ATSS,
+    sample: Tensor,
+    path: str | os.PathLike[str],
+    *,
+    metadata: Metadata,
+    with_nms: bool = True,
+    dtype: torch.dtype = torch.float32,
+) -> Path:
+    """Writes a ``.pt2`` file, which torch and torchvision alone can run.
+
+    ::
+
+        import torch, torchvision
+        program = torch.export.load("model.pt2")
+        boxes, scores, classes, num_detections = program.module(check_guards=False)(images)
+
+    The guards that are left out speak of the layout of maps of a single cell, which small images
+    have; nothing depends on it.
+
+    Args:
+        model: In evaluation mode.
+        sample: An image (1, 3, H, W), 0..255. Its type, uint8 or float32, is the one that the
+            exported detector takes; its size does not matter.
+        path: Ends in ``.pt2``. Missing folders are made.
+        metadata: What is written beside the model. Fields that this function determines are filled
+            in.
+        with_nms: See :class:`ExportableDetector`.
+        dtype: Type of backbone and head: float32, bfloat16 or, on a GPU, float16.
+
+    Returns:
+        ``path``.
+
+    Raises:
+        ValueError: ``model`` cannot be exported, or an argument is impossible.
+        RuntimeError: This torch is too old.
+    """
+    path = check_suffix(path, ".pt2")
+    check_dtype(dtype, "pt2", model.device)
+    program = export_program(model, sample, with_nms=with_nms, dtype=dtype)
+    metadata = complete_metadata(metadata, sample, with_nms=with_nms, dtype=dtype)
+    buffer = io.BytesIO()  # given a path, the archive would keep its temporary name
+    torch.export.save(program, buffer, extra_files={KEY: metadata.to_json()})
+    with replacing(path) as temporary:
+        temporary.write_bytes(buffer.getbuffer())
+    return path
+
+
+@torch.no_grad()
+def export_program(
+    model: ATSS, sample: Tensor, *, with_nms: bool = True, dtype: torch.dtype = torch.float32
+) -> ExportedProgram:
+    """A model as a graph whose batch, height and width are free, see :func:`export_pt2`.
+
+    Raises:
+        ValueError: ``model`` or ``sample`` cannot be exported.
+        RuntimeError: This torch is too old.
+    """
+    if not hasattr(fx_config, "backed_size_oblivious"):
+        raise RuntimeError(
+            f"torch {torch.__version__} cannot export a detector for images of any size: install "
+            "torch 2.7 or newer, or use TorchScript"
+        )
+    check_sample(sample)
+    # In the usual layout: of one by channels, exporters note that sides must not be 1.
+    model = to_precision(model, dtype).to(memory_format=torch.contiguous_format)
+    detector = ExportableDetector(model, with_nms=with_nms)
+    # Nothing is computed on it. Sides differ from each other and are long enough for several cells
+    # (and windows of a Swin transformer) on every level, so that no size equals another by chance.
+    side = 8 * max(model.anchor_generator.strides)
+    example = sample.new_zeros((2, 3, side + 1, side + 3), device=model.device)
+    free = {0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC}
+    # Otherwise sizes of 1, such as those of the upper levels of small images, would be refused.
+    with (
+        any_size_attention(),
+        fx_config.patch(backed_size_oblivious=True),
+        warnings.catch_warnings(),
+    ):
+        check_same_path(lambda images: detector.predict(detector.prepare(images)), example)
+        warnings.simplefilter("ignore")  # the exporter and torchvision speak of their own code
+        program = torch.export.export(detector, (example,), dynamic_shapes=(free,))
+    check_free_sizes(program)
+    _allow_single_cells(program)
+    return program
+
+
+def _allow_single_cells(program: ExportedProgram) -> None:
+    """Lets a program take the small images that it would refuse for the memory layout of maps.
+
+    Networks that permute their maps, such as ConvNeXt, bring the exporter to ask for more than one
+    cell, of which it is undecided in which layout it lies. Nothing computed depends on that:
+    :func:`check_same_path`.
+    """
+    images = next(node for node in program.graph.nodes if node.name == "images")
+    for size in images.meta["val"].shape:
+        allowed = program.range_constraints.get(size.node.expr) if hasattr(size, "node") else None
+        if allowed is not None:
+            program.range_constraints[size.node.expr] = type(allowed)(0, allowed.upper)
+
+
+def complete_metadata(
+    metadata: Metadata, sample: Tensor, *, with_nms: bool, dtype: torch.dtype
+) -> Metadata:
+    """Fills in what the arguments of an export determine."""
+    return metadata.replace(
+        input_dtype=str(sample.dtype).removeprefix("torch."),
+        dtype=str(dtype).removeprefix("torch."),
+        with_nms=with_nms,
+    )

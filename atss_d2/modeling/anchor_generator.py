@@ -1,0 +1,54 @@
+"""Anchors whose centres lie beside those of Detectron2's generator."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from detectron2.config import CfgNode, configurable
+from detectron2.layers import ShapeSpec
+from detectron2.modeling.anchor_generator import (
+    ANCHOR_GENERATOR_REGISTRY,
+    BufferList,
+    DefaultAnchorGenerator,
+)
+
+# Arguments of ShiftedAnchorGenerator for which Detectron2 already has a key.
+ANCHOR_ARGS_WITH_OWN_KEY = ("sizes", "aspect_ratios", "strides", "offset")
+
+
+@ANCHOR_GENERATOR_REGISTRY.register()
+class ShiftedAnchorGenerator(DefaultAnchorGenerator):
+    """Detectron2's anchors, moved by the same number of pixels on every level.
+
+    The authors' anchors, whose corners are pixels that belong to them, have in continuous
+    coordinates their centres at (i + 0.5) x stride + 0.5: ``offset=0.5``, ``center_shift=0.5``.
+    (``offset`` is in strides, another number of pixels on every level.)
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        sizes: Sequence,
+        aspect_ratios: Sequence,
+        strides: Sequence[int],
+        offset: float = 0.5,
+        center_shift: float = 0.0,
+    ) -> None:
+        """
+        Args:
+            sizes: As in ``DefaultAnchorGenerator``, as are the next three.
+            aspect_ratios: Heights / widths.
+            strides: Strides of the L levels.
+            offset: Position of the first centre, in strides.
+            center_shift: Pixels added to x and y of every centre.
+        """
+        super().__init__(sizes=sizes, aspect_ratios=aspect_ratios, strides=strides, offset=offset)
+        self.center_shift = center_shift
+        self.cell_anchors = BufferList([anchors + center_shift for anchors in self.cell_anchors])
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: list[ShapeSpec]) -> dict:
+        """Reads Detectron2's own keys and ``MODEL.ATSS.ANCHOR_GENERATOR.CENTER_SHIFT``."""
+        shift = cfg.MODEL.ATSS.ANCHOR_GENERATOR.CENTER_SHIFT
+        return {**super().from_config(cfg, input_shape), "center_shift": shift}

@@ -1,0 +1,195 @@
+"""What ``torch.jit.script`` compiles in place of modules that it does not understand.
+
+Its compiler knows neither keyword-only arguments with defaults nor constants of modules nor
+generators, which is no reason to write the detector without them: a module's
+``__prepare_scriptable__`` says what is compiled in its place. Backbone, head and everything that
+loops over images are compiled; from the head's maps to detections, where no branch depends on a
+value, :meth:`ATSS.forward_inference` itself is traced.
+
+Shapes: N images, L levels of size Hi x Wi, K classes, A anchors per location, D detections.
+"""
+
+# Without `from __future__ import annotations`: the compiler wants types, not their names.
+import contextlib
+import sys
+import warnings
+from collections.abc import Iterator
+
+import torch
+from detectron2.structures import Boxes, ImageList, Instances
+from omegaconf import ListConfig
+from torch import Tensor, nn
+
+from ..warning_filters import filter_third_party_warnings
+
+_SAMPLE_SIDE = 4  # cells of a map while tracing; what is traced takes any number
+
+
+class ScriptableATSS(nn.Module):
+    """An :class:`ATSS` for inference as Detectron2's ``scripting_with_instances`` takes it.
+
+    The fields are ``{"pred_boxes": Boxes, "scores": Tensor, "pred_classes": Tensor}``. As with
+    Detectron2's own detectors boxes are in pixels of the images that the model is given: scaling
+    them to the size of a photograph is left to the caller.
+    """
+
+    padding_constraints: dict[str, int]
+
+    def __init__(self, model: nn.Module) -> None:
+        """
+        Args:
+            model: An ATSS in evaluation mode, with which modules are shared.
+
+        Raises:
+            RuntimeError: ``model`` is in training mode, or Python is too new.
+        """
+        super().__init__()
+        check_scriptable(model)
+        self.backbone = model.backbone
+        self.head = model.head
+        self.head_in_features = list(model.head_in_features)
+        self.size_divisibility = int(model.backbone.size_divisibility)
+        self.padding_constraints = dict(model.backbone.padding_constraints)
+        self.register_buffer("pixel_mean", model.pixel_mean, persistent=False)
+        self.register_buffer("pixel_std", model.pixel_std, persistent=False)
+        self.detect = trace_on_maps(_DetectionsOfImage(model), model)
+
+    def forward(self, batched_inputs: list[dict[str, Tensor]]):
+        """Takes what :class:`ATSS` takes, tensors only, and gives Instances of every image."""
+        images = self.preprocess_image(batched_inputs)
+        features = self.backbone(images.tensor)
+        predictions = self.head([features[name] for name in self.head_in_features])
+        results: list[Instances] = []
+        for i, (height, width) in enumerate(images.image_sizes):
+            maps: list[Tensor] = []
+            for prediction in predictions:
+                for level in prediction:
+                    maps.append(level[i : i + 1])
+            boxes, scores, classes = self.detect(maps, torch.tensor([height, width]))
+            results.append(
+                Instances(
+                    (height, width), pred_boxes=Boxes(boxes), scores=scores, pred_classes=classes
+                )
+            )
+        return results
+
+    def preprocess_image(self, batched_inputs: list[dict[str, Tensor]]) -> ImageList:
+        """Normalises and pads, as ``DenseDetector.preprocess_image``."""
+        images = [
+            (x["image"].to(self.pixel_mean.device) - self.pixel_mean) / self.pixel_std
+            for x in batched_inputs
+        ]
+        return ImageList.from_tensors(
+            images, self.size_divisibility, padding_constraints=self.padding_constraints
+        )
+
+
+class ScriptableTorchvisionBackbone(nn.Module):
+    """The chain of modules that a :class:`TorchvisionBackbone` is."""
+
+    def __init__(self, modules: list[nn.Module], names: list[str], channels_last: bool) -> None:
+        """
+        Args:
+            modules: One after the other.
+            names: Of the feature that the output of each module is; "" if it is none.
+            channels_last: Whether the modules work on (N, H, W, C).
+        """
+        super().__init__()
+        self.steps = nn.ModuleList(modules)
+        self.names = names
+        self.channels_last = channels_last
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        """Maps images (N, 3, H, W) to features by name."""
+        features: dict[str, Tensor] = {}
+        for i, step in enumerate(self.steps):
+            x = step(x)
+            if self.names[i] != "":
+                features[self.names[i]] = x.permute(0, 3, 1, 2) if self.channels_last else x
+        return features
+
+
+class _DetectionsOfImage(nn.Module):
+    """``forward_inference`` of a detector for one image, tensors in and out."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.anchor_generator = model.anchor_generator  # its buffers move with what is traced
+        self.__dict__["_model"] = model  # no submodule: backbone and head are none of it
+
+    def forward(self, maps: list[Tensor], image_size: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """
+        Args:
+            maps: The head's output for one image: L logits, L deltas, L centerness maps.
+            image_size: (height, width).
+
+        Returns:
+            boxes (D, 4), scores (D,) and classes (D,).
+        """
+        num_levels = len(self._model.head_in_features)
+        predictions = [maps[i : i + num_levels] for i in range(0, len(maps), num_levels)]
+        # Of the features only the sizes matter, and those are the sizes of the logits.
+        (found,) = self._model.forward_inference(
+            ImageList(maps[0], [image_size]), predictions[0], predictions
+        )
+        return found.pred_boxes.tensor, found.scores, found.pred_classes
+
+
+def check_scriptable(model: nn.Module) -> None:
+    """Checks what no compiler message would tell, and takes other obstacles away.
+
+    Args:
+        model: A detector. LazyConfig leaves lists of omegaconf in modules, which become plain ones.
+
+    Raises:
+        RuntimeError: ``model`` is in training mode, or Python is too new.
+    """
+    if sys.version_info >= (3, 14):
+        raise RuntimeError(
+            "TorchScript's compiler does not know Python "
+            f"{sys.version_info[0]}.{sys.version_info[1]}: script with Python 3.13 or older, or "
+            "trace the model, or use another format"
+        )
+    if model.training:
+        raise RuntimeError("only a model in evaluation mode can be scripted: call model.eval()")
+    import detectron2.export.torchscript_patch  # noqa: F401  (lets Detectron2's FPN be compiled)
+
+    for module in model.modules():
+        for name, value in vars(module).items():
+            if isinstance(value, ListConfig):
+                setattr(module, name, list(value))
+
+
+@torch.no_grad()
+def trace_on_maps(module: nn.Module, model: nn.Module) -> torch.jit.ScriptModule:
+    """Traces what becomes of the head's output, so that it can be called by what is scripted.
+
+    Args:
+        module: Takes maps of one image and (height, width), as :class:`_DetectionsOfImage`.
+        model: The detector whose maps they are.
+    """
+    shapes = model.backbone.output_shape()
+    weight = next(model.head.parameters())
+    predictions = model.head(
+        [
+            weight.new_zeros(1, shapes[name].channels, _SAMPLE_SIDE, _SAMPLE_SIDE)
+            for name in model.head_in_features
+        ]
+    )
+    # Logits of 0, so that there are candidates.
+    maps = [torch.zeros_like(level) for prediction in predictions for level in prediction]
+    with without_jit_warnings():
+        return torch.jit.trace(module.eval(), (maps, torch.tensor([64, 64])), check_trace=False)
+
+
+@contextlib.contextmanager
+def without_jit_warnings() -> Iterator[None]:
+    """Silences what tracing says of shapes that it takes for constants.
+
+    They are the number of coordinates of a box and the like; the tests run what was traced on
+    images of other sizes.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", torch.jit.TracerWarning)
+        filter_third_party_warnings()
+        yield

@@ -1,0 +1,37 @@
+"""Detects objects in an image with an .onnx file: onnxruntime, numpy and Pillow, no torch.
+
+Usage: python onnx_detect.py model.onnx photo.jpg detections.json
+"""
+
+import json
+import sys
+
+import numpy as np
+import onnxruntime
+from PIL import Image, ImageOps
+
+model_path, image_path, output_path = sys.argv[1:]
+session = onnxruntime.InferenceSession(model_path, providers=["CPUExecutionProvider"])
+about = json.loads(session.get_modelmeta().custom_metadata_map["atss_d2"])
+
+image = ImageOps.exif_transpose(Image.open(image_path)).convert("RGB")
+size = image.size
+if about["resize_factor"]:
+    size = [max(1, round(side * about["resize_factor"])) for side in size]
+elif about["shortest_edge"]:
+    factor = about["shortest_edge"] / min(size)
+    factor = min(factor, (about["max_size"] or np.inf) / max(size))
+    size = [int(side * factor + 0.5) for side in size]
+pixels = np.asarray(image.resize(size, Image.Resampling.BILINEAR))
+if about["input_format"] == "BGR":
+    pixels = pixels[:, :, ::-1]
+images = np.ascontiguousarray(pixels.transpose(2, 0, 1)[None]).astype(about["input_dtype"])
+
+boxes, scores, classes, num_detections = session.run(None, {"images": images})
+boxes *= np.tile(np.divide(image.size, size), 2).astype(np.float32)  # in pixels of the photograph
+detections = [
+    {"box": boxes[0, i].tolist(), "score": float(scores[0, i]), "class": about["class_names"][c]}
+    for i, c in enumerate(classes[0, : num_detections[0]])
+]
+with open(output_path, "w") as file:
+    json.dump(detections, file, indent=1)

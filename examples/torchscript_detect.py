@@ -1,0 +1,41 @@
+"""Detects objects in an image with a TorchScript file: torch, torchvision and Pillow.
+
+Usage: python torchscript_detect.py model.ts photo.jpg detections.json
+"""
+
+import json
+import sys
+
+import numpy as np
+import torch
+import torchvision  # noqa: F401  (registers the operators that the file names)
+from PIL import Image, ImageOps
+
+model_path, image_path, output_path = sys.argv[1:]
+files = {"atss_d2": ""}
+model = torch.jit.load(model_path, _extra_files=files)
+about = json.loads(files["atss_d2"])
+
+image = ImageOps.exif_transpose(Image.open(image_path)).convert("RGB")
+size = image.size
+if about["resize_factor"]:
+    size = [max(1, round(side * about["resize_factor"])) for side in size]
+elif about["shortest_edge"]:
+    factor = about["shortest_edge"] / min(size)
+    factor = min(factor, (about["max_size"] or np.inf) / max(size))
+    size = [int(side * factor + 0.5) for side in size]
+pixels = np.asarray(image.resize(size, Image.Resampling.BILINEAR))
+if about["input_format"] == "BGR":
+    pixels = pixels[:, :, ::-1]
+images = np.ascontiguousarray(pixels.transpose(2, 0, 1)[None]).astype(about["input_dtype"])
+
+with torch.inference_mode():
+    outputs = model(torch.from_numpy(images))
+boxes, scores, classes, num_detections = (x.numpy() for x in outputs)
+boxes *= np.tile(np.divide(image.size, size), 2).astype(np.float32)  # in pixels of the photograph
+detections = [
+    {"box": boxes[0, i].tolist(), "score": float(scores[0, i]), "class": about["class_names"][c]}
+    for i, c in enumerate(classes[0, : num_detections[0]])
+]
+with open(output_path, "w") as file:
+    json.dump(detections, file, indent=1)

@@ -1,0 +1,658 @@
+"""Weights of other implementations: every name and value, and what the converted models compute.
+
+The checkpoints are random ones in the layouts of the originals (tests/foreign_checkpoints.py); what
+they should compute is said by torchvision's ResNet, a few lines of plain torch, and the published
+numbers (tests/assets).
+"""
+
+import copy
+import functools
+
+import pytest
+import torch
+import torch.nn.functional as F
+import torchvision
+from detectron2.config import LazyCall as L
+from detectron2.config import instantiate
+from detectron2.layers import FrozenBatchNorm2d, ShapeSpec
+from detectron2.modeling import Backbone
+from detectron2.structures import Boxes, ImageList, Instances
+from torchvision.ops import deform_conv2d
+
+from atss_d2 import get_config
+from atss_d2.checkpoint import (
+    CheckpointError,
+    ConversionError,
+    apply_recipe,
+    convert_state_dict,
+)
+from atss_d2.checkpoint.architecture import Architecture
+from atss_d2.checkpoint.recipes import config_value
+from atss_d2.engine import apply_overrides
+from atss_d2.modeling.box_coding import PointDistances
+from tests import foreign_checkpoints as foreign
+from tests import reference
+
+published = reference.published()
+
+MAKERS = {"authors": foreign.authors, "mmdet": foreign.mmdet}
+DCN = {"dcn": (False, True, True, True), "dcn_in_tower": True}
+X_DCN = {"blocks": foreign.R_101, "dcn": (False, False, True, True), "dcn_in_tower": True}
+# Checkpoint -> the config that it should be recognised as.
+MODELS = {
+    "R-50": ({}, "coco/atss_R_50_FPN_1x"),
+    "R-50-DCN": (DCN, "coco/atss_dcnv2_R_50_FPN_1x"),
+    "R-101": ({"blocks": foreign.R_101}, "coco/atss_R_101_FPN_2x"),
+    "X-101-32x8d-DCN": (
+        {**X_DCN, "groups": 32, "width": 8},
+        "coco/atss_dcnv2_X_101_32x8d_FPN_2x",
+    ),
+    "X-101-64x4d": (
+        {"blocks": foreign.R_101, "groups": 64, "width": 4},
+        "coco/atss_X_101_64x4d_FPN_2x",
+    ),
+}
+
+
+@functools.lru_cache(maxsize=2)
+def checkpoint(recipe, **options):
+    """Random weights with values; not to be changed."""
+    return MAKERS[recipe](num_classes=3, channels=64, **options)
+
+
+def build(report):
+    """The model in evaluation mode that a report describes."""
+    return instantiate(report.architecture.config_with(report.recipe).model).eval()
+
+
+def converted_model(recipe, **options):
+    """The model of random weights."""
+    weights, report = convert_state_dict({"state_dict": checkpoint(recipe, **options)})
+    model = build(report)
+    model.load_state_dict(weights)
+    return model
+
+
+@functools.lru_cache
+def weights_of_r_50(recipe):
+    """Names and shapes of ours."""
+    return convert_state_dict(MAKERS[recipe](device="meta")).state_dict
+
+
+# --------------------------------------------------------------------------------------- names
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("recipe", MAKERS)
+def test_every_key_finds_its_place(name, recipe):
+    options, config = MODELS[name]
+    theirs = MAKERS[recipe](**options, device="meta")
+    weights, report = convert_state_dict(theirs)
+    assert report.recipe == recipe
+    assert report.architecture.config == config
+    assert report.architecture.settings == {}
+    with torch.device("meta"):
+        model = build(report)
+    assert {k: v.shape for k, v in model.state_dict().items()} == {
+        k: v.shape for k, v in weights.items()
+    }
+    assert [key.theirs for key in report.keys] == list(theirs)
+    assert report.count("missing", "unexpected", "misshapen") == 0
+    left = [key.theirs for key in report.keys if key.status == "left"]
+    assert left == [k for k in theirs if "num_batches_tracked" in k or "anchor_generator" in k]
+
+
+@pytest.mark.parametrize(("recipe", "num_classes"), [("authors", 1), ("mmdet", 7)])
+def test_what_no_config_has_is_a_change_of_one(recipe, num_classes):
+    theirs = MAKERS[recipe](
+        num_classes=num_classes, channels=64, blocks=(3, 8, 36, 3), device="meta", dcn_in_tower=True
+    )
+    weights, report = convert_state_dict(theirs)
+    settings = report.architecture.settings
+    assert settings["num_classes"] == num_classes
+    assert settings["backbone.bottom_up.stages.depth"] == 152
+    assert settings["backbone.out_channels"] == 64
+    assert settings["head.deform_last_conv"] is True
+    assert f"model.num_classes={num_classes}" in report.overrides
+    with torch.device("meta"):
+        assert build(report).state_dict().keys() == weights.keys()
+
+
+@pytest.mark.parametrize("offset", ["conv2.conv_offset", "conv2_offset"])
+@pytest.mark.parametrize("scale_shape", [(), (1,)])
+def test_old_and_new_files_of_mmdetection(offset, scale_shape):
+    theirs = foreign.mmdet(**DCN, name_of_offset=offset, scale_shape=scale_shape, device="meta")
+    weights, _ = convert_state_dict(theirs)
+    assert "backbone.bottom_up.res4.5.conv2_offset.bias" in weights
+    assert weights["head.scales.4.scale"].shape == ()
+
+
+@pytest.mark.parametrize("modulated", [False, True])
+def test_deformable_convolutions_without_masks_are_recognised(modulated):
+    theirs = foreign.mmdet(dcn=(False, False, False, True), device="meta")
+    for key, value in theirs.items():
+        if "conv_offset" in key:
+            theirs[key] = torch.empty(27 if modulated else 18, *value.shape[1:], device="meta")
+    report = convert_state_dict(theirs).report
+    stages = report.architecture.config_with("mmdet").model.backbone.bottom_up.stages
+    assert stages.get("deform_modulated", True) == modulated
+    assert list(stages.deform_on_per_stage) == [False, False, False, True]
+
+
+@pytest.mark.parametrize("recipe", MAKERS)
+@pytest.mark.parametrize(
+    "nest",
+    [
+        lambda x: x,
+        lambda x: {"model": x, "iteration": 9},
+        lambda x: {"state_dict": x, "meta": {"epoch": 12}},
+        lambda x: {"model": {f"module.{key}": value for key, value in x.items()}},
+        lambda x: {"state_dict": {f"module.module.{key}": value for key, value in x.items()}},
+        lambda x: {"checkpoint": 1, "model": {"state_dict": x}},
+    ],
+    ids=["plain", "model", "state_dict", "module.", "module.module.", "model/state_dict"],
+)
+def test_nests_and_prefixes(nest, recipe):
+    expected = weights_of_r_50(recipe)
+    theirs = nest(MAKERS[recipe](device="meta"))
+    for name in ("auto", recipe):
+        weights, _ = convert_state_dict(theirs, name, expected=expected)
+        assert weights.keys() == expected.keys()
+
+
+# -------------------------------------------------------------------------------------- values
+
+
+@pytest.mark.parametrize("recipe", MAKERS)
+def test_values_stay_but_for_variances_and_scalars(recipe):
+    theirs = checkpoint(recipe)
+    before = {key: value.clone() for key, value in theirs.items()}
+    weights, report = convert_state_dict(theirs)
+    for key in report.keys:
+        if key.status == "renamed":
+            assert torch.equal(weights[key.ours], theirs[key.theirs])
+    changed = {key.ours for key in report.keys if key.status == "changed"}
+    frozen = {k for k in weights if k.startswith("backbone.") and k.endswith("running_var")}
+    scales = {f"head.scales.{level}.scale" for level in range(5)}
+    assert len(frozen) == 53
+    assert changed == (frozen | scales if recipe == "authors" else set())
+    torch.testing.assert_close(theirs, before, rtol=0, atol=0)  # a pure function
+
+
+def test_half_double_and_numpy_numbers_become_float32_tensors():
+    expected, _ = convert_state_dict(checkpoint("mmdet"))
+    expected = {k: v for k, v in expected.items() if k.startswith("head.")}
+    theirs = {k: v for k, v in checkpoint("mmdet").items() if k.startswith("bbox_head.")}
+    options = {"expected": expected}
+    for change in (torch.Tensor.double, torch.nn.Parameter, torch.Tensor.numpy):
+        other = {key: change(value) for key, value in theirs.items()}
+        weights, _ = convert_state_dict({"state_dict": other}, **options)
+        assert not any(value.requires_grad for value in weights.values())
+        torch.testing.assert_close(weights, expected, rtol=0, atol=0)
+    name = "bbox_head.atss_cls.weight"
+    weights, report = convert_state_dict({**theirs, name: theirs[name].half()}, **options)
+    assert weights["head.cls_score.weight"].dtype == torch.float32
+    (key,) = (key for key in report.keys if key.theirs == name)
+    assert (key.status, key.note) == ("changed", "was float16")
+
+
+def test_a_norm_without_epsilon_is_one_with_it_and_less_variance():
+    theirs = checkpoint("authors")
+    weights, _ = convert_state_dict(theirs)
+    norm = FrozenBatchNorm2d(64)
+    prefix = "backbone.bottom_up.stem.conv1.norm."
+    norm.load_state_dict({k.removeprefix(prefix): v for k, v in weights.items() if prefix in k})
+    x = torch.randn(2, 64, 3, 3)
+    weight, bias, mean, var = (
+        theirs[f"backbone.body.stem.bn1.{name}"][:, None, None]
+        for name in ("weight", "bias", "running_mean", "running_var")
+    )
+    expected = (x - mean) / var.sqrt() * weight + bias
+    torch.testing.assert_close(norm(x), expected, rtol=1e-5, atol=1e-5)
+    # The epsilon would have been seen.
+    assert ((x - mean) / (var + 1e-5).sqrt() * weight + bias - expected).abs().max() > 1e-3
+
+
+# -------------------------------------------------------------------------------- whole models
+
+
+def features_of(model, image):
+    with torch.no_grad():
+        return model.backbone(image)
+
+
+def fpn(weights, c3_to_c5, names, *, relu):
+    """P3 to P7 by a few lines of plain torch."""
+    laterals, outputs, p6, p7 = names
+
+    def conv(x, name, **options):
+        return F.conv2d(x, weights[f"{name}.weight"], weights[f"{name}.bias"], **options)
+
+    inner = [conv(c, name) for c, name in zip(c3_to_c5, laterals, strict=True)]
+    for i in (1, 0):
+        inner[i] = inner[i] + F.interpolate(inner[i + 1], size=inner[i].shape[-2:], mode="nearest")
+    pyramid = [conv(x, name, padding=1) for x, name in zip(inner, outputs, strict=True)]
+    pyramid.append(conv(pyramid[-1], p6, stride=2, padding=1))
+    last = pyramid[-1].relu() if relu else pyramid[-1]
+    pyramid.append(conv(last, p7, stride=2, padding=1))
+    return {f"p{i}": x for i, x in enumerate(pyramid, 3)}
+
+
+def resnet_maps(resnet, image):
+    """C3, C4 and C5 of a torchvision ResNet."""
+    x = resnet.maxpool(resnet.relu(resnet.bn1(resnet.conv1(image))))
+    x = resnet.layer1(x)
+    c3 = resnet.layer2(x)
+    c4 = resnet.layer3(c3)
+    return [c3, c4, resnet.layer4(c4)]
+
+
+def load_resnet(weights, renamed, **options):
+    """torchvision's network with weights under its own names."""
+    resnet = torchvision.models.resnet.ResNet(
+        torchvision.models.resnet.Bottleneck, **options
+    ).eval()
+    missing, unexpected = resnet.load_state_dict(
+        {new: weights[old] for old, new in renamed.items()}, strict=False
+    )
+    assert unexpected == []
+    assert {k for k in missing if not k.endswith("num_batches_tracked")} == {"fc.weight", "fc.bias"}
+    return resnet
+
+
+def test_a_whole_model_of_mmdetection():
+    theirs, model = checkpoint("mmdet"), converted_model("mmdet")
+    image = torch.randn(1, 3, 64, 96)
+    names = {k: k.removeprefix("backbone.") for k in theirs if k.startswith("backbone.")}
+    resnet = load_resnet(theirs, names, layers=foreign.R_50)
+    with torch.no_grad():
+        expected = fpn(
+            theirs,
+            resnet_maps(resnet, image),
+            (
+                [f"neck.lateral_convs.{i}.conv" for i in range(3)],
+                [f"neck.fpn_convs.{i}.conv" for i in range(3)],
+                "neck.fpn_convs.3.conv",
+                "neck.fpn_convs.4.conv",
+            ),
+            relu=False,
+        )
+    assert expected["p3"].std() > 0.1
+    torch.testing.assert_close(features_of(model, image), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("groups", [1, 32])
+def test_a_whole_model_of_the_authors(groups):
+    """A ResNet of theirs has strides in 1x1 convolutions, a ResNeXt in 3x3; norms no epsilon."""
+    width = 64 if groups == 1 else 4
+    options = {} if groups == 1 else {"groups": groups, "width": width}
+    theirs, model = checkpoint("authors", **options), converted_model("authors", **options)
+    image = torch.randn(1, 3, 64, 96)
+    names = {
+        k: k.removeprefix("backbone.body.").removeprefix("stem.")
+        for k in theirs
+        if k.startswith("backbone.body.")
+    }
+    resnet = load_resnet(theirs, names, layers=foreign.R_50, groups=groups, width_per_group=width)
+    for module in resnet.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.eps = 0.0
+        if isinstance(module, torchvision.models.resnet.Bottleneck) and groups == 1:
+            module.conv1.stride, module.conv2.stride = module.conv2.stride, module.conv1.stride
+    with torch.no_grad():
+        expected = fpn(
+            theirs,
+            resnet_maps(resnet, image),
+            (
+                [f"backbone.fpn.fpn_inner{i}" for i in (2, 3, 4)],
+                [f"backbone.fpn.fpn_layer{i}" for i in (2, 3, 4)],
+                "backbone.fpn.top_blocks.p6",
+                "backbone.fpn.top_blocks.p7",
+            ),
+            relu=True,
+        )
+    assert expected["p3"].std() > 0.1
+    torch.testing.assert_close(features_of(model, image), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("recipe", MAKERS)
+def test_deformable_convolutions_of_backbone_and_towers(recipe):
+    theirs, model = checkpoint(recipe, **DCN), converted_model(recipe, **DCN)
+
+    def deformable(x, offset, conv, stride=1, bias=None):
+        prediction = F.conv2d(
+            x, theirs[f"{offset}.weight"], theirs[f"{offset}.bias"], stride=stride, padding=1
+        )
+        offsets, mask = prediction[:, :18], prediction[:, 18:].sigmoid()
+        weight = theirs[f"{conv}.weight"]
+        return deform_conv2d(x, offsets, weight, bias, stride, padding=1, mask=mask)
+
+    def norm(x, name):
+        parts = ("running_mean", "running_var", "weight", "bias")
+        eps = 0 if recipe == "authors" else 1e-5
+        return F.batch_norm(x, *(theirs[f"{name}.{part}"] for part in parts), eps=eps)
+
+    # The first block of C3, which has a stride, and the second.
+    x = torch.randn(1, 256, 12, 14)
+    y = x
+    room = "backbone.body.layer2" if recipe == "authors" else "backbone.layer2"
+    names = (
+        ("conv2.offset", "conv2.conv") if recipe == "authors" else ("conv2.conv_offset", "conv2")
+    )
+    for index in (0, 1):
+        block = f"{room}.{index}"
+        stride_1x1, stride_3x3 = (2, 1) if recipe == "authors" else (1, 2)
+        if index == 1:
+            stride_1x1 = stride_3x3 = 1
+        z = F.conv2d(y, theirs[f"{block}.conv1.weight"], stride=stride_1x1)
+        z = norm(z, f"{block}.bn1").relu()
+        z = deformable(z, *(f"{block}.{name}" for name in names), stride=stride_3x3)
+        z = norm(z, f"{block}.bn2").relu()
+        z = norm(F.conv2d(z, theirs[f"{block}.conv3.weight"]), f"{block}.bn3")
+        if index == 0:
+            y = F.conv2d(y, theirs[f"{block}.downsample.0.weight"], stride=2)
+            y = norm(y, f"{block}.downsample.1")
+        y = (z + y).relu()
+    with torch.no_grad():
+        ours = model.backbone.bottom_up.res3[:2](x)
+    torch.testing.assert_close(ours, y, rtol=1e-4, atol=1e-4)
+
+    # The last convolution of a tower.
+    x = torch.randn(1, 64, 5, 6)
+    if recipe == "authors":
+        conv = "rpn.head.bbox_tower.9"
+        parts = (f"{conv}.offset", f"{conv}.conv")
+        expected = deformable(x, *parts, bias=theirs[f"{conv}.conv.bias"])
+    else:
+        conv = "bbox_head.reg_convs.3.conv"
+        expected = deformable(x, f"{conv}.conv_offset", conv)
+    with torch.no_grad():
+        torch.testing.assert_close(model.head.bbox_subnet[9](x), expected, rtol=1e-4, atol=1e-4)
+
+
+# ---------------------------------------------------------------------------- public numbers
+
+
+class NoBackbone(Backbone):
+    """Stands where the network would be that gives the published features."""
+
+    def __init__(self):
+        super().__init__()
+        self._out_features = [f"p{i}" for i in range(3, 8)]
+        self._out_feature_channels = dict.fromkeys(self._out_features, 32)
+        self._out_feature_strides = {f"p{i}": 2**i for i in range(3, 8)}
+
+    def forward(self, x):
+        raise NotImplementedError
+
+
+def published_model(variant):
+    """A model under the recipe of a variant, with its head weights."""
+    recipe = variant.partition(".")[0]
+    cfg = get_config("coco/atss_R_50_FPN_1x").model
+    cfg.backbone = L(NoBackbone)()
+    cfg.num_classes = 5
+    cfg.head.update(input_shape=[ShapeSpec(channels=32)] * 5, conv_dims=[32] * 4)
+    if variant == "authors.atss_point":
+        cfg.box2box_transform = L(PointDistances)()
+    model = instantiate(apply_recipe(cfg, recipe))
+    sources = {"authors.atss_point": ["authors.atss_box", "authors.atss_point"]}
+    theirs = {
+        key.removeprefix(f"{source}.sd."): value
+        for source in sources.get(variant, [variant])
+        for key, value in published.items()
+        if key.startswith(f"{source}.sd.")
+    }
+    weights, report = convert_state_dict(theirs, recipe, expected=model)
+    assert report.architecture is None
+    model.load_state_dict(weights)
+    return model
+
+
+def published_outputs(variant):
+    """Maps of logits, regression and centerness of two images."""
+    of_boxes = "authors.atss_box" if variant == "authors.atss_point" else variant
+    return [
+        [torch.from_numpy(published[f"{source}.{name}_{level}"]) for level in range(5)]
+        for name, source in (("cls", of_boxes), ("reg", variant), ("ctr", of_boxes))
+    ]
+
+
+def feature_maps(num_images=1):
+    return [
+        torch.from_numpy(published[f"feat_{level}"]).expand(num_images, -1, -1, -1)
+        for level in range(5)
+    ]
+
+
+VARIANTS = ("authors.atss_box", "authors.atss_point", "mmdet")
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_head_computes_what_theirs_does(variant):
+    with torch.no_grad():
+        outputs = published_model(variant).head(feature_maps())
+    for ours, theirs in zip(outputs, published_outputs(variant), strict=True):
+        for x, y in zip(ours, theirs, strict=True):
+            x = x.relu() if variant == "authors.atss_point" and x.shape[1] == 4 else x
+            torch.testing.assert_close(x, y[:1], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize(("i", "from_features"), [(0, True), (0, False), (1, False)])
+def test_detections_are_theirs(variant, i, from_features):
+    model = published_model(variant)
+    outputs = [[x[i : i + 1] for x in maps] for maps in published_outputs(variant)]
+    if from_features:
+        with torch.no_grad():
+            outputs = model.head(feature_maps())
+    width, height = published["sizes_wh"][i].tolist()
+    images = ImageList(torch.zeros(1, 3, 288, 224), [(height, width)])
+    (ours,) = model.forward_inference(images, feature_maps(), outputs)
+    boxes, scores, classes = (
+        torch.from_numpy(published[f"{variant}.det_{name}_{i}"])
+        for name in ("boxes", "scores", "classes")
+    )
+    order = scores.argsort(descending=True, stable=True)  # theirs are not sorted
+    assert len(ours) == 100
+    torch.testing.assert_close(ours.scores, scores[order], rtol=0, atol=1e-5)
+    assert torch.equal(ours.pred_classes, classes[order].long())
+    torch.testing.assert_close(ours.pred_boxes.tensor, boxes[order], rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("variant", "tolerance"),
+    [("authors.atss_box", 0.05), ("authors.atss_point", 0.05), ("mmdet", 1e-4)],
+)
+def test_losses_are_theirs(variant, tolerance):
+    """Of the authors only nearly: inside of the GIoU their boxes are smaller by a pixel."""
+    model = published_model(variant)
+    gt_instances = [
+        Instances(
+            (288, 224),
+            gt_boxes=Boxes(torch.from_numpy(published[f"gt_boxes_{i}"]).float()),
+            gt_classes=torch.from_numpy(published[f"gt_classes_{i}"]).long(),
+        )
+        for i in range(2)
+    ]
+    predictions = published_outputs(variant)
+    losses = model.forward_training(None, feature_maps(2), predictions, gt_instances)
+    names = {"loss_cls": "loss_cls", "loss_centerness": "loss_centerness"}
+    names["loss_box_reg"] = "loss_bbox" if variant == "mmdet" else "loss_reg"
+    for ours, theirs in names.items():
+        assert losses[ours].item() == pytest.approx(
+            published[f"{variant}.{theirs}"].item(), tolerance
+        )
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_recipe_of_the_other_would_not_do(variant):
+    """What the recipes switch is seen in the published numbers."""
+    model = published_model(variant)
+    other = published_model("mmdet" if variant != "mmdet" else "authors.atss_box")
+    images = ImageList(torch.zeros(2, 3, 288, 224), [(288, 224)] * 2)
+    outputs = published_outputs(variant)
+    for x, y in zip(
+        model.forward_inference(images, feature_maps(2), outputs),
+        other.forward_inference(images, feature_maps(2), outputs),
+        strict=True,
+    ):
+        assert (x.pred_boxes.tensor - y.pred_boxes.tensor).abs().max() > 0.4
+        assert (x.scores - y.scores).abs().max() > 0.01
+
+
+# ------------------------------------------------------------------------------------ refusals
+
+
+@pytest.fixture(scope="module")
+def r_50():
+    """State dicts of both: names and shapes."""
+    return {recipe: make(device="meta") for recipe, make in MAKERS.items()}
+
+
+def refused(state_dict, recipe="auto", **options):
+    with pytest.raises(CheckpointError) as caught:
+        convert_state_dict(state_dict, recipe, **options)
+    return caught.value
+
+
+def test_a_missing_key_is_named(r_50):
+    theirs = {k: v for k, v in r_50["mmdet"].items() if k != "backbone.layer3.4.bn2.bias"}
+    error = refused(theirs, expected=weights_of_r_50("mmdet"))
+    assert "1 of the model not in the file: backbone.bottom_up.res4.4.conv2.norm.bias 256" in str(
+        error
+    )
+    assert isinstance(error, ConversionError)
+    (key,) = (key for key in error.report.keys if key.status == "missing")
+    assert key.ours == "backbone.bottom_up.res4.4.conv2.norm.bias"
+
+
+def test_keys_too_many_are_named_and_only_the_first_ones(r_50):
+    extra = {f"bbox_head.extra_{i}.weight": torch.zeros(3) for i in range(9)}
+    error = refused({**r_50["mmdet"], **extra}, expected=weights_of_r_50("mmdet"))
+    assert "9 of the file not in the model: bbox_head.extra_0.weight 3, " in str(error)
+    assert "and 4 more" in str(error)
+    assert "extra_5" not in str(error)
+    assert error.report.count("unexpected") == 9
+
+
+def test_another_shape_is_named(r_50):
+    theirs = {**r_50["authors"], "rpn.head.cls_logits.bias": torch.zeros(4)}
+    message = str(refused(theirs))
+    assert "1 of other shapes: rpn.head.cls_logits.bias 4 (head.cls_score.bias is 80)" in message
+
+
+def test_two_keys_for_one_place_are_refused(r_50):
+    theirs = dict(r_50["authors"])
+    theirs["backbone.body.layer1.0.conv2.conv.weight"] = torch.zeros(64, 64, 3, 3)
+    error = refused(theirs)
+    assert "backbone.body.layer1.0.conv2.conv.weight 64x64x3x3 (backbone.bottom_up.res2.0" in str(
+        error
+    )
+    assert "a second time" in str(error)
+
+
+@pytest.mark.parametrize("recipe", MAKERS)
+def test_a_file_of_the_other_implementation_is_refused(r_50, recipe):
+    other = "mmdet" if recipe == "authors" else "authors"
+    error = refused(r_50[recipe], other)
+    assert f"do not fit the recipe '{other}'" in str(error)
+    assert next(iter(r_50[recipe])) in str(error)
+
+
+def test_several_anchors_per_location_are_refused(r_50):
+    theirs = dict(r_50["mmdet"])
+    for name, channels in (("atss_cls", 27), ("atss_reg", 36), ("atss_centerness", 9)):
+        theirs[f"bbox_head.{name}.weight"] = torch.zeros(channels, 256, 3, 3)
+        theirs[f"bbox_head.{name}.bias"] = torch.zeros(channels)
+    assert "boxes of 9 anchors per location" in str(refused(theirs))
+
+
+def test_another_network_is_refused(r_50):
+    theirs = {k: v for k, v in r_50["mmdet"].items() if "layer3.5." not in k}
+    assert "with [3, 4, 5, 3] bottleneck blocks in res2 to res5 is none of depth" in str(
+        refused(theirs)
+    )
+    theirs = {k: v for k, v in r_50["mmdet"].items() if not k.startswith("neck.")}
+    assert "backbone.fpn_output3.weight is not there" in str(refused(theirs))
+    theirs = {**r_50["mmdet"], "bbox_head.atss_reg.weight": torch.zeros(4)}
+    assert "head.bbox_pred.weight has shape (4,)" in str(refused(theirs))
+    # 40 channels are no multiple of the 32 groups of a GroupNorm.
+    assert "which cannot be built" in str(refused(foreign.mmdet(channels=40, device="meta")))
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "message"),
+    [
+        ({}, "there are no weights in this file.*it has nothing"),
+        ({"epoch": 3, "optimizer": {}}, "neither at its top nor under model or state_dict; it has"),
+        ({"model": {}}, "there are no weights"),
+        ({"fc.weight": torch.zeros(3)}, "neither the names of the authors' release.*: fc.weight"),
+        (
+            {"model": {"head.cls_subnet.0.weight": torch.zeros(3)}},
+            "have Detectron2's names already: load them as they are",
+        ),
+    ],
+)
+def test_what_is_no_foreign_checkpoint_says_what_it_is(checkpoint, message):
+    with pytest.raises(CheckpointError, match=message):
+        convert_state_dict(checkpoint)
+
+
+def test_an_unknown_recipe_names_the_known_ones(r_50):
+    with pytest.raises(ValueError, match="recipe must be one of authors, mmdet, got 'cvpods'"):
+        convert_state_dict(r_50["mmdet"], "cvpods")
+
+
+def test_a_model_to_convert_for_is_what_counts(r_50):
+    theirs = r_50["authors"]
+    _, report = convert_state_dict(theirs)
+    with torch.device("meta"):
+        model = build(report)
+        other = copy.deepcopy(model)
+        other.head.cls_score = torch.nn.Conv2d(256, 7, 3)
+    assert convert_state_dict(theirs, expected=model).state_dict.keys() == model.state_dict().keys()
+    assert convert_state_dict(theirs, expected=model.state_dict()).report.architecture is None
+    message = str(refused(theirs, expected=other))
+    assert "2 of other shapes" in message
+    assert "head.cls_score.bias is 7" in message
+
+
+# -------------------------------------------------------------------------------------- report
+
+
+def test_the_report_speaks():
+    _, report = convert_state_dict(foreign.authors(device="meta", num_classes=3))
+    assert str(report) == (
+        "324 of the 324 keys of the model found in a file of the authors' release: 266 renamed, "
+        "58 changed as well; 0 missing; 5 left (computed anew)"
+    )
+    lines = report.key_table().splitlines()
+    assert len(lines) == 2 + len(report.keys) == 2 + 329
+    row = next(line for line in lines if "rpn.head.scales.0.scale" in line)
+    assert row.split() == [
+        *("changed", "rpn.head.scales.0.scale", "head.scales.0.scale", "1", "now", "0-dimensional")
+    ]
+    assert len(report.key_table(["left"]).splitlines()) == 2 + 5
+    assert "model.num_classes" in report.config_table()
+    assert report.overrides == [
+        "model.num_classes=3",
+        "model.anchor_generator._target_=atss_d2.modeling.anchor_generator.ShiftedAnchorGenerator",
+        "model.anchor_generator.center_shift=0.5",
+        "model.matcher.inset=0.5",
+        "model.pixel_mean=[102.9801,115.9465,122.7717]",
+    ]
+    assert all(isinstance(value, str) for value in report.metadata().values())
+
+
+@pytest.mark.parametrize("recipe", MAKERS)
+def test_the_overrides_make_the_config(recipe):
+    """As the command line takes them."""
+    _, report = convert_state_dict(MAKERS[recipe](device="meta", num_classes=3))
+    cfg = apply_overrides(get_config(report.architecture.config), report.overrides)
+    assert len(report.changes) >= 5
+    for key, value, needed in report.changes:
+        assert config_value(cfg.model, key) == needed != value
+    other = report.architecture.config_with(recipe)
+    assert apply_recipe(cfg, recipe).model.keys() == other.model.keys()
+    assert Architecture(report.architecture.config).changes(recipe) == report.changes[1:]

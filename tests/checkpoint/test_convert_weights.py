@@ -1,0 +1,215 @@
+"""The command tools/convert_weights.py, the files that it writes, and loading without it."""
+
+import copy
+import importlib.util
+import json
+import logging
+import re
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from detectron2.config import LazyConfig, instantiate
+
+import atss_d2
+from atss_d2 import Predictor, get_config
+from atss_d2.checkpoint import (
+    SafeCheckpointer,
+    apply_recipe,
+    convert_state_dict,
+    load_file,
+    recipe_differences,
+)
+from atss_d2.checkpoint.recipes import recipe_settings
+from atss_d2.engine import apply_overrides
+from atss_d2.modeling.box_coding import PointDistances
+from tests import foreign_checkpoints as foreign
+
+ROOT = Path(atss_d2.__file__).resolve().parents[1]
+_SPEC = importlib.util.spec_from_file_location("convert_weights", ROOT / "tools/convert_weights.py")
+convert_weights = importlib.util.module_from_spec(_SPEC)
+_SPEC.loader.exec_module(convert_weights)
+
+SMALL = {"num_classes": 3, "channels": 64}
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """Checkpoints as the two implementations write them."""
+    folder = tmp_path_factory.mktemp("foreign")
+    torch.save({"model": foreign.authors(**SMALL), "iteration": 9}, folder / "authors.pth")
+    content = {"meta": {"epoch": 12}, "state_dict": foreign.mmdet(**SMALL)}
+    torch.save(content, folder / "mmdet.pth")
+    return folder
+
+
+def run(*arguments):
+    return convert_weights.main([str(x) for x in arguments])
+
+
+def picture():
+    return np.random.default_rng(0).integers(0, 255, (90, 120, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "suffix"), [("authors", "pth"), ("mmdet", "pth"), ("mmdet", "safetensors")]
+)
+def test_weights_and_config_are_written(files, tmp_path, capsys, recipe, suffix):
+    output = tmp_path / "new folder" / f"it's.{suffix}"
+    assert run(files / f"{recipe}.pth", output) == 0
+    printed = capsys.readouterr().out
+    assert (
+        f"keys of the model found in a file of {atss_d2.checkpoint.RECIPES[recipe].title}"
+        in printed
+    )
+    for key in (
+        "head.scales.4.scale",
+        "model.num_classes",
+        f"--config-file {shlex.quote(str(output.with_suffix('.py')))} --eval-only",
+    ):
+        assert key in printed
+    assert {path.name for path in output.parent.iterdir()} == {"it's.py", output.name}
+
+    checkpoint = load_file(output)
+    theirs = load_file(files / f"{recipe}.pth")
+    expected, report = convert_state_dict(theirs)
+    torch.testing.assert_close(dict(checkpoint["model"]), expected, rtol=0, atol=0)
+    assert checkpoint["metadata"]["recipe"] == recipe
+    assert checkpoint["metadata"]["config"] == "coco/atss_R_50_FPN_1x"
+    assert json.loads(checkpoint["metadata"]["overrides"]) == report.overrides
+
+
+@pytest.mark.parametrize("recipe", ["authors", "mmdet"])
+def test_the_config_builds_loads_and_detects(files, tmp_path, recipe):
+    """From another folder, and after the two files have moved together."""
+    assert run(files / f"{recipe}.pth", tmp_path / "a.pth", "--quiet") == 0
+    for suffix in (".pth", ".py"):
+        (tmp_path / "moved").mkdir(exist_ok=True)
+        (tmp_path / f"a{suffix}").rename(tmp_path / f"moved/a{suffix}")
+    smaller = "dataloader.test.mapper.augmentations.0.short_edge_length=96"
+    predictor = Predictor(tmp_path / "moved/a.py", device="cpu", overrides=[smaller])
+    assert recipe_differences(predictor.model, recipe) == []
+    theirs = load_file(files / f"{recipe}.pth")
+    expected, report = convert_state_dict(theirs)
+    model = instantiate(report.architecture.config_with(recipe).model)
+    model.load_state_dict(expected)
+    weights = predictor.model.state_dict()
+    torch.testing.assert_close(dict(weights), dict(model.state_dict()), rtol=0, atol=0)
+    instances = predictor(picture())
+    assert len(instances) > 20
+    assert instances.pred_classes.max() < 3
+    assert LazyConfig.load(str(tmp_path / "moved/a.py")).dataloader.train.total_batch_size == 16
+
+
+def test_what_a_file_does_not_tell_is_told(files, tmp_path, capsys):
+    output = tmp_path / "point.pth"
+    assert run(files / "authors.pth", output, "--regression", "point", "--recipe", "authors") == 0
+    assert "model.box2box_transform.inset" in capsys.readouterr().out
+    coder = instantiate(LazyConfig.load(str(output.with_suffix(".py"))).model).box2box_transform
+    assert isinstance(coder, PointDistances)
+    assert coder.inset == 0.5
+
+
+def test_the_format_may_be_named(files, tmp_path):
+    assert run(files / "mmdet.pth", tmp_path / "a.pth", "--to", "safetensors", "--quiet") == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.py", "a.safetensors"]
+    assert len(load_file(tmp_path / "a.safetensors")["model"]) == 316
+
+
+# -------------------------------------------------------------------------------------- errors
+
+
+def test_a_file_that_does_not_fit_leaves_nothing(files, tmp_path, capsys):
+    theirs = foreign.mmdet(**SMALL)
+    del theirs["neck.fpn_convs.2.conv.bias"]
+    torch.save(theirs, tmp_path / "broken.pth")
+    assert run(tmp_path / "broken.pth", tmp_path / "out.pth") == 1
+    captured = capsys.readouterr()
+    assert "missing" in captured.out
+    assert "broken.pth" in captured.err
+    assert "1 of the model not in the file: backbone.fpn_output5.bias 64" in captured.err
+    assert [path.name for path in tmp_path.iterdir()] == ["broken.pth"]
+
+
+def test_a_damaged_file_leaves_what_was_there(files, tmp_path, capsys):
+    content = (files / "mmdet.pth").read_bytes()
+    (tmp_path / "half.pth").write_bytes(content[: len(content) // 2])
+    (tmp_path / "out.pth").write_text("before")
+    assert run(tmp_path / "half.pth", tmp_path / "out.pth") == 1
+    assert "half.pth" in capsys.readouterr().err
+    assert (tmp_path / "out.pth").read_text() == "before"
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["mmdet.pth", "out.onnx"], "must end in .pth or .safetensors"),
+        (["mmdet.pth", "mmdet.pth"], "would take the place of the source"),
+        (["no.pth", "out.pth"], "no.pth"),
+        (["mmdet.pth", "out.pth", "--recipe", "authors"], "do not fit the recipe 'authors'"),
+        (["mmdet.pth", "out.pth", "--regression", "point"], "mmdetection 3.x has no such model"),
+    ],
+)
+def test_errors_are_one_sentence(files, capsys, arguments, message):
+    before = sorted(files.iterdir())
+    assert run(files / arguments[0], files / arguments[1], *arguments[2:], "--quiet") == 1
+    captured = capsys.readouterr()
+    assert message in captured.err
+    assert len(captured.err.splitlines()) == 1
+    assert sorted(files.iterdir()) == before
+
+
+# ---------------------------------------------------------------------- loading without the tool
+
+
+@pytest.mark.parametrize("recipe", ["authors", "mmdet"])
+def test_checkpoints_are_loaded_by_their_prefix(files, recipe, caplog):
+    theirs = load_file(files / f"{recipe}.pth")
+    expected, report = convert_state_dict(theirs)
+    cfg = report.architecture.config_with(recipe)
+    model = instantiate(cfg.model)
+    with caplog.at_level(logging.WARNING):
+        SafeCheckpointer(model).load(f"{recipe}://{files / f'{recipe}.pth'}")
+    torch.testing.assert_close(dict(model.state_dict()), expected, rtol=0, atol=0)
+    assert not caplog.records
+
+    other = instantiate(apply_recipe(cfg, "mmdet" if recipe == "authors" else "authors").model)
+    with caplog.at_level(logging.WARNING):
+        SafeCheckpointer(other).load(f"{recipe}://{files / f'{recipe}.pth'}")
+    assert "input_format is " in caplog.text
+    assert f"apply_recipe(cfg, '{recipe}')" in caplog.text
+
+
+# ------------------------------------------------------------------------------- the document
+
+
+def test_the_snippets_of_the_document(files, tmp_path, monkeypatch):
+    text = (ROOT / "docs/checkpoints.md").read_text().partition("## Safe loading")[0]
+    recipes, conversion = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    names = {}
+    exec(recipes, names)
+    assert names["cfg"].model.anchor_generator.center_shift == 0.5
+    assert callable(names["recipe_differences"])
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "atss_r50_fpn_1x_coco.pth").symlink_to(files / "mmdet.pth")
+    exec(conversion, names)
+    assert len(names["weights"]) == 316
+    # Every setting of the table is one that the recipes set.
+    table = text.partition("### Recipes")[2].partition("### What")[0]
+    for setting in recipe_settings(get_config("coco/atss_R_50_FPN_1x"), "authors"):
+        name = setting.rpartition(".")[2]
+        if not name.startswith(("_", "test_score_thresh", "test_topk", "test_nms", "max_")):
+            assert name in table
+
+
+@pytest.mark.parametrize("recipe", ["authors", "mmdet"])
+def test_the_configs_of_the_document(recipe, files):
+    """A prefix is a value of the command line; the config needs nothing else."""
+    cfg = get_config(f"recipes/atss_R_50_FPN_1x_{recipe}")
+    apply_overrides(cfg, [f"train.init_checkpoint={recipe}://{files / f'{recipe}.pth'}"])
+    assert cfg.train.init_checkpoint == f"{recipe}://{files / f'{recipe}.pth'}"
+    before = copy.deepcopy(cfg.model)
+    assert apply_recipe(cfg, recipe).model == before

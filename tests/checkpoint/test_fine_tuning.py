@@ -1,0 +1,192 @@
+"""Weights for another number of classes: all but the class predictor is kept."""
+
+import copy
+import logging
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import train_net
+from atss_d2 import Predictor
+from atss_d2.checkpoint import CheckpointError, SafeCheckpointer, load_file, save_file
+from atss_d2.config import load_config
+from atss_d2.engine import build_model, load_weights
+from tests import detector, toy
+from tests.detectron2_models import NUM_CLASSES, fcos, retinanet
+
+PREDICTOR = ("head.cls_score.weight", "head.cls_score.bias")
+PRIOR = -math.log(99)
+MESSAGE = (
+    "head.cls_score.weight and head.cls_score.bias keep their initialisation, the rest is loaded: "
+    "'{path}' is of {there} classes, the model of {here}"
+)
+
+
+def begin(model: nn.Module, path: Path, folder: Path) -> None:
+    """As a training does that is not resumed."""
+    SafeCheckpointer(model, str(folder)).resume_or_load(str(path), resume=False)
+
+
+def warnings(caplog) -> list:
+    return [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+@pytest.fixture(params=[".pth", ".safetensors"])
+def write(request, tmp_path):
+    def write(model: nn.Module) -> Path:
+        return save_file(model.state_dict(), tmp_path / f"a{request.param}")
+
+    return write
+
+
+def assert_all_but_the_predictor(model: nn.Module, path: Path, fresh: dict) -> None:
+    expected = load_file(path)["model"]
+    for name, value in model.state_dict().items():
+        source = fresh if name in PREDICTOR else expected
+        torch.testing.assert_close(value, source[name], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("num_anchors", [1, 3, 9])
+@pytest.mark.parametrize(("there", "here"), [(80, 3), (3, 80), (9, 1), (2, 3)])
+def test_another_number_of_classes(write, tmp_path, caplog, num_anchors, there, here):
+    path = write(detector.build(num_classes=there, num_anchors=num_anchors, seed=1))
+    model = detector.build(num_classes=here, num_anchors=num_anchors, seed=2)
+    fresh = {name: model.state_dict()[name].clone() for name in PREDICTOR}
+    begin(model, path, tmp_path)
+    assert_all_but_the_predictor(model, path, fresh)
+    assert MESSAGE.format(path=path, there=there, here=here) in caplog.text
+    assert len(warnings(caplog)) == 1  # and nothing about missing or skipped keys
+
+
+def test_the_same_number_of_classes(write, tmp_path, caplog):
+    path = write(detector.build(seed=1))
+    model = detector.build(seed=2)
+    begin(model, path, tmp_path)
+    torch.testing.assert_close(model.state_dict(), dict(load_file(path)["model"]))
+    assert not warnings(caplog)
+
+
+@pytest.mark.parametrize("build", [retinanet, fcos])
+def test_detectors_of_detectron2(write, tmp_path, caplog, build):
+    model = build()
+    fresh = {name: model.state_dict()[name].clone() for name in PREDICTOR}
+    source = copy.deepcopy(model)
+    num_anchors = source.head.cls_score.out_channels // NUM_CLASSES
+    source.head.cls_score = nn.Conv2d(toy.CHANNELS, 80 * num_anchors, 3)
+    path = write(source)
+    nn.init.zeros_(model.head.bbox_pred.weight)  # is loaded
+    begin(model, path, tmp_path)
+    assert_all_but_the_predictor(model, path, fresh)
+    assert f"is of 80 classes, the model of {NUM_CLASSES}" in caplog.text
+
+
+def test_other_differences_are_errors(tmp_path, write):
+    for there, here, name in (
+        ({"num_anchors": 3}, {"num_anchors": 1}, "head.cls_score.weight"),
+        # As many outputs as there.
+        ({"num_anchors": 3}, {"num_anchors": 1, "num_classes": 9}, "head.bbox_pred.weight"),
+    ):
+        path = write(detector.build(**there))
+        with pytest.raises(CheckpointError, match=f"{name} is .* there and .* here"):
+            begin(detector.build(**here), path, tmp_path)
+    state = detector.build(num_classes=80).state_dict()
+    state["backbone.stem.weight"] = torch.zeros(64, 3, 4, 4)
+    path = save_file(state, tmp_path / "b.pth")
+    message = (
+        r"fit the model: backbone.stem.weight is \(64, 3, 4, 4\) there and \(64, 3, 8, 8\) here, "
+        r"head.cls_score.weight is .*, head.cls_score.bias is .*; take the config"
+    )
+    with pytest.raises(CheckpointError, match=message):
+        begin(detector.build(num_classes=3), path, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"head.cls_score.weight": torch.zeros(80, 32, 3, 3)},  # other channels
+        {"head.cls_score.bias": torch.zeros(7)},  # does not fit the weight
+        {"head.cls_score.bias": torch.zeros(())},
+        {"head.cls_score.weight": torch.zeros(0, 64, 3, 3), "head.cls_score.bias": torch.zeros(0)},
+    ],
+)
+def test_predictors_that_are_not_of_other_classes(tmp_path, change):
+    path = save_file({**detector.build(num_classes=80).state_dict(), **change}, tmp_path / "a.pth")
+    with pytest.raises(CheckpointError, match=r"head\.cls_score\.(weight|bias)"):
+        begin(detector.build(num_classes=3), path, tmp_path)
+
+
+def test_a_model_that_is_used_needs_the_same_classes(tmp_path):
+    path = save_file(detector.build(num_classes=80).state_dict(), tmp_path / "a.pth")
+    message = (
+        f"'{path}' is of 80 classes, the model of 3 .head.cls_score.weight.: give the model as "
+        "many; to train on other classes start from it, by train.init_checkpoint"
+    )
+    model = detector.build(num_classes=3)
+    with pytest.raises(CheckpointError, match=message):
+        load_weights(model, str(path))
+    cfg = toy.config(tmp_path)
+    weights = save_file(build_model(cfg).state_dict(), tmp_path / "b.pth")
+    with pytest.raises(CheckpointError, match="is of 2 classes, the model of 5"):
+        Predictor(cfg, weights, overrides=["model.num_classes=5"])
+    checkpointer = SafeCheckpointer(model, str(tmp_path))
+    (tmp_path / "last_checkpoint").write_text("a.pth")
+    with pytest.raises(CheckpointError, match=message):
+        checkpointer.resume_or_load("", resume=True)
+
+
+# Training
+
+
+@pytest.fixture(scope="module", autouse=True)
+def toy_data(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TOY_DATA", "")  # restored afterwards
+        toy.write_dataset(tmp_path_factory.mktemp("toy_data"))
+        yield
+
+
+@pytest.fixture
+def of_five_classes(tmp_path) -> Path:
+    model = build_model(toy.config(tmp_path, **{"model.num_classes": 5}))
+    nn.init.normal_(model.head.cls_score.bias)
+    return save_file(model.state_dict(), tmp_path / "five.pth")
+
+
+def assert_trained_from(path: Path, output_dir: Path, *parts: str) -> None:
+    checkpoint = load_file(output_dir / "model_final.pth")
+    for part in parts:
+        weights = checkpoint[part]
+        assert weights["head.cls_score.bias"].tolist() == pytest.approx([PRIOR] * 2)
+        std = weights["head.cls_score.weight"].std().item()
+        assert std == pytest.approx(0.01, rel=0.2)  # as initialised
+        for name, value in load_file(path)["model"].items():
+            if name not in PREDICTOR and "running_" not in name and "num_batches" not in name:
+                torch.testing.assert_close(weights[name], value, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("ema", [True, False])
+def test_a_lazy_config(tmp_path, of_five_classes, caplog, ema):
+    overrides = {"train.init_checkpoint": str(of_five_classes), "train.max_iter": 1}
+    overrides |= {"optimizer.lr": 0.0, "train.ema": {"enabled": ema, "decay": 0.9}}
+    run = toy.Run(tmp_path, **overrides).train()
+    assert_trained_from(of_five_classes, run.output_dir, "model", *["trained_model"] * ema)
+    assert MESSAGE.format(path=of_five_classes, there=5, here=2) in caplog.text
+    # Which is then of two classes, and goes on as such.
+    run.cfg.train.max_iter = 2
+    run.train(resume=True)
+    assert run.checkpoint()["iteration"] == 1
+
+
+def test_a_yaml_config(tmp_path, of_five_classes, caplog):
+    (tmp_path / "toy.yaml").write_text(toy.yaml_config(tmp_path / "output"))
+    cfg = load_config(tmp_path / "toy.yaml")
+    overrides = ["MODEL.WEIGHTS", str(of_five_classes), "MODEL.DEVICE", "cpu", "DATASETS.TEST", ()]
+    cfg.merge_from_list([*overrides, "SOLVER.MAX_ITER", 1, "SOLVER.BASE_LR", 0.0])
+    trainer = train_net.Trainer(cfg)
+    trainer.resume_or_load(resume=False)
+    trainer.train()
+    assert_trained_from(of_five_classes, tmp_path / "output", "model")
+    assert MESSAGE.format(path=of_five_classes, there=5, here=2) in caplog.text

@@ -1,0 +1,257 @@
+"""Recipes: what they set in configs of both kinds, and what a built model then is."""
+
+import copy
+
+import pytest
+import torch
+from detectron2.config import LazyCall as L
+from detectron2.config import instantiate
+from detectron2.modeling import build_model
+from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
+from detectron2.modeling.box_regression import Box2BoxTransformLinear
+from detectron2.modeling.meta_arch.retinanet import RetinaNet
+from omegaconf import OmegaConf
+
+from atss_d2 import get_cfg, get_config
+from atss_d2.checkpoint import RECIPES, apply_recipe, recipe_differences
+from atss_d2.modeling import CenterSamplingMatcher, ShiftedAnchorGenerator, TopKMatcher
+from atss_d2.modeling.backbones import LastLevelP6P7, LastLevelP6P7WithoutReLU
+from atss_d2.modeling.box_coding import PointDistances
+from tests import reference, toy
+
+published = reference.published()
+
+
+def toy_config(tmp_path):
+    """The paper's recipe with another backbone."""
+    return toy.config(tmp_path)
+
+
+def r_50(recipe):
+    return apply_recipe(get_config("coco/atss_R_50_FPN_1x"), recipe)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_model_with_the_recipe_agrees_with_it(recipe):
+    assert recipe_differences(instantiate(r_50(recipe).model), recipe) == []
+
+
+def test_the_recipe_of_the_authors_by_hand():
+    model = instantiate(r_50("authors").model)
+    assert type(model.anchor_generator) is ShiftedAnchorGenerator
+    assert (model.anchor_generator.offset, model.anchor_generator.center_shift) == (0.5, 0.5)
+    assert model.matcher.inset == 0.5
+    assert type(model.backbone.top_block) is LastLevelP6P7
+    assert model.head.cls_subnet[0].bias is not None
+    block = model.backbone.bottom_up.res3[0]
+    assert (block.conv1.stride, block.conv2.stride) == ((2, 2), (1, 1))
+    assert (model.test_score_type, model.test_rank_by) == ("sqrt", "score")
+    assert model.pixel_mean.flatten().tolist() == pytest.approx([102.9801, 115.9465, 122.7717])
+    assert model.pixel_std.flatten().tolist() == [1, 1, 1]
+    assert model.input_format == "BGR"
+
+
+def test_the_recipe_of_mmdetection_by_hand():
+    cfg = r_50("mmdet")
+    model = instantiate(cfg.model)
+    assert type(model.anchor_generator) is DefaultAnchorGenerator
+    assert model.anchor_generator.offset == 0
+    assert model.matcher.inset == 0
+    assert type(model.backbone.top_block) is LastLevelP6P7WithoutReLU
+    assert model.head.cls_subnet[0].bias is None
+    assert model.head.bbox_subnet[9].bias is None
+    block = model.backbone.bottom_up.res3[0]
+    assert (block.conv1.stride, block.conv2.stride) == ((1, 1), (2, 2))
+    assert (model.test_score_type, model.test_rank_by) == ("product", "class_score")
+    assert model.pixel_mean.flatten().tolist() == pytest.approx([123.675, 116.28, 103.53])
+    assert model.pixel_std.flatten().tolist() == pytest.approx([58.395, 57.12, 57.375])
+    assert model.input_format == cfg.dataloader.test.mapper.image_format == "RGB"
+    # A box a thousandth as wide as its anchor is not below 16 / 1000 of it.
+    decoded = model.box2box_transform.apply_deltas(
+        torch.tensor([[0.0, 0, -40, 40]]), torch.tensor([[0.0, 0, 1000, 1000]])
+    )
+    torch.testing.assert_close(decoded, torch.tensor([[492.0, 500 - 31250, 508, 500 + 31250]]))
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("deform", [False, True])
+@pytest.mark.parametrize("groups", [1, 32])
+def test_yaml_builds_what_a_lazy_config_builds(recipe, deform, groups):
+    cfg = get_cfg()
+    cfg.MODEL.RESNETS.DEPTH = 50
+    cfg.MODEL.RESNETS.NUM_GROUPS = groups
+    cfg.MODEL.RESNETS.WIDTH_PER_GROUP = 4
+    cfg.MODEL.RESNETS.DEFORM_ON_PER_STAGE = [False, False, deform, deform]
+    cfg.MODEL.RESNETS.DEFORM_MODULATED = True
+    cfg.MODEL.ATSS.NUM_CLASSES = 7
+    cfg.MODEL.DEVICE = "cpu"
+    model = build_model(apply_recipe(cfg, recipe))
+    assert recipe_differences(model, recipe) == []
+    lazy = get_config("coco/atss_R_50_FPN_1x").model
+    lazy.num_classes = 7
+    lazy.backbone.bottom_up.stages.update(
+        num_groups=groups, width_per_group=4, deform_on_per_stage=[False, False, deform, deform]
+    )
+    other = instantiate(apply_recipe(lazy, recipe))  # the node of the model
+    assert recipe_differences(other, recipe) == []
+    assert str(model.backbone) == str(other.backbone)
+    assert str(model.head) == str(other.head)
+    assert model.matcher.inset == other.matcher.inset
+    assert type(model.box2box_transform) is type(other.box2box_transform)
+    features = [torch.zeros(1, 1, side, side + 1) for side in (9, 5, 3, 2, 1)]
+    for ours, theirs in zip(model.anchor_generator(features), other.anchor_generator(features)):
+        assert torch.equal(ours.tensor, theirs.tensor)
+
+
+@pytest.mark.parametrize("name", ["coco/atss_X_101_32x8d_FPN_2x", "demo/atss_mobilenetv2_trees"])
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_recipe_changes_nothing_else(name, recipe):
+    cfg = get_config(name)
+    before = copy.deepcopy(cfg)
+    assert apply_recipe(cfg, recipe) is cfg
+    assert cfg.model.num_classes == before.model.num_classes
+    stages = OmegaConf.select(cfg.model, "backbone.bottom_up.stages")
+    if stages is not None:  # no ResNeXt has its strides in 1x1 convolutions
+        assert stages == before.model.backbone.bottom_up.stages
+    for key in ("optimizer", "lr_multiplier", "train"):
+        assert cfg[key] == before[key]
+
+
+@pytest.mark.parametrize("kind", ["lazy", "yaml"])
+def test_a_second_recipe_takes_back_the_first(kind, tmp_path):
+    def new():
+        return get_cfg() if kind == "yaml" else toy_config(tmp_path)
+
+    once, twice = new(), new()
+    apply_recipe(once, "mmdet")
+    apply_recipe(apply_recipe(twice, "authors"), "mmdet")
+    if kind == "yaml":
+        # A shift of nothing: the same anchors.
+        assert twice.MODEL.ATSS.ANCHOR_GENERATOR.CENTER_SHIFT == 0
+        twice.MODEL.ANCHOR_GENERATOR.NAME = once.MODEL.ANCHOR_GENERATOR.NAME
+    else:
+        assert twice.model.anchor_generator.pop("center_shift") == 0
+        twice.model.anchor_generator._target_ = once.model.anchor_generator._target_
+    assert once == twice
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_points_have_an_inset_in_place_of_a_clamp(recipe, tmp_path):
+    cfg = toy_config(tmp_path)
+    cfg.model.box2box_transform = L(PointDistances)()
+    model = instantiate(apply_recipe(cfg, recipe).model)
+    assert model.box2box_transform.inset == RECIPES[recipe].inset
+    assert recipe_differences(model, recipe) == []
+
+
+def test_matchers_without_an_inset_stay(tmp_path):
+    cfg = toy_config(tmp_path)
+    cfg.model.matcher = L(TopKMatcher)()
+    assert type(instantiate(apply_recipe(cfg, "authors").model).matcher) is TopKMatcher
+    cfg.model.matcher = L(CenterSamplingMatcher)(strides=[8, 16])
+    assert instantiate(apply_recipe(cfg, "authors").model).matcher.inset == 0.5
+
+
+# ------------------------------------------------------------------------- agreement of a model
+
+
+DIFFERENCES = {
+    "anchor_generator.offset": lambda m: setattr(m.anchor_generator, "offset", 0.25),
+    "anchor_generator.center_shift": lambda m: setattr(m.anchor_generator, "center_shift", 0.25),
+    "box2box_transform.inset": lambda m: setattr(m, "box2box_transform", PointDistances(inset=1.0)),
+    "test_score_type": lambda m: setattr(m, "test_score_type", "other"),
+    "test_rank_by": lambda m: setattr(m, "test_rank_by", "other"),
+    "pixel_mean": lambda m: m.pixel_mean.add_(1),
+    "pixel_std": lambda m: m.pixel_std.add_(1),
+    "input_format": lambda m: setattr(m, "input_format", "other"),
+}
+
+
+@pytest.mark.parametrize("name", DIFFERENCES)
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_difference_is_seen(name, recipe, tmp_path):
+    model = instantiate(apply_recipe(toy_config(tmp_path), recipe).model)
+    assert recipe_differences(model, recipe) == []
+    DIFFERENCES[name](model)
+    (difference,) = recipe_differences(model, recipe)
+    assert difference.startswith(f"{name} is ")
+
+
+def test_a_model_of_the_paper_differs_from_mmdetection_in_this():
+    model = instantiate(get_config("coco/atss_R_50_FPN_1x").model)
+    assert [
+        difference.partition(" is ")[0] for difference in recipe_differences(model, "mmdet")
+    ] == [
+        "anchor_generator.offset",
+        "box2box_transform.clamp_both_sides",
+        "backbone.p7_relu",
+        "backbone.bottom_up.stages.stride_in_1x1",
+        "test_score_type",
+        "test_rank_by",
+        "pixel_mean",
+        "pixel_std",
+        "input_format",
+    ]
+    assert recipe_differences(model, "authors") == [
+        "anchor_generator.center_shift is 0.0, not 0.5",
+        "pixel_mean is [103.53, 116.28, 123.675], not [102.9801, 115.9465, 122.7717]",
+    ]
+
+
+# ------------------------------------------------------------------------------------- anchors
+
+
+def shifted(center_shift, **options):
+    options = {"sizes": [[32], [64]], "aspect_ratios": [1.0], "strides": [8, 16], **options}
+    return ShiftedAnchorGenerator(center_shift=center_shift, **options)
+
+
+def test_shifted_anchors_by_hand():
+    anchors = shifted(0.5)([torch.zeros(1, 1, 2, 3), torch.zeros(1, 1, 1, 1)])
+    # The centre of the second one is (1.5 x 8 + 0.5, 0.5 x 8 + 0.5).
+    assert anchors[0].tensor[1].tolist() == [12.5 - 16, 4.5 - 16, 12.5 + 16, 4.5 + 16]
+    assert anchors[1].tensor.tolist() == [[8.5 - 32, 8.5 - 32, 8.5 + 32, 8.5 + 32]]
+
+
+@pytest.mark.parametrize("options", [{}, {"offset": 0.0, "aspect_ratios": [0.5, 2.0]}])
+def test_anchors_shifted_by_nothing_are_detectron2s(options):
+    features = [torch.zeros(1, 1, 5, 7), torch.zeros(1, 1, 3, 4)]
+    stock = DefaultAnchorGenerator(
+        **{"sizes": [[32], [64]], "aspect_ratios": [1.0], "strides": [8, 16], **options}
+    )
+    for ours, theirs in zip(shifted(0.0, **options)(features), stock(features), strict=True):
+        assert torch.equal(ours.tensor, theirs.tensor)
+
+
+def test_the_anchors_of_the_authors():
+    cfg = r_50("authors")
+    features = [torch.zeros(1, 1, *shape) for shape in published["level_shapes"].tolist()]
+    anchors = torch.cat([a.tensor for a in instantiate(cfg.model.anchor_generator)(features)])
+    theirs = torch.from_numpy(published["authors.atss_box.anchors"])
+    torch.testing.assert_close(anchors, theirs, rtol=0, atol=0)
+
+
+# -------------------------------------------------------------------------------------- errors
+
+
+def test_an_unknown_recipe_names_the_known_ones():
+    with pytest.raises(ValueError, match="recipe must be one of authors, mmdet, got 'torch'"):
+        apply_recipe(get_cfg(), "torch")
+
+
+def test_what_a_recipe_does_not_know_is_refused_before_anything_is_changed(tmp_path):
+    for key, target, message in (
+        ("anchor_generator._target_", toy.ToyBackbone, "anchor_generator .*, got ToyBackbone"),
+        ("box2box_transform._target_", Box2BoxTransformLinear, "got .*Box2BoxTransformLinear"),
+        ("_target_", RetinaNet, "for the model ATSS, got RetinaNet"),
+    ):
+        cfg = toy_config(tmp_path)
+        OmegaConf.update(cfg.model, key, target)
+        before = copy.deepcopy(cfg)
+        with pytest.raises(ValueError, match=message):
+            apply_recipe(cfg, "authors")
+        assert cfg == before
+    cfg = get_cfg()
+    cfg.MODEL.ANCHOR_GENERATOR.NAME = "RotatedAnchorGenerator"
+    with pytest.raises(ValueError, match="ShiftedAnchorGenerator, got RotatedAnchorGenerator"):
+        apply_recipe(cfg, "authors")

@@ -1,0 +1,94 @@
+"""A detector trained for a second, and the files that tools/export_model.py makes of it."""
+
+import contextlib
+import importlib.util
+import io
+import logging
+from pathlib import Path
+from types import ModuleType
+from typing import NamedTuple
+
+import pytest
+
+from atss_d2 import Predictor
+from atss_d2.warning_filters import filter_third_party_warnings
+from tests import toy
+
+ROOT = Path(__file__).resolve().parents[2]
+# Added to the toy config. Each format gets another resizing, ONNX another order of channels too.
+CONFIGS = {
+    "torchscript": "",
+    "pt2": "dataloader.test.mapper.augmentations = []",
+    "onnx": """
+from detectron2.config import LazyCall as L
+from atss_d2.data.augmentation import ResizeByFactor
+dataloader.test.mapper.augmentations = [L(ResizeByFactor)(factor=1.1)]
+model.input_format = "RGB"
+""",
+}
+
+
+def load_tool(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+class Exported(NamedTuple):
+    """A file, what was printed when it was written, and the detector that it was made of."""
+
+    path: Path
+    printed: str
+    predictor: Predictor
+
+
+@pytest.fixture(scope="package")
+def export_model() -> ModuleType:
+    return load_tool("export_model")
+
+
+@pytest.fixture(scope="package")
+def predict_exported() -> ModuleType:
+    return load_tool("predict_exported")
+
+
+@pytest.fixture(scope="package")
+def trained(tmp_path_factory):
+    """A folder with model.pth, a config of each format, config.yaml, and pictures in data/."""
+    folder = tmp_path_factory.mktemp("trained")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TOY_DATA", "")  # restored afterwards
+        (folder / "data").mkdir()
+        toy.write_dataset(folder / "data")
+        filter_third_party_warnings()  # the fixture that does this is of each test
+        run = toy.Run(folder, **{"train.max_iter": 80, "train.eval_period": 0}).train()
+        (run.output_dir / "model_final.pth").rename(folder / "model.pth")
+        for name, text in CONFIGS.items():
+            path = toy.write_config(folder / f"{name}.py", folder / "output")
+            path.write_text(path.read_text() + text)
+        (folder / "config.yaml").write_text(toy.yaml_config(folder / "output"))
+        yield folder
+
+
+@pytest.fixture(scope="package")
+def exported(trained, export_model) -> dict[str, Exported]:
+    """By format; each was evaluated too."""
+    found = {}
+    for name in CONFIGS:
+        config, weights, output = trained / f"{name}.py", trained / "model.pth", trained / "files"
+        flags = ["--config-file", str(config), "--format", name, "--run-eval"]
+        with contextlib.redirect_stdout(io.StringIO()) as printed:
+            overrides = [f"train.init_checkpoint={weights}"]
+            assert export_model.main([*flags, "--output", str(output), *overrides]) == 0
+        path = output / export_model.FORMATS[name].file_name
+        found[name] = Exported(path, printed.getvalue(), Predictor(str(config), weights))
+    return found
+
+
+@pytest.fixture(autouse=True)
+def loggers():
+    yield
+    for name in ("atss_d2", "detectron2", "fvcore"):  # what the tool does would outlive the test
+        logging.getLogger(name).handlers.clear()
+        logging.getLogger(name).propagate = True

@@ -1,0 +1,214 @@
+"""examples/ and tools/predict_exported.py: each in a process of its own, on photographs.
+
+What a file finds there is what :class:`Predictor` finds, which never saw the file.
+"""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import detectron2.data.transforms as T
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from atss_d2.export import Metadata
+from atss_d2.modeling.nms import batched_nms
+from tests import toy
+from tests.detector import random_boxes
+
+ROOT = Path(__file__).resolve().parents[2]
+# Example -> (format, what must not be imported).
+US = ["atss_d2", "detectron2", "fvcore", "omegaconf"]
+EXAMPLES = {
+    "onnx_detect.py": ("onnx", ["torch", "torchvision", *US]),
+    "torchscript_detect.py": ("torchscript", US),
+    "pt2_detect.py": ("pt2", US),
+}
+# Runs a script as `python SCRIPT ARGUMENTS` does, and says what it has imported.
+_RUN = """
+import json, runpy, sys
+forbidden = sys.argv.pop(1).split(",")
+sys.argv = sys.argv[1:]
+try:
+    runpy.run_path(sys.argv[0], run_name="__main__")
+except SystemExit as error:
+    assert not error.code, error.code
+print(json.dumps([name for name in forbidden if name in sys.modules]))
+"""
+
+
+@pytest.fixture(scope="module")
+def photos(trained):
+    """Three pictures; the camera was turned for the last one."""
+    folder = trained / "photos"
+    folder.mkdir()
+    for name in ("portrait.png", "landscape.png"):
+        number = 0 if name.startswith("portrait") else 1
+        content = (trained / "data" / f"toy_val_{number}.png").read_bytes()
+        (folder / name).write_bytes(content)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.open(folder / "landscape.png").save(folder / "turned.jpg", exif=exif, quality=95)
+    return folder
+
+
+def run(forbidden, *command, cwd):
+    command = [sys.executable, "-W", "ignore", "-c", _RUN, ",".join(forbidden), *command]
+    result = subprocess.run(list(map(str, command)), capture_output=True, text=True, cwd=cwd)
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout.splitlines()[-1]) == []
+    return result.stdout
+
+
+def assert_same(detections, instances):
+    """Detections are (box, score, name)."""
+    assert len(detections) == len(instances) > 0
+    boxes, scores, names = zip(*detections)
+    np.testing.assert_allclose(boxes, instances.pred_boxes.tensor, atol=1e-2)
+    np.testing.assert_allclose(scores, instances.scores, atol=1e-4)
+    assert names == tuple(toy.CLASSES[c] for c in instances.pred_classes)
+
+
+@pytest.mark.parametrize("example", EXAMPLES)
+def test_examples_run_without_what_they_do_not_need(exported, photos, tmp_path, example):
+    file_format, forbidden = EXAMPLES[example]
+    path, _, predictor = exported[file_format]
+    script, output = ROOT / "examples" / example, tmp_path / "detections.json"
+    run(forbidden, script, path, photos / "turned.jpg", output, cwd=tmp_path)
+    found = json.loads(output.read_text())
+    expected = predictor(photos / "turned.jpg")
+    assert expected.image_size == (128, 96)
+    assert_same([(x["box"], x["score"], x["class"]) for x in found], expected)
+
+
+def test_all_examples_are_tested_and_short():
+    assert {path.name for path in (ROOT / "examples").glob("*.py")} == set(EXAMPLES)
+    for example in EXAMPLES:
+        lines = (ROOT / "examples" / example).read_text().splitlines()
+        assert len([line for line in lines if line.strip()]) <= 40
+
+
+def check_predictions(output, predictor, paths):
+    """A detections.json and pictures, made with threshold 0."""
+    results = json.loads((output / "detections.json").read_text())
+    assert [x["file_name"] for x in results] == list(map(str, paths))
+    for result in results:
+        expected = predictor(result["file_name"])
+        assert (result["height"], result["width"]) == expected.image_size
+        found = []
+        for x in result["detections"]:
+            left, top, width, height = x["bbox"]
+            found.append(([left, top, left + width, top + height], x["score"], x["category"]))
+            assert toy.CLASSES[x["category_id"]] == x["category"]
+        assert_same(found, expected)
+        picture = np.asarray(Image.open(output / f"{Path(result['file_name']).name}.png"))
+        assert picture.shape == (*expected.image_size, 3)
+        # Boxes have colours, the photographs have none.
+        assert (np.ptp(picture, axis=2) > 100).any()
+
+
+def test_predict_exported_runs_onnx_without_torch(exported, photos, tmp_path):
+    path, _, predictor = exported["onnx"]
+    images = [photos / name for name in ("portrait.png", "landscape.png")]
+    flags = ["--confidence-threshold", "0", "--output", tmp_path / "out"]
+    script, forbidden = ROOT / "tools" / "predict_exported.py", EXAMPLES["onnx_detect.py"][1]
+    printed = run(forbidden, script, path, *images, *flags, cwd=tmp_path)
+    assert "detections in 2 images" in printed
+    check_predictions(tmp_path / "out", predictor, images)
+
+
+@pytest.mark.parametrize("file_format", ["torchscript", "pt2"])
+def test_predict_exported_runs_the_other_formats(
+    predict_exported, exported, photos, tmp_path, file_format
+):
+    path, _, predictor = exported[file_format]
+    images = [photos / name for name in ("portrait.png", "landscape.png", "turned.jpg")]
+    flags = ["--confidence-threshold", "0", "--output", str(tmp_path)]
+    assert predict_exported.main([str(path), *map(str, images), *flags]) == 0
+    check_predictions(tmp_path, predictor, images)
+
+
+def test_confidence_threshold_and_equal_names(predict_exported, exported, photos, tmp_path):
+    path, _, predictor = exported["torchscript"]
+    twin = tmp_path / "portrait.png"
+    twin.write_bytes((photos / "portrait.png").read_bytes())
+    everything = predictor(twin).scores
+    thresh = float(everything.median())
+    flags = ["--confidence-threshold", str(thresh), "--output", str(tmp_path / "out")]
+    images = [str(photos / "portrait.png"), str(twin)]
+    assert predict_exported.main([str(path), *images, *flags]) == 0
+    results = json.loads((tmp_path / "out" / "detections.json").read_text())
+    for result in results:
+        scores = [x["score"] for x in result["detections"]]
+        assert scores == sorted(scores, reverse=True)
+        assert 0 < len(scores) < len(everything)
+        assert scores[-1] >= thresh
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names == {"portrait.png.png", "portrait.png_2.png", "detections.json"}
+
+
+def test_wrong_files_are_named(predict_exported, exported, trained, photos, tmp_path, capsys):
+    image, output = str(photos / "portrait.png"), tmp_path / "out"
+    (tmp_path / "text.onnx").write_text("no model")
+    for model, message in (
+        ("none.onnx", "there is no file 'none.onnx'"),
+        (tmp_path / "text.onnx", "ONNX Runtime cannot run"),
+        (photos / "portrait.png", "portrait.png' is no exported detector"),
+        (trained / "model.pth", "model.pth' is no exported detector"),
+    ):
+        with pytest.raises(SystemExit, match="2"):
+            predict_exported.main([str(model), image, "--output", str(output)])
+        assert message in capsys.readouterr().err
+    assert not output.exists()
+    broken = tmp_path / "broken.png"
+    broken.write_bytes((photos / "portrait.png").read_bytes()[:50])
+    model = str(exported["torchscript"].path)
+    assert predict_exported.main([model, str(broken), image, "--output", str(output)]) == 1
+    assert f"error: cannot read '{broken}'" in capsys.readouterr().err
+    results = json.loads((output / "detections.json").read_text())
+    assert [x["file_name"] for x in results] == [image]
+
+
+def test_files_without_nms_get_it_here(
+    predict_exported, export_model, exported, trained, photos, tmp_path
+):
+    flags = ["--config-file", str(trained / "torchscript.py"), "--no-nms"]
+    flags += ["--output", str(tmp_path), f"train.init_checkpoint={trained / 'model.pth'}"]
+    assert export_model.main(flags) == 0
+    image, output = photos / "portrait.png", tmp_path / "out"
+    flags = ["--confidence-threshold", "0", "--output", str(output)]
+    assert predict_exported.main([str(tmp_path / "model.ts"), str(image), *flags]) == 0
+    check_predictions(output, exported["torchscript"].predictor, [image])
+
+
+@given(
+    size=st.tuples(st.integers(1, 300), st.integers(1, 300)),
+    edge=st.integers(1, 200),
+    max_size=st.none() | st.integers(1, 400),
+)
+def test_images_are_resized_as_by_detectron2(predict_exported, size, edge, max_size):
+    limit = max_size or 10**9
+    height, width = T.ResizeShortestEdge.get_output_shape(*size, edge, limit)
+    if min(height, width) == 0 or max(height, width) > 2000:
+        return
+    metadata = json.loads(
+        Metadata(
+            class_names=("a",), input_format="RGB", shortest_edge=edge, max_size=max_size
+        ).to_json()
+    )
+    image = Image.new("RGB", size[::-1])
+    assert predict_exported.prepare(image, metadata).shape == (1, 3, height, width)
+
+
+@given(seed=st.integers(0, 1000), num=st.integers(0, 60), thresh=st.floats(0.1, 0.9))
+def test_nms_is_that_of_the_model(predict_exported, seed, num, thresh):
+    torch.manual_seed(seed)
+    boxes, scores, classes = random_boxes(num), torch.rand(num), torch.randint(3, (num,))
+    expected = batched_nms(boxes, scores, classes, thresh)
+    found = predict_exported.nms(boxes.numpy(), scores.numpy(), classes.numpy(), thresh)
+    assert found.tolist() == expected.tolist()

@@ -1,0 +1,38 @@
+"""One export of each format for all tests of it: each takes seconds."""
+
+import pytest
+import torch
+
+from atss_d2.export import Metadata, export_onnx, export_pt2
+from tests.exported import noise, spot_detector
+
+METADATA = {"class_names": ["spot", "Fleck", "пятно"], "shortest_edge": 96, "max_size": 300}
+
+
+@pytest.fixture(scope="session")
+def model():
+    """The detector in the files."""
+    torch.manual_seed(0)
+    return spot_detector()
+
+
+@pytest.fixture(scope="session")
+def metadata(model):
+    return Metadata.from_model(model, config="toy", **METADATA)
+
+
+@pytest.fixture(scope="session")
+def sample():
+    return noise(80, 80)[None]
+
+
+@pytest.fixture(scope="session")
+def pt2_file(model, metadata, sample, tmp_path_factory):
+    path = tmp_path_factory.mktemp("pt2") / "model.pt2"
+    return export_pt2(model, sample, path, metadata=metadata)
+
+
+@pytest.fixture(scope="session")
+def onnx_file(model, metadata, sample, tmp_path_factory):
+    path = tmp_path_factory.mktemp("onnx") / "new folder" / "model.onnx"
+    return export_onnx(model, sample, path, metadata=metadata)

@@ -1,0 +1,168 @@
+"""A batch at once, without a shape that depends on a value, gives what each image gives alone."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torchvision.ops import nms
+
+from atss_d2.modeling.box_coding import box2box_transform
+from atss_d2.modeling.nms import kept_by_nms
+from atss_d2.modeling.postprocess import (
+    NO_SCORE,
+    RANKINGS,
+    SCORE_TYPES,
+    _select_fixed_number,
+    best_of_batch,
+    candidates_of_batch,
+    clip_boxes,
+    detections_of_batch,
+    postprocess,
+)
+from tests.detector import random_boxes
+
+
+@st.composite
+def scenes(draw):
+    """Predictions for some images on some levels, and options."""
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
+    num_images = draw(st.integers(1, 4))
+    num_classes = draw(st.sampled_from([1, 2, 7]))
+    sizes = draw(st.lists(st.integers(1, 25), min_size=1, max_size=3))
+
+    def normal(*shape):
+        return torch.randn(*shape, generator=generator)
+
+    corners = [60 * torch.rand(n, 2, generator=generator) for n in sizes]
+    anchors = [torch.cat((xy, xy + 20), dim=1) for xy in corners]
+    # Logits of level 2 and on are low: images and levels without any candidate occur.
+    logits = [2 * normal(num_images, n, num_classes) - 4 * i for i, n in enumerate(sizes)]
+    deltas = [2 * normal(num_images, n, 4) for n in sizes]
+    centerness = None
+    if draw(st.booleans()):
+        centerness = [normal(num_images, n) for n in sizes]
+    options = {
+        "score_thresh": draw(st.sampled_from([0.05, 0.5, 0.0, 0.97, 1.0])),
+        "topk_candidates": draw(st.sampled_from([1, 7, 200])),
+        "score_type": draw(st.sampled_from(SCORE_TYPES)),
+        "rank_by": draw(st.sampled_from(RANKINGS)),
+    }
+    nms_options = {
+        "nms_thresh": draw(st.sampled_from([0.0, 0.3, 0.6, 1.0])),
+        "max_detections": draw(st.sampled_from([1, 10, 400])),
+    }
+    image_size = draw(st.sampled_from([(40, 60), (80, 20), (200, 200)]))
+    return anchors, logits, deltas, centerness, image_size, options, nms_options, num_classes
+
+
+@settings(max_examples=150, derandomize=True)
+@given(scenes())
+def test_detections_are_those_of_each_image_alone(scene):
+    anchors, logits, deltas, centerness, image_size, options, nms_options, num_classes = scene
+    options["box2box_transform"] = box2box_transform()
+    candidates = candidates_of_batch(anchors, logits, deltas, centerness, image_size, **options)
+    num_places = len(anchors) * options["topk_candidates"]
+    num_images = len(logits[0])
+    assert candidates[0].shape == (num_images, num_places, 4)
+    found = detections_of_batch(*candidates, num_classes=num_classes, **nms_options)
+    assert [len(x[0]) for x in found] == [nms_options["max_detections"]] * 3
+    for i in range(num_images):
+        expected = postprocess(
+            anchors,
+            [x[i] for x in logits],
+            [x[i] for x in deltas],
+            None if centerness is None else [x[i] for x in centerness],
+            image_size,
+            **options,
+            **nms_options,
+        )
+        boxes, scores, classes = (x[i] for x in found)
+        n = len(expected[1])
+        assert (scores[n:] == NO_SCORE).all()
+        torch.testing.assert_close((boxes[:n], scores[:n], classes[:n]), expected)
+
+
+def test_a_level_smaller_than_the_places_is_filled():
+    logits = torch.tensor([[[3.0, -9], [-9, 2]], [[-9, -9], [-9, -9]]])  # two images, two anchors
+    scores, anchor_idxs, classes = _select_fixed_number(logits, None, 0.05, 6, fill=True)
+    assert scores.shape == anchor_idxs.shape == classes.shape == (2, 6)
+    torch.testing.assert_close(scores[0, :2], torch.tensor([3.0, 2]).sigmoid())
+    assert (scores[0, 2:] == NO_SCORE).all()
+    assert (scores[1] == NO_SCORE).all()
+    assert anchor_idxs[0, :2].tolist() == [0, 1]
+    assert classes[0, :2].tolist() == [0, 1]
+    assert (anchor_idxs < 2).all()  # places in the padding point to an anchor that is there
+
+
+def test_the_best_of_fewer_than_asked_for():
+    boxes = torch.arange(8.0).reshape(1, 2, 4)
+    boxes, scores, classes = best_of_batch(
+        boxes, torch.tensor([[0.2, 0.7]]), torch.tensor([[4, 5]]), 3
+    )
+    assert scores.tolist() == [[pytest.approx(0.7), pytest.approx(0.2), NO_SCORE]]
+    assert boxes[0, :2].tolist() == [[4, 5, 6, 7], [0, 1, 2, 3]]
+    assert classes[0, :2].tolist() == [5, 4]
+
+
+def test_a_nan_in_one_image_changes_no_other():
+    boxes = random_boxes(30).expand(2, -1, -1).clone()
+    args = {"num_classes": 1, "nms_thresh": 0.3, "max_detections": 30}
+    scores, classes = torch.rand(30).expand(2, -1).clone(), torch.zeros(2, 30, dtype=torch.int64)
+    expected = detections_of_batch(boxes, scores, classes, **args)
+    scores[0, 3] = float("nan")
+    found = detections_of_batch(boxes, scores, classes, **args)
+    torch.testing.assert_close([x[1] for x in found], [x[1] for x in expected])
+    assert not found[1].isnan().any()
+
+
+# -------------------------------------------------------------------------------------------- NMS
+
+
+@pytest.mark.parametrize(("num_images", "num_classes"), [(1, 1), (3, 1), (1, 80), (8, 80)])
+@pytest.mark.parametrize("iou_thresh", [0.0, 0.5, 1.0])
+def test_each_pair_of_image_and_class_is_suppressed_alone(num_images, num_classes, iou_thresh):
+    boxes = 5 * torch.stack([random_boxes(200) for _ in range(num_images)])
+    boxes[:, :2] = torch.tensor([0.0, 0, 700, 500])  # some that fill the image
+    boxes[:, 2] = torch.tensor([5.0, 5, 5, 5])  # and one without an area
+    scores = torch.rand(num_images, 200)
+    classes = torch.randint(0, num_classes, (num_images, 200))
+    is_candidate = torch.rand(num_images, 200) > 0.2
+    kept = kept_by_nms(boxes, scores, classes, is_candidate, num_classes, iou_thresh)
+    expected = torch.zeros_like(kept)
+    for i in range(num_images):
+        for k in range(num_classes):
+            (rows,) = (is_candidate[i] & (classes[i] == k)).nonzero(as_tuple=True)
+            expected[i, rows[nms(boxes[i, rows], scores[i, rows], iou_thresh)]] = True
+    assert torch.equal(kept, expected)
+
+
+def test_far_cells_keep_the_precision_of_boxes():
+    """By one shift per class, in a row, the last class would lie where float32 has steps of 1/16.
+
+    All pairs of boxes have an IoU of 0.5 +- 0.00015.
+    """
+    num_classes = 400
+    x = torch.arange(num_classes) / num_classes * 1000
+    first = torch.stack((x, x, x + 100, x + 100), dim=1)
+    second = first.clone()
+    second[:, 2] -= torch.where(torch.arange(num_classes) % 2 == 0, 49.985, 50.015)
+    boxes = torch.stack((first, second), dim=1).reshape(1, -1, 4)
+    scores = torch.tensor([0.9, 0.8]).repeat(num_classes)[None]
+    classes = torch.arange(num_classes).repeat_interleave(2)[None]
+    kept = kept_by_nms(boxes, scores, classes, scores > 0, num_classes, 0.5).reshape(-1, 2)
+    assert kept[:, 0].all()
+    assert kept[:, 1].tolist() == [False, True] * (num_classes // 2)
+
+
+@pytest.mark.parametrize("num_places", [1, 5])
+def test_no_candidate_at_all(num_places):
+    boxes = torch.rand(2, num_places, 4)
+    nothing = torch.zeros(2, num_places, dtype=torch.bool)
+    zeros = torch.zeros(2, num_places)
+    assert not kept_by_nms(boxes, zeros, zeros.long(), nothing, 3, 0.5).any()
+
+
+def test_clipping_a_batch_is_clipping_each_image():
+    boxes = 100 * torch.randn(3, 7, 4)
+    for image, clipped in zip(boxes, clip_boxes(boxes, (50, 60))):
+        assert torch.equal(clip_boxes(image, (50, 60)), clipped)

@@ -1,0 +1,198 @@
+"""Detectron2's own ways to TorchScript, on images of other sizes than the sample."""
+
+import copy
+import io
+import sys
+
+import pytest
+import torch
+from detectron2.config import instantiate
+from detectron2.export import TracingAdapter, scripting_with_instances
+from detectron2.layers import ShapeSpec
+from detectron2.structures import Boxes
+from torch import nn
+
+import atss_d2
+from atss_d2.modeling import ATSSHead, TorchvisionBackbone, scripting
+from atss_d2.modeling.box_coding import PointDistances
+from tests.detector import CHANNELS, build, image
+
+FIELDS = {"pred_boxes": Boxes, "scores": torch.Tensor, "pred_classes": torch.Tensor}
+SIZES = [(64, 96), (65, 97), (130, 71), (16, 200), (1, 1)]
+
+
+def inputs(*sizes):
+    return [{"image": image(size=size, seed=i)["image"]} for i, size in enumerate(sizes)]
+
+
+@torch.no_grad()
+def eager(model, batch):
+    """Detections as a scripted model gives them: before Detectron2 removes those of no area."""
+    images = model.preprocess_image(batch)
+    features = model.backbone(images.tensor)
+    features = [features[name] for name in model.head_in_features]
+    return model.forward_inference(images, features, model.head(features))
+
+
+def assert_same(found, expected):
+    assert len(found) == len(expected)
+    for ours, theirs in zip(found, expected):
+        torch.testing.assert_close(ours.pred_boxes.tensor, theirs.pred_boxes.tensor)
+        torch.testing.assert_close(ours.scores, theirs.scores)
+        assert ours.pred_classes.tolist() == theirs.pred_classes.tolist()
+
+
+def head(**options):
+    return ATSSHead(
+        input_shape=[ShapeSpec(channels=CHANNELS)] * 2,
+        num_classes=3,
+        conv_dims=[CHANNELS],
+        **options,
+    )
+
+
+MODELS = {
+    "toy": {},
+    "nine anchors": {"num_anchors": 9},
+    "from a point": {"box2box_transform": PointDistances(anchor_scale=4)},
+    "product, by class score": {"test_score_type": "product", "test_rank_by": "class_score"},
+}
+
+
+@pytest.mark.parametrize("options", MODELS.values(), ids=MODELS)
+def test_scripted_models_detect_the_same(options):
+    model = build(**options).eval()
+    names = list(model.state_dict())
+    scripted = scripting_with_instances(copy.deepcopy(model), FIELDS)
+    counts = set()
+    for size in SIZES:
+        batch = inputs(size, (40, 40))
+        found = scripted(batch)
+        assert_same(found, eager(model, batch))
+        counts.update(len(x.scores) for x in found)
+    assert max(counts) > 50
+    assert names == list(model.state_dict())
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"with_centerness": False}, {"with_scales": False}, {"deform_last_conv": True}],
+    ids=str,
+)
+def test_heads_are_scripted(changes):
+    model = build(head=head(**changes)).eval()
+    # Offsets that are not zero.
+    for name, parameter in model.named_parameters():
+        if "offset" in name:
+            nn.init.normal_(parameter, std=0.02)
+    scripted = scripting_with_instances(copy.deepcopy(model), FIELDS)
+    for size in SIZES[:3]:
+        assert_same(scripted(inputs(size)), eager(model, inputs(size)))
+
+
+@pytest.mark.parametrize("thresh", [0.0, 0.999])
+def test_scripted_models_with_all_or_no_detections(thresh):
+    model = build(test_score_thresh=thresh).eval()
+    scripted = scripting_with_instances(copy.deepcopy(model), FIELDS)
+    (found,) = scripted(inputs((65, 97)))
+    assert len(found.scores) == (100 if thresh == 0 else 0)
+    assert_same([found], eager(model, inputs((65, 97))))
+
+
+@pytest.mark.parametrize("name", ["demo/atss_mobilenetv2_trees", "coco/atss_dcnv2_R_50_FPN_1x"])
+def test_models_of_configs_are_scripted(name):
+    """LazyConfig leaves omegaconf's lists in them; deformable convolutions, torchvision."""
+    cfg = atss_d2.get_config(name)
+    cfg.model.pixel_std = [57.0, 57.0, 57.0]
+    if "R_50" in name:
+        cfg.model.backbone.bottom_up.stem.out_channels = 8
+        cfg.model.backbone.bottom_up.stages.update(
+            stem_out_channels=8, res2_out_channels=16, width_per_group=4
+        )
+    torch.manual_seed(0)
+    model = instantiate(cfg.model).eval()
+    nn.init.normal_(model.head.cls_score.weight, std=0.3)
+    scripted = scripting_with_instances(copy.deepcopy(model), FIELDS)
+    for size in [(64, 96), (129, 97)]:
+        (expected,) = eager(model, inputs(size))
+        assert len(expected) > 0
+        assert_same(scripted(inputs(size)), [expected])
+
+
+class InsideAnotherModule(nn.Module):
+    """As Detectron2's tools/deploy/export_model.py wraps what it scripts."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, inputs: tuple[dict[str, torch.Tensor]]) -> list[dict[str, torch.Tensor]]:
+        instances = self.model(inputs)
+        return [x.get_fields() for x in instances]
+
+
+def test_models_are_scripted_inside_of_other_modules():
+    """With fields, besides ours, that only other detectors have."""
+    model = build().eval()
+    fields = {"proposal_boxes": Boxes, "objectness_logits": torch.Tensor, **FIELDS}
+    scripted = scripting_with_instances(InsideAnotherModule(copy.deepcopy(model)).eval(), fields)
+    (found,) = scripted((inputs((70, 50))[0],))
+    (expected,) = eager(model, inputs((70, 50)))
+    assert set(found) == set(FIELDS)
+    torch.testing.assert_close(found["pred_boxes"], expected.pred_boxes.tensor)
+    torch.testing.assert_close(found["scores"], expected.scores)
+
+
+@pytest.mark.parametrize("name", ["shufflenet_v2_x0_5", "swin_t"])
+def test_torchvision_backbones_are_scripted(name):
+    """Swin's maps have their channels last."""
+    backbone = TorchvisionBackbone(name=name).eval()
+    scripted = torch.jit.script(copy.deepcopy(backbone))
+    images = torch.randn(2, 3, 64, 96)
+    with torch.no_grad():
+        found, expected = scripted(images), backbone(images)
+    assert list(found) == ["res3", "res4", "res5"]
+    torch.testing.assert_close(found, expected)
+
+
+def test_scripted_models_are_saved_and_loaded():
+    model = build().eval()
+    file = io.BytesIO()
+    torch.jit.save(scripting_with_instances(copy.deepcopy(model), FIELDS), file)
+    file.seek(0)
+    loaded = torch.jit.load(file)
+    assert_same(loaded(inputs((70, 50))), eager(model, inputs((70, 50))))
+
+
+def test_two_models_are_scripted_one_after_the_other():
+    first, second = build().eval(), build(num_classes=5, seed=1).eval()
+    scripted = [scripting_with_instances(copy.deepcopy(m), FIELDS) for m in (first, second)]
+    for model, script in zip((first, second), scripted):
+        assert_same(script(inputs((70, 50))), eager(model, inputs((70, 50))))
+
+
+def test_models_in_training_are_refused():
+    with pytest.raises(RuntimeError, match=r"call model\.eval\(\)"):
+        torch.jit.script(build())
+
+
+def test_new_pythons_are_refused(monkeypatch):
+    monkeypatch.setattr(sys, "version_info", (3, 14, 0, "final", 0))
+    with pytest.raises(RuntimeError, match=r"Python 3\.14: script with Python 3\.13 or older, or"):
+        scripting.check_scriptable(build().eval())
+
+
+@pytest.mark.parametrize("thresh", [0.05, 0.999])
+def test_traced_models_detect_the_same(thresh):
+    """Also if the sample had no detection, or other images have none."""
+    model = build(test_score_thresh=thresh).eval()
+    sample = inputs((64, 96))
+    adapter = TracingAdapter(model, sample)
+    with scripting.without_jit_warnings():
+        traced = torch.jit.trace(adapter, adapter.flattened_inputs)
+    for size in SIZES:
+        for pixels in (inputs(size)[0]["image"], torch.full((3, *size), 128, dtype=torch.uint8)):
+            with torch.no_grad():
+                (expected,) = model([{"image": pixels}])
+                (found,) = adapter.outputs_schema(traced(pixels))
+            assert_same([found["instances"]], [expected["instances"]])

@@ -1,0 +1,254 @@
+#!/usr/bin/env python
+r"""Exports a trained model to a file that runs without this package.
+
+    python tools/export_model.py --config-file configs/demo/atss_mobilenetv2_trees.py \
+        --format onnx --output output/export train.init_checkpoint=output/demo/model_final.pth
+
+Flags are those of Detectron2's tools/deploy/export_model.py and stand before the overrides:
+key=value for a LazyConfig, KEY VALUE for yaml. --run-eval evaluates the model and the file on the
+config's test set, one after the other. What each format can do is in docs/deployment.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # also from a checkout
+
+import atss_d2  # noqa: F401  (first: quiet about the deprecations of its dependencies)
+
+# isort: split
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.engine import DefaultTrainer
+from detectron2.evaluation import COCOEvaluator
+from detectron2.utils.logger import setup_logger
+from omegaconf import DictConfig
+from tabulate import tabulate
+from torch import Tensor, nn
+
+from atss_d2 import Predictor
+from atss_d2.config import get_config_path, load_config
+from atss_d2.engine import apply_overrides, apply_yaml_overrides, do_test, resolve_device
+from atss_d2.export import (
+    ExportedModel,
+    Metadata,
+    export_aot_inductor,
+    export_onnx,
+    export_pt2,
+    export_torchscript,
+    load_exported,
+    quantize_onnx,
+    resizing_of,
+)
+from atss_d2.export.checks import import_optional
+from atss_d2.export.torchscript import METHODS
+from atss_d2.warning_filters import filter_third_party_warnings
+
+
+class Format(NamedTuple):
+    """What a value of --format stands for."""
+
+    export: Callable[..., Path]
+    file_name: str
+
+
+FORMATS = {
+    "torchscript": Format(export_torchscript, "model.ts"),
+    "onnx": Format(export_onnx, "model.onnx"),
+    "pt2": Format(export_pt2, "model.pt2"),
+    "aot_inductor": Format(export_aot_inductor, "model_aot.pt2"),
+}
+DTYPES = {name: getattr(torch, name) for name in ("float32", "float16", "bfloat16")}
+_PHOTOGRAPH = (480, 640)  # height and width of the image that stands for a sample
+
+
+def get_parser() -> argparse.ArgumentParser:
+    """The command line; names of flags as in Detectron2's tool."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config-file", required=True, help="a .py or .yaml config, or its name")
+    parser.add_argument("--format", choices=FORMATS, default="torchscript")
+    parser.add_argument(
+        "--export-method",
+        choices=METHODS,
+        default="tracing",
+        help="scripting is for torchscript only (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--sample-image", help="image to trace with; default: noise of the size of test images"
+    )
+    parser.add_argument("--run-eval", action="store_true", help="evaluate the model and the file")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path("output/export"),
+        help="folder for model.ts, model.onnx, model.pt2 or model_aot.pt2, or the file itself "
+        "(default: %(default)s)",
+    )
+    parser.add_argument(
+        "--no-nms", action="store_true", help="the file gives candidates, for an NMS elsewhere"
+    )
+    parser.add_argument(
+        "--dtype", choices=DTYPES, default="float32", help="of backbone and head (%(default)s)"
+    )
+    parser.add_argument("--opset", type=int, help="of onnx; default: 20")
+    parser.add_argument("--int8", action="store_true", help="onnx: dynamic quantisation")
+    parser.add_argument(
+        "overrides",
+        nargs=argparse.REMAINDER,
+        metavar="key=value",
+        help="of the config, such as train.init_checkpoint=FILE; for yaml KEY VALUE",
+    )
+    return parser
+
+
+def check_flags(args: argparse.Namespace) -> None:
+    """
+    Raises:
+        ValueError: Flags exclude each other; the message names them.
+    """
+    if args.format != "torchscript" and args.export_method == "scripting":
+        raise ValueError(
+            f"--export-method scripting is for --format torchscript, not for {args.format}, which "
+            "is made by torch.export: leave --export-method out"
+        )
+    for flag, value in (("--opset", args.opset), ("--int8", args.int8 or None)):
+        if value is not None and args.format != "onnx":
+            raise ValueError(f"{flag} is for --format onnx, not for {args.format}: leave it out")
+    if args.int8 and args.dtype != "float32":
+        raise ValueError(
+            f"--int8 quantises a float32 model, not one of --dtype {args.dtype}: give one of them"
+        )
+    path = output_path(args)
+    if path.parent.is_file():
+        raise ValueError(
+            f"--output '{args.output}' is a file: give a folder, or a name that ends in "
+            f"{path.suffix}"
+        )
+    if args.sample_image and not os.path.isfile(args.sample_image):
+        raise ValueError(f"there is no image --sample-image '{args.sample_image}'")
+    if args.format == "onnx":
+        runs_it = args.run_eval or args.int8
+        for package in ("onnx", "onnxscript", *(["onnxruntime"] if runs_it else [])):
+            import_optional(package)
+
+
+def output_path(args: argparse.Namespace) -> Path:
+    """The file to be written: ``--output`` itself or, in that folder, one of the usual name."""
+    file_name = FORMATS[args.format].file_name
+    is_file = args.output.suffix == Path(file_name).suffix and not args.output.is_dir()
+    return args.output if is_file else args.output / file_name
+
+
+def setup(args: argparse.Namespace) -> DictConfig | CfgNode:
+    """Loads the config and applies the overrides."""
+    if not os.path.isfile(args.config_file):
+        args.config_file = get_config_path(args.config_file)
+    cfg = load_config(args.config_file)
+    if isinstance(cfg, CfgNode):
+        apply_yaml_overrides(cfg, args.overrides)
+        cfg.MODEL.DEVICE = resolve_device(cfg.MODEL.DEVICE)
+        if args.run_eval and not cfg.DATASETS.TEST:
+            raise ValueError("--run-eval: the config has no test set, set DATASETS.TEST")
+    else:
+        apply_overrides(cfg, args.overrides)
+        if args.run_eval and cfg.dataloader.get("evaluator") is None:
+            raise ValueError("--run-eval: the config has no dataloader.evaluator")
+    return cfg
+
+
+def make_sample(predictor: Predictor, path: str | None) -> Tensor:
+    """An image (1, 3, H, W) as the model gets it: from a file, or noise."""
+    if path is None:
+        generator = np.random.default_rng(0)
+        image = generator.integers(0, 256, (*_PHOTOGRAPH, 3), dtype=np.uint8)
+    else:
+        image = path
+    return predictor.prepare(image)["image"][None]
+
+
+def export(predictor: Predictor, args: argparse.Namespace) -> Path:
+    """Writes the file that the flags describe."""
+    options: dict[str, Any] = {"with_nms": not args.no_nms, "dtype": DTYPES[args.dtype]}
+    if args.format == "torchscript":
+        options["method"] = args.export_method
+    if args.opset is not None:
+        options["opset"] = args.opset
+    metadata = Metadata.from_model(
+        predictor.model,
+        class_names=predictor.class_names,
+        config=os.path.basename(args.config_file),
+        **resizing_of(predictor.augmentations),
+    )
+    sample = make_sample(predictor, args.sample_image)
+    path = output_path(args)
+    FORMATS[args.format].export(predictor.model, sample, path, metadata=metadata, **options)
+    if args.int8:
+        quantize_onnx(path, path)
+    return path
+
+
+def evaluate(cfg: DictConfig | CfgNode, model: nn.Module, folder: Path) -> dict[str, float]:
+    """Evaluates as train_net.py does; returns the metrics of boxes."""
+    if isinstance(cfg, CfgNode):
+        evaluators = [COCOEvaluator(name, output_dir=str(folder)) for name in cfg.DATASETS.TEST]
+        results = DefaultTrainer.test(cfg, model, evaluators)
+        if "bbox" not in results:  # of several test sets, the first
+            results = next(iter(results.values()))
+    else:
+        if "output_dir" in cfg.dataloader.evaluator:
+            cfg.dataloader.evaluator.output_dir = str(folder)
+        results = do_test(cfg, model)
+    return results["bbox"]
+
+
+def compare(cfg: DictConfig | CfgNode, model: nn.Module, path: Path) -> None:
+    """Evaluates the model and the file, and prints both."""
+    columns = {}
+    exported = ExportedModel(load_exported(path))
+    for name, evaluated in (("model", model), ("file", exported)):
+        print(f"Evaluating the {name} ...", flush=True)
+        start = time.perf_counter()
+        columns[name] = evaluate(cfg, evaluated, path.parent / "inference" / path.name / name)
+        print(f"... took {time.perf_counter() - start:.1f} s", flush=True)
+    rows = [
+        (metric, value, columns["file"][metric], columns["file"][metric] - value)
+        for metric, value in columns["model"].items()
+    ]
+    headers = ("", "model", path.name, "difference")
+    print(tabulate(rows, headers, floatfmt=("", ".4f", ".4f", "+.6f")))
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command line; 2 for what cannot be done."""
+    filter_third_party_warnings()
+    parser = get_parser()
+    args = parser.parse_args(argv)
+    try:
+        check_flags(args)
+        cfg = setup(args)
+        for name in ("atss_d2", "detectron2", "fvcore"):
+            setup_logger(name=name)
+        predictor = Predictor(cfg)
+        path = export(predictor, args)
+    except (OSError, KeyError, ValueError, ImportError, RuntimeError, AssertionError) as error:
+        # KeyError puts its message in quotes.
+        message = str(error.args[0] if isinstance(error, KeyError) else error)
+        parser.error(" ".join(message.split()))
+    print(f"{path}: {path.stat().st_size / 1e6:.1f} MB")
+    if args.run_eval:
+        compare(cfg, predictor.model, path)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
