@@ -144,7 +144,7 @@ def test_memory_does_not_grow_with_boxes():
     near = AnchorGrid([(12, 12)], topk=9, num_anchors=1)
     boxes = boxes_in(96, 96, 20000)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(selection, "MAX_CHUNK_ENTRIES", 2**14)
+        patch.setitem(selection.MAX_CHUNK_ENTRIES, "cpu", 2**14)
         with Allocations() as allocations:
             candidates = near.nearest_anchors(anchors, boxes)
     result = candidates.numel() * candidates.element_size()
