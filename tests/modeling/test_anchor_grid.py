@@ -28,7 +28,7 @@ def test_candidates_equal_those_of_all_distances(scene):
     torch.testing.assert_close(candidates, expected, rtol=0, atol=0)
 
 
-@settings(max_examples=300, derandomize=True)
+@settings(max_examples=500, derandomize=True)
 @given(scene=scenes(), min_positives=st.sampled_from([0, 2]))
 def test_labels_equal_those_of_all_distances(scene, min_positives):
     matcher = ATSSMatcher(
@@ -40,7 +40,7 @@ def test_labels_equal_those_of_all_distances(scene, min_positives):
     assert torch.equal(matched, matcher(scene.anchors, gt_boxes))  # sizes found from the values
 
 
-@settings(max_examples=120, derandomize=True)
+@settings(max_examples=500, derandomize=True)
 @given(scene=scenes(max_side=6, max_topk=20, max_boxes=3))
 def test_labels_equal_the_loops(scene):
     matcher = ATSSMatcher(topk=scene.topk, num_anchors=scene.num_anchors)
