@@ -73,11 +73,18 @@ class Assignment:
 
 
 def ours(scene: AssignmentScene, matcher: DenseMatcher | None = None, name: str = OURS):
-    """A rule of ours on the anchors of ATSS, whose grids are known, as in training."""
+    """A rule of ours on the anchors of ATSS, whose grids are known, as in training.
+
+    There it gives indices into the boxes of all images, one after the other.
+    """
     matcher = ATSSMatcher() if matcher is None else matcher
     anchors, sizes = scene.anchors(), scenes.level_sizes(scene.image_size)
+    counts = torch.tensor([len(boxes) for boxes in scene.gt_boxes], device=scene.device)
+    first = (counts.cumsum(0) - counts)[:, None]  # (N, 1)
     return Assignment(
-        name, lambda: matcher(anchors, scene.gt_boxes, grid_sizes=sizes), lambda result: result
+        name,
+        lambda: matcher.match_batch(anchors, scene.gt_boxes, grid_sizes=sizes),
+        lambda matched: torch.where(matched >= 0, matched - first, matched),
     )
 
 

@@ -5,6 +5,7 @@ from .download import DataError
 from .mapper import BoxDatasetMapper
 from .pretrained import prepare_pretrained
 from .shapes import prepare_shapes
+from .test_loader import build_test_loader
 from .trees import prepare_trees
 
 register_datasets()
@@ -12,6 +13,7 @@ register_datasets()
 __all__ = [
     "BoxDatasetMapper",
     "DataError",
+    "build_test_loader",
     "dataset_root",
     "prepare_pretrained",
     "prepare_shapes",

@@ -24,6 +24,8 @@ from .gradient_clipping import GradientClippingHook
 from .memory import keep_freed_memory
 from .train_loader import build_train_loader
 
+_AUTOCAST_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
+
 logger = logging.getLogger(__name__)
 
 
@@ -51,11 +53,17 @@ def build_model(cfg: DictConfig) -> nn.Module:
     """Instantiates ``model`` on ``train.device`` (without weights from a checkpoint).
 
     With ``train.channels_last`` its convolutions keep the channels of a pixel side by side in
-    memory, which gives the same results and is faster on many CPUs, and on GPUs under AMP.
+    memory, which gives the same results and is faster on many CPUs, and on GPUs under AMP. With
+    ``train.compile.enabled`` backbone and head are compiled at their first call; the other keys of
+    ``train.compile`` are arguments of ``torch.compile``.
     """
     model = instantiate(cfg.model).to(resolve_device(cfg.train.device))
     if cfg.train.get("channels_last", False):
         model = model.to(memory_format=torch.channels_last)
+    if _enabled(cfg, "compile"):
+        options = {name: value for name, value in cfg.train.compile.items() if name != "enabled"}
+        for part in (model.backbone, model.head):
+            part.compile(**options)  # in place: parameters keep their names
     return model
 
 
@@ -95,6 +103,8 @@ def do_test(cfg: DictConfig, model: nn.Module, *, with_tta: bool = False) -> dic
 
 
 def _evaluate(cfg: DictConfig, model: nn.Module, suffix: str = "") -> dict[str, Any]:
+    if cfg.train.get("amp", {}).get("inference", False):
+        model = AutocastModel(model, _autocast_dtype(cfg))
     results = inference_on_dataset(
         model, instantiate(cfg.dataloader.test), instantiate(cfg.dataloader.evaluator)
     )
@@ -172,17 +182,22 @@ def _build_trainer(
         ddp_args["device_ids"] = None
     if not _enabled(cfg, "amp"):
         return SimpleTrainer(create_ddp_model(model, **ddp_args), None, optimizer)
-    dtype = cfg.train.amp.get("dtype", "float16")
-    if dtype == "bfloat16":  # needs no loss scaling
-        model = AutocastModel(create_ddp_model(model, **ddp_args), torch.bfloat16)
+    dtype = _autocast_dtype(cfg)
+    if dtype == torch.bfloat16:  # needs no loss scaling
+        model = AutocastModel(create_ddp_model(model, **ddp_args), dtype)
         return SimpleTrainer(model, None, optimizer)
-    if dtype != "float16":
-        raise ValueError(f'train.amp.dtype must be "float16" or "bfloat16", got "{dtype}"')
     if device.type == "cpu":
         raise ValueError(
             "train.amp.dtype=float16 needs a GPU; on the CPU use train.amp.dtype=bfloat16"
         )
     return AMPTrainer(create_ddp_model(model, **ddp_args), None, optimizer)
+
+
+def _autocast_dtype(cfg: DictConfig) -> torch.dtype:
+    name = cfg.train.amp.get("dtype", "float16")
+    if name not in _AUTOCAST_DTYPES:
+        raise ValueError(f'train.amp.dtype must be "float16" or "bfloat16", got "{name}"')
+    return _AUTOCAST_DTYPES[name]
 
 
 class AutocastModel(nn.Module):

@@ -19,7 +19,7 @@ from ..modeling.atss import ATSS
 from ..modeling.build import check_parts
 from ..modeling.labels import ignore_flags, labels_from_matches
 from ..modeling.matchers import DenseMatcher
-from ..modeling.matchers.geometry import box_centers, side_distances
+from ..modeling.matchers.geometry import box_centers, least_side_distance
 
 # Side, in strides, of the anchors that the paper compares with boxes. Detectron2's FCOS has
 # anchors of side 1, which stand for points.
@@ -159,7 +159,7 @@ class LabelAnchors:
             matched_idxs, all_anchors, gt_instances, num_classes=self.num_classes
         )
         if self.centers_inside:  # background counts as matched to itself, with its centre inside
-            is_inside = side_distances(box_centers(all_anchors), boxes).amin(dim=-1) > 0
+            is_inside = least_side_distance(box_centers(all_anchors), boxes) > 0
             gt_labels = torch.where(is_inside, gt_labels, -1)
         return list(gt_labels), list(boxes)
 

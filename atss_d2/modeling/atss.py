@@ -221,7 +221,8 @@ class ATSS(DenseDetector):
     ) -> None:
         """Logs means per image: positives, positives of each level, boxes without a positive."""
         num_images = len(rows)
-        per_level = [x.sum() / num_images for x in (rows > 0).split(level_sizes, dim=1)]
+        is_positive = (rows > 0).split(level_sizes, dim=1)
+        per_level = torch.stack([x.sum() for x in is_positive]) / num_images  # (L,)
         is_unused = torch.ones(1 + sum(counts), dtype=torch.bool, device=rows.device)
         is_unused[0] = False
         if gt_ignore is not None:
@@ -229,7 +230,7 @@ class ATSS(DenseDetector):
         is_unused.scatter_(0, rows.flatten(), False)
         self._training_log.put(
             {
-                "num_positives": sum(per_level),
+                "num_positives": per_level.sum(),
                 **{
                     f"num_positives_{name}": value
                     for name, value in zip(self.head_in_features, per_level)

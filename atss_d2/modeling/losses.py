@@ -44,7 +44,7 @@ def giou_loss(boxes: Tensor, targets: Tensor, eps: float = _IOU_EPS) -> Tensor:
     """
     boxes, targets = widen(boxes), widen(targets)
     iou, union, hull_sides = _iou(boxes, targets, eps)
-    hull = hull_sides.prod(dim=1)
+    hull = _product(hull_sides)
     return 1 - iou + (hull - union) / (hull + eps)
 
 
@@ -80,11 +80,17 @@ def _iou(boxes: Tensor, targets: Tensor, eps: float) -> tuple[Tensor, Tensor, Te
     target_sides = (targets[:, 2:] - targets[:, :2]).clamp(min=0)
     lower = torch.maximum(boxes[:, :2], targets[:, :2])
     upper = torch.minimum(boxes[:, 2:], targets[:, 2:])
-    intersection = (upper - lower).clamp(min=0).prod(dim=1)
-    union = sides.prod(dim=1) + target_sides.prod(dim=1) - intersection
+    intersection = _product((upper - lower).clamp(min=0))
+    union = _product(sides) + _product(target_sides) - intersection
     hull_lower = torch.minimum(boxes[:, :2], targets[:, :2])
     hull_upper = torch.maximum(boxes[:, 2:], targets[:, 2:])
     return intersection / (union + eps), union, (hull_upper - hull_lower).clamp(min=0)
+
+
+def _product(sides: Tensor) -> Tensor:
+    """Product (R,) of two columns (R, 2); the gradient of ``prod`` takes twelve operators."""
+    width, height = sides.unbind(dim=1)
+    return width * height
 
 
 def _aspect_angle(boxes: Tensor, eps: float) -> Tensor:
@@ -149,8 +155,8 @@ def centerness_targets(anchors: Tensor, boxes: Tensor, inset: float = 0.0) -> Te
     distances = (side_distances(box_centers(anchors), boxes) - inset).clamp(min=0)  # (R, 4)
     to_lower, to_upper = distances.split(2, dim=1)  # (R, 2): left, top; right, bottom
     shorter, longer = torch.minimum(to_lower, to_upper), torch.maximum(to_lower, to_upper)
-    ratios = torch.where(longer > 0, shorter / longer.clamp(min=1e-12), 0.0)
-    return ratios.prod(dim=1).sqrt()
+    ratios = shorter / longer.clamp(min=1e-12)  # 0 where both are
+    return _product(ratios).sqrt()
 
 
 def centerness_loss(logits: Tensor, targets: Tensor) -> Tensor:

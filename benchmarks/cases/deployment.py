@@ -141,7 +141,8 @@ def export_all(
         paths[f"TorchScript, {name}"] = export_torchscript(
             model, sample, folder / f"{name}.ts", metadata=metadata, method=method
         )
-    paths["torch.export"] = export_pt2(model, sample, folder / "model.pt2", metadata=metadata)
+    if not settings.quick:  # takes longer than all other quick runs
+        paths["torch.export"] = export_pt2(model, sample, folder / "model.pt2", metadata=metadata)
     if settings.compile:
         path = folder / "model_aot.pt2"
         paths["AOTInductor"] = export_aot_inductor(model, sample, path, metadata=metadata)

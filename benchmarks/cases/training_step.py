@@ -29,66 +29,92 @@ _PROFILE_ROWS = 15
 def steps(settings: Settings) -> list[Step]:
     """Time and memory of all, profile of ours."""
     size = settings.choose(scenes.IMAGE_SIZE if settings.full_size else _SMALL, (64, 96))
+    memory_size = settings.choose(scenes.IMAGE_SIZE, (64, 96))
     return [
-        Step("time and memory", functools.partial(_compare, settings, size)),
+        Step("time", functools.partial(_time, settings, size)),
+        Step("memory", functools.partial(_memory, settings, memory_size)),
         Step("profile", functools.partial(_profile, settings, size)),
     ]
 
 
-def training_step(
-    model: nn.Module, settings: Settings, size: tuple[int, int]
-) -> Callable[[], None]:
-    """A function that makes one step; the learning rate is 0, so all steps are the same."""
+def training_steps(
+    model: nn.Module, settings: Settings, *sizes: tuple[int, int]
+) -> list[Callable[[], None]]:
+    """Functions that make one step each, on images of the sizes (height, width).
+
+    The learning rate is 0, so all steps are the same.
+    """
     model.to(settings.torch_device).train()
     optimizer = torch.optim.SGD(
         (p for p in model.parameters() if p.requires_grad), lr=0.0, momentum=0.9, weight_decay=1e-4
     )
-    images = scenes.random_images(_NUM_IMAGES, size)
-    instances = scenes.ground_truth(_NUM_IMAGES, _NUM_BOXES, size, model.num_classes)
-    batch = [{"image": i, "instances": x} for i, x in zip(images, instances)]
 
-    def step() -> None:
+    def step(batch: list[dict]) -> None:
         with EventStorage():
             losses = sum(model(batch).values())
         optimizer.zero_grad()
         losses.backward()
         optimizer.step()
 
-    return step
+    steps = []
+    for size in sizes:
+        images = scenes.random_images(_NUM_IMAGES, size)
+        instances = scenes.ground_truth(_NUM_IMAGES, _NUM_BOXES, size, model.num_classes)
+        batch = [{"image": i, "instances": x} for i, x in zip(images, instances)]
+        steps.append(functools.partial(step, batch))
+    return steps
 
 
 def _scene(size: tuple[int, int]) -> str:
     return f"{_NUM_IMAGES} x {size[0]} x {size[1]}, {_NUM_BOXES} boxes an image, R-50-FPN"
 
 
-def _compare(settings: Settings, size: tuple[int, int]) -> list[Measurement]:
-    contestants, memory = [], {}
-    for name in _DETECTORS:
-        model = build(name, with_backbone=True)
-        step = training_step(model, settings, size)
-        contestants.append(Contestant(name, step))
-        step()  # momentum is there from the first step on
-        memory[name] = [peak_bytes(Contestant(name, step, model.zero_grad), settings)]
-    peers = () if settings.quick else tuple(Target(1.0, name) for name in _DETECTORS[1:])
-    common = {"case": CASE, "scene": _scene(size), "ours": ATSS, "targets": peers}
+def _peers(settings: Settings) -> tuple[Target, ...]:
+    return () if settings.quick else tuple(Target(1.0, name) for name in _DETECTORS[1:])
+
+
+def _time(settings: Settings, size: tuple[int, int]) -> list[Measurement]:
+    contestants = [
+        Contestant(name, *training_steps(build(name, with_backbone=True), settings, size))
+        for name in _DETECTORS
+    ]
     return [
         Measurement(
-            **common,
+            case=CASE,
+            scene=_scene(size),
             quantity="time",
             unit="s",
             samples=race(contestants, settings),
-        ),
+            ours=ATSS,
+            targets=_peers(settings),
+        )
+    ]
+
+
+def _memory(settings: Settings, size: tuple[int, int]) -> list[Measurement]:
+    """One step each: what is large on small images, the gradients, is not on large ones."""
+    memory = {}
+    for name in _DETECTORS:
+        model = build(name, with_backbone=True)
+        # Momentum is there from the first step on, whatever the size of its images.
+        warm_up, step = training_steps(model, settings, (64, 96), size)
+        warm_up()
+        memory[name] = [peak_bytes(Contestant(name, step, model.zero_grad), settings)]
+    return [
         Measurement(
-            **common,
+            case=CASE,
+            scene=_scene(size),
             quantity="peak memory beyond parameters and momentum",
             unit="B",
             samples=memory,
-        ),
+            ours=ATSS,
+            targets=_peers(settings),
+        )
     ]
 
 
 def _profile(settings: Settings, size: tuple[int, int]) -> list[Measurement]:
-    step = training_step(build(ATSS, with_backbone=True), settings, size)
+    (step,) = training_steps(build(ATSS, with_backbone=True), settings, size)
     step()
     on_gpu = settings.torch_device.type == "cuda"
     activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * on_gpu

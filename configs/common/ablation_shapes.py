@@ -10,13 +10,13 @@ import detectron2.data.transforms as T
 from detectron2.config import LazyCall as L
 from detectron2.data import (
     DatasetMapper,
-    build_detection_test_loader,
     build_detection_train_loader,
     get_detection_dataset_dicts,
 )
 from detectron2.evaluation import COCOEvaluator
 from detectron2.layers import ShapeSpec
 
+from atss_d2.data import build_test_loader
 from atss_d2.engine import BackboneLRFactor
 from atss_d2.modeling import TorchvisionBackbone, build_fpn_with_p6p7
 
@@ -52,7 +52,7 @@ dataloader = dict(
         total_batch_size=2,
         num_workers=0,  # the runs of a study share the cores
     ),
-    test=L(build_detection_test_loader)(
+    test=L(build_test_loader)(
         dataset=L(get_detection_dataset_dicts)(names="shapes_wide_val", filter_empty=False),
         mapper=L(DatasetMapper)(
             is_train=False,

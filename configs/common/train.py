@@ -5,13 +5,17 @@ train = dict(
     init_checkpoint="",
     max_iter=90000,
     seed=0,  # of initialisation, data order and augmentation; negative: a new one each run
-    amp=dict(enabled=False, dtype="float16"),  # float16 needs a GPU; bfloat16 also runs on a CPU
+    # Autocast of the training steps, and, if inference is true, of the evaluations. float16 needs a
+    # GPU for training; bfloat16 also runs on a CPU.
+    amp=dict(enabled=False, dtype="float16", inference=False),
     ddp=dict(  # options of DistributedDataParallel
         broadcast_buffers=False,
         find_unused_parameters=False,
         fp16_compression=False,
     ),
     channels_last=False,  # memory format of the convolutions: the same results, another speed
+    # torch.compile of backbone and head, with its options.
+    compile=dict(enabled=False, mode=None, dynamic=None),
     clip_gradients=dict(enabled=False, max_norm=5.0),  # L2 norm over all parameters
     ema=dict(enabled=False, decay=0.999),  # exponential moving average of the weights
     checkpointer=dict(period=5000, max_to_keep=100),  # options of PeriodicCheckpointer

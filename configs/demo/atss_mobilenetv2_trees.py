@@ -9,12 +9,11 @@ import detectron2.data.transforms as T
 from detectron2.config import LazyCall as L
 from detectron2.data import (
     DatasetMapper,
-    build_detection_test_loader,
     build_detection_train_loader,
     get_detection_dataset_dicts,
 )
 
-from atss_d2.data import BoxDatasetMapper
+from atss_d2.data import BoxDatasetMapper, build_test_loader
 from atss_d2.data.augmentation import RandomSquareCrop, ResizeByFactor
 from atss_d2.engine import BackboneLRFactor
 from atss_d2.engine.evaluation import COCOEvaluatorWithAR
@@ -52,7 +51,7 @@ dataloader = dict(
         total_batch_size=4,
         num_workers=0,  # the cores are busy with the model
     ),
-    test=L(build_detection_test_loader)(
+    test=L(build_test_loader)(
         dataset=L(get_detection_dataset_dicts)(names="trees_val", filter_empty=False),
         mapper=L(DatasetMapper)(
             is_train=False,

@@ -162,6 +162,62 @@ def test_channels_last_gives_the_same(tmp_path, whole_runs):
     torch.testing.assert_close(run.checkpoint()["model"], expected, rtol=1e-3, atol=1e-4)
 
 
+def test_compiled_parts_give_the_same(tmp_path, whole_runs):
+    run = toy.Run(tmp_path, **{"train.compile": {"enabled": True, "backend": "eager"}}).train()
+    model = build_model(run.cfg)
+    for part in (model.backbone, model.head):
+        assert part._compiled_call_impl is not None
+    expected = whole_runs().checkpoint()["model"]
+    torch.testing.assert_close(run.checkpoint()["model"], expected, rtol=1e-3, atol=1e-4)
+    assert build_model(whole_runs().cfg).backbone._compiled_call_impl is None
+
+
+# Evaluation
+
+
+@pytest.mark.parametrize("batch_size", [2, 3, 10])
+def test_batches_do_not_change_the_results(batch_size, tmp_path, whole_runs):
+    """Of two portraits and two landscapes; padding would change what GroupNorm sees."""
+    run = whole_runs()
+    model = build_model(run.cfg)
+    load_weights(model, str(run.output_dir / "model_final.pth"))
+    shapes = []
+    model.backbone.register_forward_pre_hook(lambda _, args: shapes.append(args[0].shape))
+    cfg = toy.config(tmp_path, **{"dataloader.test.batch_size": batch_size})
+    assert do_test(cfg, model)["bbox"] == pytest.approx(run.results["bbox"], nan_ok=True)
+    assert sorted(tuple(shape) for shape in shapes) == [(2, 3, 96, 128), (2, 3, 128, 96)]
+    detections = [
+        sorted(
+            json.loads((folder / "inference/coco_instances_results.json").read_text()),
+            key=lambda x: (x["image_id"], x["category_id"], -x["score"]),
+        )
+        for folder in (run.output_dir, tmp_path)
+    ]
+    for one, other in zip(*detections, strict=True):
+        assert one["score"] == pytest.approx(other["score"], abs=1e-5)
+        assert one["bbox"] == pytest.approx(other["bbox"], abs=1e-3)
+
+
+def test_evaluation_under_autocast(tmp_path, whole_runs):
+    run = whole_runs()
+    model = build_model(run.cfg)
+    load_weights(model, str(run.output_dir / "model_final.pth"))
+    dtypes = []
+    model.backbone.conv.register_forward_hook(lambda *args: dtypes.append(args[2].dtype))
+    for amp, dtype in (
+        ({"inference": True, "dtype": "bfloat16"}, torch.bfloat16),
+        ({"enabled": True, "dtype": "bfloat16"}, torch.float32),  # of training alone
+    ):
+        dtypes.clear()
+        results = do_test(toy.config(tmp_path, **{"train.amp": amp}), model)
+        assert set(dtypes) == {dtype}
+        assert results["bbox"]["AP50"] == pytest.approx(run.results["bbox"]["AP50"], abs=5)
+    with pytest.raises(ValueError, match=r"train\.amp\.dtype must be .*float8"):
+        do_test(
+            toy.config(tmp_path, **{"train.amp": {"inference": True, "dtype": "float8"}}), model
+        )
+
+
 # Mixed precision, devices
 
 

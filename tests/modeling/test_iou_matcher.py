@@ -129,3 +129,11 @@ def test_center_in_gt_only_turns_positives_into_ignored_ones(scene):
 def test_arguments_out_of_range(options, message):
     with pytest.raises(ValueError, match=message):
         IoUMatcher(**options)
+
+
+@pytest.mark.parametrize("bad", [[5.0, 5, float("nan"), 9], [0, 0, float("inf"), 9], [9, 9, 3, 3]])
+def test_a_box_without_a_size_takes_nothing_from_others(bad):
+    anchors = [torch.tensor([[0.0, 0, 10, 10], [2, 2, 10, 10], [50, 50, 60, 60]])]
+    good = [0.0, 0, 10, 10]
+    matched = IoUMatcher()(anchors, [torch.tensor([bad, good])])
+    assert matched.tolist() == [[1, 1, BACKGROUND]]

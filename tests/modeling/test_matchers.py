@@ -52,7 +52,7 @@ def test_chunks_change_nothing(rule, data, max_entries):
     arguments = scene.anchors, scene.gt_boxes, scene.gt_ignore
     whole = matcher(*arguments)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(selection, "MAX_CHUNK_ENTRIES", max_entries)
+        patch.setitem(selection.MAX_CHUNK_ENTRIES, "cpu", max_entries)
         assert torch.equal(matcher(*arguments), whole)
 
 

@@ -1,5 +1,7 @@
 """NMS per class gives the same by every route."""
 
+import itertools
+
 import pytest
 import torch
 from detectron2.layers import batched_nms as detectron2_batched_nms
@@ -37,21 +39,31 @@ def nms_by_loops(boxes, scores, classes, iou_thresh):
     return keep
 
 
-@pytest.fixture(params=["by class", "all at once"])
+ROUTES = ["all at once", 1, 10, 400]  # or the least size of a group of classes
+
+
+def take(route, patch):
+    if route == "all at once":
+        patch.setattr(nms_module, "_CPU_GROUPS_FROM", 10**9)
+    else:
+        patch.setattr(nms_module, "_CPU_GROUPS_FROM", 1)
+        patch.setattr(nms_module, "_GROUP_SIZE", route)
+
+
+@pytest.fixture(params=ROUTES)
 def route(request, monkeypatch):
-    threshold = 0 if request.param == "by class" else 10**9
-    monkeypatch.setattr(nms_module, "_CPU_BY_CLASS", threshold)
+    take(request.param, monkeypatch)
 
 
-@pytest.mark.parametrize("by_class", [True, False])
+@pytest.mark.parametrize("way", ROUTES)
 @settings(max_examples=100, derandomize=True)
 @given(scene=candidates(), iou_thresh=st.sampled_from([0.0, 1 / 3, 0.5, 0.6]))
-def test_equals_the_loops(by_class, scene, iou_thresh):
+def test_equals_the_loops(way, scene, iou_thresh):
     boxes, scores, classes = scene
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(nms_module, "_CPU_BY_CLASS", 0 if by_class else 10**9)
+        take(way, patch)
         keep = batched_nms(boxes, scores, classes, iou_thresh)
-    if not by_class:  # Detectron2's order of equal scores is not stated
+    if way == "all at once":  # Detectron2's order of equal scores is not stated
         keep = torch.tensor(sorted(keep.tolist(), key=lambda i: (-scores[i].item(), i)))
     assert keep.tolist() == nms_by_loops(boxes, scores, classes, iou_thresh)
 
@@ -71,3 +83,15 @@ def test_classes_without_a_box_are_no_trouble(route):
     boxes = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 9], [0, 0, 10, 10]])
     keep = batched_nms(boxes, torch.tensor([0.3, 0.5, 0.9]), torch.tensor([4, 4, 79]), 0.5)
     assert keep.tolist() == [2, 1]
+
+
+@pytest.mark.parametrize("sizes", [[3], [1, 1, 1], [5, 1, 4, 1], [0, 7, 0, 2]])
+@pytest.mark.parametrize("group_size", [1, 2, 4, 100])
+def test_groups_are_whole_classes(sizes, group_size, monkeypatch):
+    monkeypatch.setattr(nms_module, "_GROUP_SIZE", group_size)
+    classes = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
+    groups = nms_module._class_groups(classes)
+    assert [i for rows in groups for i in range(rows.start, rows.stop)] == list(range(len(classes)))
+    for one, other in itertools.pairwise(groups):
+        assert not set(classes[one].tolist()) & set(classes[other].tolist())
+    assert len(groups) <= -(-len(classes) // group_size)

@@ -4,7 +4,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from atss_d2.modeling.matchers.selection import BACKGROUND, Contest, priority_keys, settle
+from atss_d2.modeling.matchers.selection import (
+    BACKGROUND,
+    Contest,
+    positive_priority_keys,
+    priority_keys,
+    settle,
+)
 
 
 @st.composite
@@ -45,9 +51,9 @@ def test_settling_few_bids_equals_a_contest_for_all_anchors(bids):
         wanted = torch.zeros(len(candidates), num_anchors, dtype=torch.bool)
         dense_keys = torch.zeros(len(candidates), num_anchors, dtype=torch.int64)
         contest.bid(
-            wanted.scatter(1, candidates, positive),
             dense_keys.scatter(1, candidates, keys),
             image_idxs,
+            wanted.scatter(1, candidates, positive),
         )
     assert torch.equal(settled, contest.winners())
     assert settled.shape == (num_images, num_anchors)
@@ -69,3 +75,21 @@ def test_the_highest_bid_wins_and_at_a_tie_the_lower_box(bids):
             ]
             expected = min(rivals)[1] if rivals else BACKGROUND
             assert settled[image, anchor] == expected
+
+
+@settings(max_examples=100, derandomize=True)
+@given(bids=bids())
+def test_keys_of_priorities_that_are_not_negative_sort_as_all_keys(bids):
+    priorities = bids[2].abs()
+    box_idxs = torch.arange(len(priorities))[:, None]
+    keys = positive_priority_keys(priorities, box_idxs)
+    assert torch.equal(keys >= 0, priorities > 0)  # 0 bids nothing
+    bid = keys >= 0
+    expected = priority_keys(priorities, box_idxs)[bid].sort().indices
+    assert torch.equal(keys[bid].sort().indices, expected)
+    contest = Contest(1, priorities.shape[1], torch.device("cpu"))
+    if len(keys):
+        contest.bid(keys, torch.zeros(len(keys), dtype=torch.int64))
+        best = priorities.max(dim=0)  # of equal ones the first
+        expected = torch.where(best.values > 0, best.indices, BACKGROUND)
+        assert torch.equal(contest.winners()[0], expected)

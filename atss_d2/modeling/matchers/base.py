@@ -149,7 +149,7 @@ class DenseMatcher(ABC):
         """Mask (N, R) of the anchors that one of the regions (M, 4) of their image covers."""
         covered = torch.zeros_like(matched, dtype=torch.int32)
         areas = box_areas(anchors)  # (R,)
-        for rows in box_chunks(len(regions), len(anchors)):
+        for rows in box_chunks(regions, len(anchors)):
             intersection = paired_intersection(anchors, regions[rows, None])  # (m, R)
             is_covered = intersection > self.ignore_iof_thresh * areas
             max_per_image_(covered, is_covered.int(), image_idxs[rows])

@@ -27,25 +27,28 @@ def has_area(boxes: Tensor) -> Tensor:
 
 def paired_intersection(boxes1: Tensor, boxes2: Tensor) -> Tensor:
     """Areas (...) that two broadcastable sets of boxes share."""
-    lower = torch.maximum(boxes1[..., :2], boxes2[..., :2])
-    upper = torch.minimum(boxes1[..., 2:], boxes2[..., 2:])
-    return (upper - lower).clamp(min=0).prod(dim=-1)
+    width, height = (
+        torch.minimum(boxes1[..., i + 2], boxes2[..., i + 2])
+        - torch.maximum(boxes1[..., i], boxes2[..., i])
+        for i in (0, 1)
+    )
+    return width.clamp_(min=0) * height.clamp_(min=0)
 
 
 def paired_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
     """IoU (...) of two broadcastable sets of boxes; 0 for two empty boxes."""
     intersection = paired_intersection(boxes1, boxes2)
-    union = box_areas(boxes1) + box_areas(boxes2) - intersection
-    return torch.where(union > 0, intersection / union, 0.0)
+    union = (box_areas(boxes1) + box_areas(boxes2)).sub_(intersection)
+    return (intersection / union).masked_fill_(union <= 0, 0)
 
 
 def paired_giou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
     """Generalised IoU (...), -1 to 1: IoU less the share of the hull outside of both boxes."""
     intersection = paired_intersection(boxes1, boxes2)
     union = box_areas(boxes1) + box_areas(boxes2) - intersection
-    iou = torch.where(union > 0, intersection / union, 0.0)
+    iou = (intersection / union).masked_fill_(union <= 0, 0)
     hull = box_areas(_hull(boxes1, boxes2))
-    return iou - torch.where(hull > 0, (hull - union) / hull, 0.0)
+    return iou - ((hull - union) / hull).masked_fill_(hull <= 0, 0)
 
 
 def paired_diou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
@@ -55,7 +58,7 @@ def paired_diou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
     diagonal = (hull[..., 2:] - hull[..., :2]).square().sum(dim=-1)
     distance = (box_centers(boxes1) - box_centers(boxes2)).square().sum(dim=-1)
     iou = paired_iou(boxes1, boxes2)
-    return iou - torch.where(diagonal > 0, distance / diagonal, 0.0)
+    return iou - (distance / diagonal).masked_fill_(diagonal <= 0, 0)
 
 
 def _hull(boxes1: Tensor, boxes2: Tensor) -> Tensor:
@@ -70,4 +73,22 @@ def side_distances(points: Tensor, boxes: Tensor) -> Tensor:
 
     Negative where the point is beyond that side.
     """
-    return torch.cat((points - boxes[..., :2], boxes[..., 2:] - points), dim=-1)
+    return torch.stack(_distances(points, boxes), dim=-1)
+
+
+def side_distance_bounds(points: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
+    """The least and the largest (...) of :func:`side_distances`."""
+    left, top, right, bottom = _distances(points, boxes)
+    least = torch.minimum(torch.minimum(left, right), torch.minimum(top, bottom))
+    return least, torch.maximum(torch.maximum(left, right), torch.maximum(top, bottom))
+
+
+def least_side_distance(points: Tensor, boxes: Tensor) -> Tensor:
+    """The least (...) of :func:`side_distances`: how far inside of its box a point is."""
+    left, top, right, bottom = _distances(points, boxes)
+    return torch.minimum(torch.minimum(left, right), torch.minimum(top, bottom))
+
+
+def _distances(points: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    x, y = points[..., 0], points[..., 1]
+    return x - boxes[..., 0], y - boxes[..., 1], boxes[..., 2] - x, boxes[..., 3] - y

@@ -25,8 +25,8 @@ MAX_TOPK = 32  # a table for more takes long to make
 
 # How far an anchor may be off its place on the grid, in cells.
 _MAX_DEVIATION = 2e-4
-# Squared distances of boxes stay finite and below that of an anchor that does not exist.
-_MAX_COORDINATE, _NO_COORDINATE = 1e15, 1e18
+_MAX_COORDINATE = 1e15  # squared distances stay finite
+_NO_KEY = 2**63 - 1  # of an anchor that does not exist: above that of every distance
 
 
 def anchor_grid(
@@ -184,35 +184,39 @@ class AnchorGrid:
             the nearest first.
         """
         on = self._on(anchors.device)
-        # x and y of centres. The last one stands for all anchors that do not exist.
-        centers = anchors.new_full((2, self._num_total + 1), _NO_COORDINATE)
-        centers[:, :-1] = box_centers(anchors).T
+        # x and y of the first and the last location of each level, (2, L) each.
+        first, last = box_centers(anchors[on["corners"]]).permute(2, 0, 1).unbind(dim=1)
         points = box_centers(boxes).T[..., None]  # (2, M, 1)
         points = points.nan_to_num(0.0).clamp(-_MAX_COORDINATE, _MAX_COORDINATE)
         num_near = self._num_levels * self._row_length * len(on["of_location"])
-        return torch.cat(
-            [
-                self._nearest_anchors(centers, points[:, rows], on)
-                for rows in box_chunks(len(boxes), num_near)
-            ]
-        )
+        candidates = []
+        for rows in box_chunks(boxes, num_near):
+            near = self._near_anchors(first, last, points[:, rows], on)  # (m, L, S A)
+            candidates.append(self._nearest(near, anchors, points[:, rows], on))
+        return torch.cat(candidates)
 
-    def _nearest_anchors(self, centers: Tensor, points: Tensor, on: dict[str, Tensor]) -> Tensor:
-        """Candidates (m, C); x and y of centres (2, R + 1) and of points (2, m, 1)."""
-        near = self._near_anchors(centers, points, on)  # (m, L, S A)
+    def _nearest(
+        self, near: Tensor, anchors: Tensor, points: Tensor, on: dict[str, Tensor]
+    ) -> Tensor:
+        """Candidates (m, C) among the near anchors (m, L, S A) of points (2, m, 1)."""
+        exists = near < self._num_total
+        near = near.clamp(max=self._num_total - 1)
+        centers = box_centers(anchors.index_select(0, near.flatten())).view(*near.shape, 2)
         delta_x, delta_y = (
-            coordinates.index_select(0, near.flatten()).view_as(near) - point[..., None]
-            for coordinates, point in zip(centers, points)
+            coordinate - point[..., None]
+            for coordinate, point in zip(centers.unbind(dim=-1), points)
         )
         distances = delta_x.square_().add_(delta_y.square_())
         keys = (distances.view(torch.int32).long() << 32).bitwise_or_(near)
         # The keys of anchors that exist are all different: topk has no ties to break.
+        keys.masked_fill_(~exists, _NO_KEY)
         keys = keys.topk(self._num_nearest, dim=2, largest=False).values
         return (keys & 0xFFFFFFFF).flatten(1)[:, on["columns"]]
 
-    def _near_anchors(self, centers: Tensor, points: Tensor, on: dict[str, Tensor]) -> Tensor:
-        """Anchors (m, L, S A) among which the nearest are; R for those that do not exist."""
-        first, last = centers[:, on["corners"]].unbind(dim=1)  # (2, L)
+    def _near_anchors(
+        self, first: Tensor, last: Tensor, points: Tensor, on: dict[str, Tensor]
+    ) -> Tensor:
+        """Anchors (m, L, S A) among which the nearest are; R or more where there is none."""
         # Cells per pixel; a single cell is the nearest one wherever the point is.
         scales = on["last_cells"] / torch.where(last > first, last - first, 1.0)
         cells = ((points - first[:, None]) * scales[:, None]).round().clamp(min=-1)
@@ -222,8 +226,7 @@ class AnchorGrid:
         near = on["table"].index_select(0, rows.flatten())  # (m L, S)
         of_location = nearest[..., None] + on["of_location"]  # (m, L, A)
         near = near.view(*rows.shape, self._row_length, 1) + of_location[:, :, None]
-        near = near.flatten(2)  # (m, L, S A)
-        return near.clamp_(max=self._num_total)
+        return near.flatten(2)  # (m, L, S A)
 
 
 @functools.lru_cache(maxsize=64)

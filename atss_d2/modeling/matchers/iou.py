@@ -9,8 +9,17 @@ import torch
 from torch import Tensor
 
 from .base import DenseMatcher
-from .geometry import box_centers, paired_iou, side_distances
-from .selection import BACKGROUND, IGNORED, Contest, box_chunks, max_per_image_, priority_keys
+from .geometry import box_centers, has_area, least_side_distance, paired_iou
+from .selection import (
+    BACKGROUND,
+    IGNORED,
+    Contest,
+    box_chunks,
+    max_per_image_,
+    positive_priority_keys,
+)
+
+_LEAST_IOU = 2.0**-149  # above 0 in float32: a box that overlaps no anchor has no best one
 
 
 class IoUMatcher(DenseMatcher):
@@ -75,15 +84,16 @@ class IoUMatcher(DenseMatcher):
         self, anchors: list[Tensor], boxes: Tensor, image_idxs: Tensor, num_images: int
     ) -> Tensor:
         all_anchors = torch.cat(anchors)  # (R, 4)
+        boxes = boxes.masked_fill(~has_area(boxes)[:, None], 0)  # overlaps nothing
         contest = Contest(num_images, len(all_anchors), boxes.device)
         is_best_of_a_box = boxes.new_zeros(num_images, len(all_anchors), dtype=torch.int32)
         box_idxs = torch.arange(len(boxes), device=boxes.device)[:, None]  # (M, 1)
-        for rows in box_chunks(len(boxes), len(all_anchors)):
+        for rows in box_chunks(boxes, len(all_anchors)):
             ious = paired_iou(all_anchors, boxes[rows, None])  # (m, R)
-            contest.bid(ious > 0, priority_keys(ious, box_idxs[rows]), image_idxs[rows])
+            contest.bid(positive_priority_keys(ious, box_idxs[rows]), image_idxs[rows])
             if self.allow_low_quality_matches:
-                is_best = (ious == ious.amax(dim=1, keepdim=True)) & (ious > 0)
-                max_per_image_(is_best_of_a_box, is_best.int(), image_idxs[rows])
+                highest = ious.amax(dim=1, keepdim=True).clamp(min=_LEAST_IOU)
+                max_per_image_(is_best_of_a_box, (ious == highest).int(), image_idxs[rows])
 
         matched = contest.winners()  # (N, R)
         # Row 0 stands for "no box", so that a batch without boxes needs no branch.
@@ -93,7 +103,7 @@ class IoUMatcher(DenseMatcher):
         positive = (ious >= high) | (is_best_of_a_box > 0)
         ignored = ~positive & (ious >= low)
         if self.center_in_gt:
-            margins = side_distances(box_centers(all_anchors), matched_boxes).amin(dim=-1)
+            margins = least_side_distance(box_centers(all_anchors), matched_boxes)
             inside = margins - self.inset > self.center_epsilon
             ignored |= positive & ~inside
             positive &= inside

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .base import DenseMatcher
-from .geometry import box_areas, box_centers, side_distances
+from .geometry import box_areas, box_centers, side_distance_bounds
 from .selection import Contest, box_chunks, priority_keys
 
 
@@ -82,18 +82,20 @@ class ScaleRangeMatcher(DenseMatcher):
         for level, level_anchors in enumerate(anchors):
             centers = box_centers(level_anchors)  # (Ri, 2)
             contest = Contest(num_images, len(centers), boxes.device)
-            for rows in box_chunks(len(boxes), len(centers)):
+            for rows in box_chunks(boxes, len(centers)):
                 positive = self._is_positive(level, centers, boxes[rows])  # (m, Ri)
-                contest.bid(positive, keys[rows], image_idxs[rows])
+                contest.bid(keys[rows], image_idxs[rows], positive)
             matched.append(contest.winners())  # (N, Ri)
         return torch.cat(matched, dim=1)
 
     def _is_positive(self, level: int, centers: Tensor, boxes: Tensor) -> Tensor:
         """Mask (m, Ri) of the anchors of a level that boxes (m, 4) may have, before conflicts."""
-        distances = side_distances(centers, boxes[:, None]) - self.inset  # (m, Ri, 4)
-        largest = distances.amax(dim=-1)
+        least, largest = (
+            distance.sub_(self.inset)
+            for distance in side_distance_bounds(centers, boxes[:, None])  # (m, Ri)
+        )
         low, high = self._range(level)
-        return (distances.amin(dim=-1) > self.center_epsilon) & (largest > low) & (largest <= high)
+        return (least > self.center_epsilon) & (largest > low) & (largest <= high)
 
     def _range(self, level: int) -> tuple[float, float]:
         """Bounds of the largest distance of the positives of a level, in pixels."""

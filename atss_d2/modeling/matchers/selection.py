@@ -19,18 +19,20 @@ from .geometry import box_centers
 BACKGROUND = -1
 IGNORED = -2
 
-# Entries of the largest temporary matrix, (boxes of a chunk, anchors): 32 MiB of int64. Boxes are
-# taken in chunks, so memory does not grow with their number.
-MAX_CHUNK_ENTRIES = 2**22
+# Entries of the largest temporary matrix, (boxes of a chunk, anchors). Boxes are taken in chunks,
+# so memory does not grow with their number; on a CPU in small ones, which stay in its cache.
+MAX_CHUNK_ENTRIES = {"cpu": 2**18}
+_MAX_CHUNK_ENTRIES_ELSEWHERE = 2**22
 
-_NO_BOX = -1  # below every key of priority_keys
+_NO_BOX = BACKGROUND  # below every key of priority_keys
 _INDEX_BITS = 31
 
 
-def box_chunks(num_boxes: int, num_anchors: int) -> Iterator[slice]:
-    """Slices of the boxes whose (m, num_anchors) matrices fit in memory; at least one slice."""
-    size = max(1, MAX_CHUNK_ENTRIES // max(num_anchors, 1))
-    for start in range(0, max(num_boxes, 1), size):
+def box_chunks(boxes: Tensor, num_anchors: int) -> Iterator[slice]:
+    """Slices of boxes (M, 4) whose (m, num_anchors) matrices are not too large; at least one."""
+    max_entries = MAX_CHUNK_ENTRIES.get(boxes.device.type, _MAX_CHUNK_ENTRIES_ELSEWHERE)
+    size = max(1, max_entries // max(num_anchors, 1))
+    for start in range(0, max(len(boxes), 1), size):
         yield slice(start, start + size)
 
 
@@ -73,7 +75,7 @@ def nearest_anchors_per_level(anchors: list[Tensor], boxes: Tensor, topk: int) -
         k = min(topk, num_level)
         centers = box_centers(level_anchors)  # (Ri, 2)
         nearest = [
-            nearest_anchors(points[rows], centers, k) for rows in box_chunks(len(boxes), num_level)
+            nearest_anchors(points[rows], centers, k) for rows in box_chunks(boxes, num_level)
         ]
         candidates.append(torch.cat(nearest) + first)
         first += num_level
@@ -87,10 +89,15 @@ def priority_keys(priorities: Tensor, box_idxs: Tensor) -> Tensor:
         priorities: (...) float32 of either sign, not NaN.
         box_idxs: Broadcastable to ``priorities``, index of the box that each belongs to.
     """
-    bits = (priorities + 0.0).view(torch.int32).long()  # + 0.0: -0.0 has the bits of a negative
+    bits = (priorities + 0.0).view(torch.int32)  # + 0.0: -0.0 has the bits of a negative
     # Negative floats sort against their bit patterns.
-    ordered = torch.where(bits >= 0, bits, bits ^ 0x7FFFFFFF) + 2**31  # 0 to 2^32 - 1
+    ordered = (bits ^ ((bits >> 31) & 0x7FFFFFFF)).long() + 2**31  # 0 to 2^32 - 1
     return (ordered << _INDEX_BITS) | (2**_INDEX_BITS - 1 - box_idxs)
+
+
+def positive_priority_keys(priorities: Tensor, box_idxs: Tensor) -> Tensor:
+    """As :func:`priority_keys` for priorities of 0 or more; those of 0 get negative keys."""
+    return (priorities.view(torch.int32).long() << _INDEX_BITS) - (1 + box_idxs)
 
 
 class Contest:
@@ -99,9 +106,16 @@ class Contest:
     def __init__(self, num_images: int, num_anchors: int, device: torch.device) -> None:
         self._best = torch.full((num_images, num_anchors), _NO_BOX, device=device)  # (N, R)
 
-    def bid(self, positive: Tensor, keys: Tensor, image_idxs: Tensor) -> None:
-        """Bids for all anchors: mask and keys (m, R) of the boxes of images ``image_idxs`` (m,)."""
-        keys = torch.where(positive, keys, _NO_BOX)
+    def bid(self, keys: Tensor, image_idxs: Tensor, positive: Tensor | None = None) -> None:
+        """Bids for all anchors, or those of a mask.
+
+        Args:
+            keys: (m, R) int64; a negative one is no bid.
+            image_idxs: (m,) images of the boxes.
+            positive: (m, R), which of the anchors are bid for.
+        """
+        if positive is not None:
+            keys = torch.where(positive, keys, _NO_BOX)
         max_per_image_(self._best, keys, image_idxs)
 
     def winners(self) -> Tensor:
@@ -132,15 +146,15 @@ def settle(
         (N, R) index of the box that gets each anchor, or :data:`BACKGROUND`.
     """
     num_slots = num_images * num_anchors
-    slots = candidates + (image_idxs * num_anchors)[:, None]  # (M, C) into N x R
-    keys = torch.where(positive, keys, _NO_BOX)
-    best = torch.full((num_slots,), _NO_BOX, device=keys.device)
-    best.scatter_reduce_(0, slots.flatten(), keys.flatten(), "amax")
-    has_won = positive & (best[slots] == keys)
-    box_idxs = torch.arange(len(keys), device=keys.device)[:, None].expand_as(slots)
-    # One slot more, for those that have not won; the rest are written by one box each.
+    slots = (candidates + (image_idxs * num_anchors)[:, None]).flatten()  # (M C,) into N x R
+    keys = keys.masked_fill(~positive, _NO_BOX).flatten()
+    # First the highest key that is bid for an anchor, then, in its place, the box that bid it: each
+    # key is bid once. One slot more, for the bids that have not won.
     matched = torch.full((num_slots + 1,), BACKGROUND, device=keys.device)
-    matched.scatter_(0, torch.where(has_won, slots, num_slots).flatten(), box_idxs.flatten())
+    matched.scatter_reduce_(0, slots, keys, "amax")
+    has_won = (matched.index_select(0, slots) == keys) & positive.flatten()
+    box_idxs = torch.arange(len(positive), device=keys.device)[:, None].expand_as(positive)
+    matched.scatter_(0, slots.masked_fill(~has_won, num_slots), box_idxs.flatten())
     return matched[:-1].view(num_images, num_anchors)
 
 

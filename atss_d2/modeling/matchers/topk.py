@@ -44,7 +44,7 @@ class TopKMatcher(DenseMatcher):
         all_anchors = torch.cat(anchors)  # (R, 4)
         k = min(self.topk, len(all_anchors))
         candidates, candidate_ious = [], []
-        for rows in box_chunks(len(boxes), len(all_anchors)):
+        for rows in box_chunks(boxes, len(all_anchors)):
             ious = paired_iou(all_anchors, boxes[rows, None])  # (m, R)
             candidates.append(stable_topk(ious, k, largest=True))  # (m, k)
             candidate_ious.append(ious.gather(1, candidates[-1]))

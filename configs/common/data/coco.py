@@ -4,13 +4,12 @@ import detectron2.data.transforms as T
 from detectron2.config import LazyCall as L
 from detectron2.data import (
     DatasetMapper,
-    build_detection_test_loader,
     build_detection_train_loader,
     get_detection_dataset_dicts,
 )
 from detectron2.evaluation import COCOEvaluator
 
-from atss_d2.data import BoxDatasetMapper
+from atss_d2.data import BoxDatasetMapper, build_test_loader
 
 dataloader = dict(
     train=L(build_detection_train_loader)(
@@ -26,7 +25,7 @@ dataloader = dict(
         total_batch_size=16,
         num_workers=4,
     ),
-    test=L(build_detection_test_loader)(
+    test=L(build_test_loader)(
         dataset=L(get_detection_dataset_dicts)(names="coco_2017_val", filter_empty=False),
         mapper=L(DatasetMapper)(
             is_train=False,
