@@ -31,7 +31,7 @@ from omegaconf import DictConfig
 from torch import nn
 
 from atss_d2 import DenseDetectorWithTTA
-from atss_d2.checkpoint import SafeCheckpointer
+from atss_d2.checkpoint import CheckpointError, SafeCheckpointer
 from atss_d2.config import get_config_path, load_config
 from atss_d2.engine import (
     apply_overrides,
@@ -155,7 +155,10 @@ def main(args: argparse.Namespace) -> dict:
     filter_third_party_warnings()
     cfg = setup(args)
     default_setup(cfg, args)
-    return run_yaml(cfg, args) if isinstance(cfg, CfgNode) else run_lazy(cfg, args)
+    try:
+        return run_yaml(cfg, args) if isinstance(cfg, CfgNode) else run_lazy(cfg, args)
+    except CheckpointError as error:
+        sys.exit(f"train_net.py: {error}")
 
 
 if __name__ == "__main__":

@@ -306,6 +306,16 @@ def test_a_mistake_ends_in_one_sentence(tmp_path):
     assert not (tmp_path / "output").exists()
 
 
+@pytest.mark.parametrize("flags", [[], ["--eval-only"]])
+def test_a_damaged_checkpoint_ends_in_one_sentence(toy_data, tmp_path, flags):
+    config_file = toy.write_config(tmp_path / "config.py", tmp_path / "output")
+    path = tmp_path / "weights.pth"
+    path.write_bytes(b"PK\x03\x04 cut off")
+    argv = ["--config-file", config_file, *flags, f"train.init_checkpoint={path}"]
+    with pytest.raises(SystemExit, match=rf"^train_net\.py: '{path}' .*download it again"):
+        train_net.main(parse(*argv))
+
+
 LAZY = "coco/atss_R_50_FPN_1x"
 YAML = "yaml/atss_R_50_FPN_1x.yaml"
 
