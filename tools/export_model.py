@@ -12,8 +12,10 @@ config's test set, one after the other. What each format can do is in docs/deplo
 from __future__ import annotations
 
 import argparse
+import functools
 import os
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -190,11 +192,13 @@ def export(predictor: Predictor, args: argparse.Namespace) -> Path:
         **resizing_of(predictor.augmentations),
     )
     sample = make_sample(predictor, args.sample_image)
-    path = output_path(args)
-    FORMATS[args.format].export(predictor.model, sample, path, metadata=metadata, **options)
-    if args.int8:
-        quantize_onnx(path, path)
-    return path
+    write = functools.partial(
+        FORMATS[args.format].export, predictor.model, sample, metadata=metadata, **options
+    )
+    if not args.int8:
+        return write(output_path(args))
+    with tempfile.TemporaryDirectory() as folder:
+        return quantize_onnx(write(Path(folder) / "float32.onnx"), output_path(args))
 
 
 def evaluate(cfg: DictConfig | CfgNode, model: nn.Module, folder: Path) -> dict[str, float]:
@@ -214,7 +218,8 @@ def evaluate(cfg: DictConfig | CfgNode, model: nn.Module, folder: Path) -> dict[
 def compare(cfg: DictConfig | CfgNode, model: nn.Module, path: Path) -> None:
     """Evaluates the model and the file, and prints both."""
     columns = {}
-    exported = ExportedModel(load_exported(path))
+    options = {} if path.suffix == ".onnx" else {"device": str(model.device)}
+    exported = ExportedModel(load_exported(path, **options))
     for name, evaluated in (("model", model), ("file", exported)):
         print(f"Evaluating the {name} ...", flush=True)
         start = time.perf_counter()
@@ -240,13 +245,13 @@ def main(argv: list[str] | None = None) -> int:
             setup_logger(name=name)
         predictor = Predictor(cfg)
         path = export(predictor, args)
+        print(f"{path}: {path.stat().st_size / 1e6:.1f} MB")
+        if args.run_eval:
+            compare(cfg, predictor.model, path)
     except (OSError, KeyError, ValueError, ImportError, RuntimeError, AssertionError) as error:
         # KeyError puts its message in quotes.
         message = str(error.args[0] if isinstance(error, KeyError) else error)
-        parser.error(" ".join(message.split()))
-    print(f"{path}: {path.stat().st_size / 1e6:.1f} MB")
-    if args.run_eval:
-        compare(cfg, predictor.model, path)
+        parser.error(" ".join(message.split()) or repr(error))
     return 0
 
 

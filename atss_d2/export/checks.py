@@ -13,7 +13,11 @@ from types import ModuleType
 import torch
 from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensorMode,
+)
 from torch.export import ExportedProgram
 from torch.overrides import TorchFunctionMode
 
@@ -81,13 +85,21 @@ def check_same_path(network: Callable[[Tensor], object], sample: Tensor) -> None
         sample: Gives type and device of the images.
 
     Raises:
-        ValueError: It does not; the message names the sizes and the functions.
+        ValueError: It does not, or what it calls depends on what is in an image; the message names
+            the sizes and the functions.
     """
     calls = {}
     with FakeTensorMode(allow_non_fake_inputs=True):
         for size in _SIZES:
-            with _Recorder() as recorder:
-                network(torch.empty((2, 3, *size), dtype=sample.dtype, device=sample.device))
+            images = torch.empty((2, 3, *size), dtype=sample.dtype, device=sample.device)
+            try:
+                with _Recorder() as recorder:
+                    network(images)
+            except (DataDependentOutputException, DynamicOutputShapeException) as error:
+                raise ValueError(
+                    f"the network looks at a value that it computed ({error.func}), which a graph "
+                    "cannot: use TorchScript with method scripting"
+                ) from error
             calls[size] = recorder.names
     usual_size = _SIZES[-1]
     for size in _SIZES:

@@ -20,6 +20,7 @@ from .checks import check_dtype, check_sample, check_suffix
 from .detector import ExportableDetector, to_precision
 from .metadata import KEY, Metadata
 from .pt2 import complete_metadata
+from .swin import any_size_attention
 
 METHODS = ("tracing", "scripting")
 
@@ -72,7 +73,8 @@ def export_torchscript(
     sample = sample.to(model.device)
     with torch.no_grad(), without_jit_warnings():
         if method == "tracing":
-            script = torch.jit.trace(detector, sample, check_trace=False)
+            with any_size_attention():
+                script = torch.jit.trace(detector, sample, check_trace=False)
         else:
             script = torch.jit.script(_ScriptableDetector(detector, sample))
         with replacing(path) as temporary:

@@ -140,8 +140,7 @@ class TorchvisionBackbone(Backbone):
         return features
 
     def _to_nchw(self, x: Tensor) -> Tensor:
-        # Contiguous for exporters, which else make a difference between maps of one and more cells.
-        return x.permute(0, 3, 1, 2).contiguous() if self._channels_last else x
+        return x.permute(0, 3, 1, 2) if self._channels_last else x
 
     def __prepare_scriptable__(self) -> nn.Module:
         """What ``torch.jit.script`` compiles in place of this class."""

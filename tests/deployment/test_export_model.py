@@ -2,6 +2,7 @@
 
 import shutil
 import sys
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -89,8 +90,7 @@ def test_bfloat16(export_model, trained, tmp_path, capsys):
 
 def test_int8(export_model, trained, exported, tmp_path, capsys, monkeypatch):
     def copy(model, sample, path, **_):  # exporting takes longer than the rest of the tests
-        path.parent.mkdir(exist_ok=True)
-        shutil.copy(exported["onnx"].path, path)
+        return Path(shutil.copy(exported["onnx"].path, path))
 
     monkeypatch.setitem(export_model.FORMATS, "onnx", export_model.Format(copy, "model.onnx"))
     flags = ["--format", "onnx", "--int8", "--run-eval", "--output", tmp_path / "out"]
@@ -165,6 +165,7 @@ def test_other_wrong_files_are_refused(export_model, trained, tmp_path, capsys):
         (["--output", str(tmp_path / "text")], "text' is a file: give a folder, or a name that"),
         ([], "no weights: give a checkpoint, the config does not name one"),
         (["train.init_checkpoint=none.pth"], "There is no checkpoint at 'none.pth'"),
+        (["--run-eval", "dataloader.evaluator=null"], "the config has no dataloader.evaluator"),
     ):
         with pytest.raises(SystemExit, match="2"):
             export_model.main(["--config-file", str(trained / "torchscript.py"), *flags])
