@@ -69,6 +69,8 @@ FORMATS = {
     "aot_inductor": Format(export_aot_inductor, "model_aot.pt2"),
 }
 DTYPES = {name: getattr(torch, name) for name in ("float32", "float16", "bfloat16")}
+# Where the configs' own checkpoints are, of backbones without a head.
+_BACKBONES = ("atss_d2://pretrained/", "detectron2://ImageNetPretrained/")
 _PHOTOGRAPH = (480, 640)  # height and width of the image that stands for a sample
 
 
@@ -165,6 +167,14 @@ def setup(args: argparse.Namespace) -> DictConfig | CfgNode:
         apply_overrides(cfg, args.overrides)
         if args.run_eval and cfg.dataloader.get("evaluator") is None:
             raise ValueError("--run-eval: the config has no dataloader.evaluator")
+    is_yaml = isinstance(cfg, CfgNode)
+    weights = cfg.MODEL.WEIGHTS if is_yaml else cfg.train.init_checkpoint
+    if weights.startswith(_BACKBONES):
+        override = "MODEL.WEIGHTS FILE" if is_yaml else "train.init_checkpoint=FILE"
+        raise ValueError(
+            f"'{weights}' is a backbone to start training with, not a trained detector: give "
+            f"{override} behind the flags"
+        )
     return cfg
 
 

@@ -172,6 +172,21 @@ def test_other_wrong_files_are_refused(export_model, trained, tmp_path, capsys):
         assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("config", "override"),
+    [
+        ("demo/atss_mobilenetv2_trees", "train.init_checkpoint=FILE"),
+        ("yaml/atss_R_50_FPN_1x.yaml", "MODEL.WEIGHTS FILE"),
+    ],
+)
+def test_backbones_are_not_taken_for_detectors(export_model, capsys, config, override):
+    with pytest.raises(SystemExit, match="2"):
+        export_model.main(["--config-file", config])
+    message = capsys.readouterr().err
+    assert "is a backbone to start training with, not a trained detector" in message
+    assert override in message
+
+
 def test_missing_packages_are_named(export_model, trained, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     with pytest.raises(SystemExit, match="2"):
