@@ -59,11 +59,14 @@ class BoxDatasetMapper(DatasetMapper):
     def _transform_annotations(
         self, dataset_dict: dict, transforms: TransformList, image_shape: tuple[int, int]
     ) -> None:
+        annotations = dataset_dict.pop("annotations")
+        # Before the base class: its boxes are clipped, and the whole area is lost.
+        is_visible = [True] * len(annotations)
+        if annotations and self.min_visible > 0:
+            is_visible = _visible_fractions(annotations, transforms, image_shape) >= self.min_visible
         objects, regions = [], []
-        for annotation in dataset_dict.pop("annotations"):
-            # Before the base class: its boxes are clipped, and the whole area is lost.
-            fraction = _visible_fraction(annotation, transforms, image_shape)
-            is_object = fraction >= self.min_visible and not _is_ignored(annotation)
+        for annotation, visible in zip(annotations, is_visible):
+            is_object = visible and not _is_ignored(annotation)
             (objects if is_object else regions).append(annotation)
         instances = self._to_instances(objects, transforms, image_shape)
         if self.keep_ignored:
@@ -89,13 +92,13 @@ def _is_ignored(annotation: dict) -> bool:
     return annotation.get("iscrowd", 0) != 0 or bool(annotation.get("ignore", False))
 
 
-def _visible_fraction(
-    annotation: dict, transforms: TransformList, image_shape: tuple[int, int]
-) -> float:
-    """Fraction of a transformed box's area inside the image; 0 for a box without area."""
-    box = BoxMode.convert(annotation["bbox"], annotation["bbox_mode"], BoxMode.XYXY_ABS)
-    x1, y1, x2, y2 = transforms.apply_box(np.array([box], np.float64))[0]
+def _visible_fractions(
+    annotations: list[dict], transforms: TransformList, image_shape: tuple[int, int]
+) -> np.ndarray:
+    """Fractions (M,) of transformed boxes' areas inside the image; 0 for a box without area."""
+    boxes = [BoxMode.convert(x["bbox"], x["bbox_mode"], BoxMode.XYXY_ABS) for x in annotations]
+    boxes = transforms.apply_box(np.array(boxes, np.float64))  # (M, 4)
     height, width = image_shape
-    visible = max(min(x2, width) - max(x1, 0), 0) * max(min(y2, height) - max(y1, 0), 0)
-    whole = (x2 - x1) * (y2 - y1)
-    return visible / whole if whole > 0 else 0.0
+    inside = boxes.clip(0, (width, height, width, height))
+    visible, whole = ((x[:, 2] - x[:, 0]) * (x[:, 3] - x[:, 1]) for x in (inside, boxes))
+    return np.divide(visible, whole, out=np.zeros_like(whole), where=whole > 0)

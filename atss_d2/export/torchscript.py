@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..data.download import replacing
 from ..modeling import ATSS
 from ..modeling.scripting import check_scriptable, trace_on_maps, without_jit_warnings
-from .checks import check_dtype, check_sample, check_suffix
+from .checks import check_dtype, check_same_path, check_sample, check_suffix
 from .detector import ExportableDetector, to_precision
 from .metadata import KEY, Metadata
 from .pt2 import complete_metadata
@@ -50,8 +50,8 @@ def export_torchscript(
         path: Ends in ``.ts``. Missing folders are made.
         metadata: What is written beside the model. Fields that this function determines are filled
             in.
-        method: "tracing" records what happens to the sample, which works for every model;
-            "scripting" compiles backbone and head, for those that have branches of their own.
+        method: "tracing" records what happens to the sample; "scripting" compiles backbone and
+            head, for those that have branches of their own.
         with_nms: See :class:`ExportableDetector`.
         dtype: Type of backbone and head: float32, bfloat16 or, on a GPU, float16.
 
@@ -74,6 +74,7 @@ def export_torchscript(
     with torch.no_grad(), without_jit_warnings():
         if method == "tracing":
             with any_size_attention():
+                check_same_path(lambda images: detector.predict(detector.prepare(images)), sample)
                 script = torch.jit.trace(detector, sample, check_trace=False)
         else:
             script = torch.jit.script(_ScriptableDetector(detector, sample))
