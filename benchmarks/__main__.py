@@ -2,7 +2,7 @@
 
     python -m benchmarks                         # everything, about a quarter of an hour
     python -m benchmarks assignment nms          # some cases
-    python -m benchmarks --quick                 # does it run? Tiny sizes, under a minute
+    python -m benchmarks --quick                 # does it run? Tiny sizes, about a minute
     python -m benchmarks --document docs/performance.md   # also fills its tables and picture
     python -m benchmarks --report --document docs/performance.md   # only that, of earlier runs
     python -m benchmarks deployment --document docs/deployment.md  # tables of exported models

@@ -166,15 +166,16 @@ def _asked_for(path: Path, error: Exception) -> str | None:
 
 def _refusal(path: Path, name: str) -> str:
     name = ascii(name)[1:-1]  # no control characters of the file on the user's terminal
-    mend = f"torch.serialization.add_safe_globals([{name}]), called before, admits it"
-    if name.split(".")[0] in _NEVER_ADMITTED:
-        mend = (
-            "torch.serialization.add_safe_globals, which admits other things, does not admit "
-            f"anything of {name.split('.')[0]}"
-        )
+    mend = (
+        "if you know why and trust the file: "
+        f"torch.serialization.add_safe_globals([{name}]), called before, admits it"
+    )
+    module = name.split(".")[0]
+    if module in _NEVER_ADMITTED:
+        mend = f"nothing of the module {module} is ever admitted: get the weights from elsewhere"
     return (
         f"'{path}' is refused and nothing of it was run: it asks for {name}, which is neither a "
-        f"tensor, nor an array, nor a plain container; if you know why and trust the file: {mend}"
+        f"tensor, nor an array, nor a plain container; {mend}"
     )
 
 

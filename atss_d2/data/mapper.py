@@ -63,7 +63,8 @@ class BoxDatasetMapper(DatasetMapper):
         # Before the base class: its boxes are clipped, and the whole area is lost.
         is_visible = [True] * len(annotations)
         if annotations and self.min_visible > 0:
-            is_visible = _visible_fractions(annotations, transforms, image_shape) >= self.min_visible
+            fractions = _visible_fractions(annotations, transforms, image_shape)
+            is_visible = fractions >= self.min_visible
         objects, regions = [], []
         for annotation, visible in zip(annotations, is_visible):
             is_object = visible and not _is_ignored(annotation)
