@@ -42,7 +42,10 @@ def cfg(loaded_cfg) -> DictConfig:
         ),
         ("model.head_in_features=null", None),
         ("model.head_in_features=None", None),
-        ("train.amp={enabled:True,dtype:bfloat16}", {"enabled": True, "dtype": "bfloat16"}),
+        (  # what it does not name stays
+            "train.amp={enabled:True,dtype:bfloat16}",
+            {"enabled": True, "dtype": "bfloat16", "inference": False},
+        ),
         ("train.amp.enabled=true", True),
         ("train.max_iter=${train.eval_period}", 5000),
         ("train.max_iter = 10", 10),
