@@ -13,12 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..modeling import ATSS
-from ..modeling.postprocess import (
-    NO_SCORE,
-    best_of_batch,
-    candidates_of_batch,
-    detections_of_batch,
-)
+from ..modeling.candidates import NO_SCORE
+from ..modeling.postprocess import best_of_batch, candidates_of_batch, detections_of_batch
 from .checks import check_exportable
 
 

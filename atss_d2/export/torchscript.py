@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ..data.download import replacing
 from ..modeling import ATSS
+from ..modeling.choices import check_choice
 from ..modeling.scripting import check_scriptable, trace_on_maps, without_jit_warnings
 from .checks import check_dtype, check_same_path, check_sample, check_suffix
 from .detector import ExportableDetector, to_precision
@@ -62,8 +63,7 @@ def export_torchscript(
         ValueError: ``model`` cannot be exported, or an argument is impossible.
         RuntimeError: Backbone or head cannot be compiled, or Python is too new for it.
     """
-    if method not in METHODS:
-        raise ValueError(f'method must be one of {", ".join(METHODS)}, got "{method}"')
+    check_choice("method", method, METHODS)
     path = check_suffix(path, ".ts")
     check_sample(sample)
     check_dtype(dtype, "torchscript", model.device)

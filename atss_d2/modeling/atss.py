@@ -18,6 +18,8 @@ from torch import Tensor, nn
 
 from .anchor_generator import ShiftedAnchorGenerator
 from .build import build_parts, check_parts
+from .candidates import RANKINGS, SCORE_TYPES
+from .choices import check_choice
 from .labels import ignore_flags, labels_from_matches
 from .losses import (
     BOX_REG_LOSS_TYPES,
@@ -29,7 +31,7 @@ from .losses import (
     sigmoid_focal_loss,
 )
 from .matchers import DenseMatcher
-from .postprocess import RANKINGS, SCORE_TYPES, check_choice, postprocess
+from .postprocess import postprocess
 from .scripting import ScriptableATSS
 from .training_log import TrainingLog
 

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from detectron2.utils import comm
 from torch import Tensor
 
+from .choices import check_choice
 from .focal_loss import sigmoid_focal_loss
 from .matchers.geometry import box_centers, side_distances
 from .precision import widen
@@ -131,13 +132,10 @@ def box_reg_loss(
     Raises:
         ValueError: There is no such ``loss_type``.
     """
+    check_choice("box_reg_loss_type", loss_type, BOX_REG_LOSS_TYPES)
     if loss_type == "smooth_l1":
         targets = box2box_transform.get_deltas(anchors, boxes)
         return F.smooth_l1_loss(deltas, targets, beta=smooth_l1_beta, reduction="none").sum(dim=1)
-    if loss_type not in _BOX_IOU_LOSSES:
-        raise ValueError(
-            f'box_reg_loss_type must be one of {", ".join(BOX_REG_LOSS_TYPES)}, got "{loss_type}"'
-        )
     return _BOX_IOU_LOSSES[loss_type](box2box_transform.apply_deltas(deltas, anchors), boxes)
 
 

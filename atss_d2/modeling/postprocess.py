@@ -10,21 +10,12 @@ Shapes: N images, L levels, Ri anchors of level i, K classes, T selected candida
 
 from __future__ import annotations
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .candidates import NO_SCORE, check_score_options, select_candidates, select_fixed_number
 from .nms import batched_nms, kept_by_nms
-
-NO_SCORE = -1.0
-# Sigmoid is monotone: logits are compared with the logit of the score threshold, less this much
-# for its rounding, and only what is left gets a score.
-_LOGIT_SLACK = 1e-3
-
-SCORE_TYPES = ("sqrt", "product")
-RANKINGS = ("score", "class_score")
 
 
 def postprocess(
@@ -70,7 +61,7 @@ def postprocess(
     Raises:
         ValueError: There is no such ``score_type`` or ``rank_by``.
     """
-    _check_choices(score_type, rank_by)
+    check_score_options(score_type, rank_by)
     boxes, scores, classes = [], [], []
     for i, (level_anchors, level_logits, level_deltas) in enumerate(zip(anchors, logits, deltas)):
         level_scores, anchor_idxs, level_classes = select_candidates(
@@ -123,10 +114,10 @@ def candidates_of_batch(
         boxes (N, T, 4), scores (N, T) and classes (N, T), level by level; the score is
         :data:`NO_SCORE` where there is no candidate.
     """
-    _check_choices(score_type, rank_by)
+    check_score_options(score_type, rank_by)
     boxes, scores, classes = [], [], []
     for i, (level_anchors, level_logits, level_deltas) in enumerate(zip(anchors, logits, deltas)):
-        level_scores, anchor_idxs, level_classes = _select_fixed_number(
+        level_scores, anchor_idxs, level_classes = select_fixed_number(
             level_logits,
             None if centerness is None else centerness[i],
             score_thresh,
@@ -183,112 +174,6 @@ def best_of_batch(
     return _take_rows(boxes, idxs), scores, classes.gather(1, idxs)
 
 
-def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    """Raises a ValueError that names the choices if ``value`` is none of them."""
-    if value not in choices:
-        raise ValueError(f'{name} must be one of {", ".join(choices)}, got "{value}"')
-
-
-def _check_choices(score_type: str, rank_by: str) -> None:
-    check_choice("score_type", score_type, SCORE_TYPES)
-    check_choice("rank_by", rank_by, RANKINGS)
-
-
-def select_candidates(
-    logits: Tensor,
-    centerness: Tensor | None,
-    *,
-    score_thresh: float,
-    topk_candidates: int,
-    score_type: str = "sqrt",
-    rank_by: str = "score",
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The best candidates of one level.
-
-    Args:
-        logits: (Ri, K) class logits.
-        centerness: (Ri,) centerness logits, or None.
-        score_thresh: Least class score, before centerness.
-        topk_candidates: Most candidates to return.
-        score_type: See :func:`postprocess`.
-        rank_by: See :func:`postprocess`.
-
-    Returns:
-        scores (T,), anchor indices (T,) and classes (T,), best first as ``rank_by`` says. On a GPU
-        there are always ``topk_candidates`` if the level has so many, the last ones with
-        :data:`NO_SCORE`.
-    """
-    select = _select_survivors if logits.device.type == "cpu" else _select_fixed_number
-    return select(logits, centerness, score_thresh, topk_candidates, score_type, rank_by)
-
-
-def _select_survivors(
-    logits: Tensor,
-    centerness: Tensor | None,
-    score_thresh: float,
-    topk_candidates: int,
-    score_type: str = "sqrt",
-    rank_by: str = "score",
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Computes scores only where they matter; on a GPU the host would wait for their number."""
-    anchor_idxs, classes = (logits > _min_logit(score_thresh)).nonzero().unbind(dim=1)
-    # Scores of half-precision logits would be rounded to three digits, and NMS refuses them.
-    scores = logits[anchor_idxs, classes].float().sigmoid()
-    is_above = scores > score_thresh
-    scores, anchor_idxs, classes = scores[is_above], anchor_idxs[is_above], classes[is_above]
-    if centerness is not None and rank_by == "score":
-        scores = _with_centerness(scores, centerness[anchor_idxs], score_type)
-    scores, order = scores.topk(_at_most(topk_candidates, scores.shape[0]))
-    anchor_idxs, classes = anchor_idxs[order], classes[order]
-    if centerness is not None and rank_by == "class_score":
-        scores = _with_centerness(scores, centerness[anchor_idxs], score_type)
-    return scores, anchor_idxs, classes
-
-
-def _select_fixed_number(
-    logits: Tensor,
-    centerness: Tensor | None,
-    score_thresh: float,
-    topk_candidates: int,
-    score_type: str = "sqrt",
-    rank_by: str = "score",
-    fill: bool = False,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The same without a wait: the places of missing candidates have :data:`NO_SCORE`.
-
-    Also for a batch: logits (..., Ri, K), centerness (..., Ri). With ``fill`` there are
-    ``topk_candidates`` places even if the level has fewer pairs: their number is then the same for
-    images of all sizes.
-    """
-    scores = class_scores = logits.float().sigmoid()  # (..., Ri, K)
-    if centerness is not None and rank_by == "score":
-        scores = _with_centerness(class_scores, centerness[..., None], score_type)
-    scores = torch.where(class_scores > score_thresh, scores, NO_SCORE).flatten(-2)
-    if fill:
-        scores = F.pad(scores, (0, topk_candidates), value=NO_SCORE)
-    scores, idxs = scores.topk(topk_candidates if fill else min(topk_candidates, scores.shape[-1]))
-    if fill:
-        idxs = torch.where(scores > NO_SCORE, idxs, 0)  # not of a place in the padding
-    anchor_idxs, classes = split_pairs(idxs, logits.shape[-1])
-    if centerness is not None and rank_by == "class_score":
-        final = _with_centerness(scores, centerness.gather(-1, anchor_idxs), score_type)
-        scores = torch.where(scores > NO_SCORE, final, NO_SCORE)
-    return scores, anchor_idxs, classes
-
-
-def split_pairs(idxs: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
-    """Anchor and class of the pairs with these indices into (R x K)."""
-    # Not div(rounding_mode="floor"): ONNX's exporter makes it a division of float32 numbers, which
-    # gives the next anchor from some 10^5 of them on.
-    return idxs // num_classes, idxs % num_classes
-
-
-def _with_centerness(class_scores: Tensor, centerness: Tensor, score_type: str) -> Tensor:
-    """Scores of detections from class scores and the centerness logits of the same anchors."""
-    scores = class_scores * centerness.float().sigmoid()
-    return scores.sqrt() if score_type == "sqrt" else scores
-
-
 def _take_rows(x: Tensor, idxs: Tensor) -> Tensor:
     """Rows ``idxs`` (N, T) of the images in (N, R, C)."""
     return x.gather(1, idxs[..., None].expand(-1, -1, x.shape[2]))
@@ -298,17 +183,6 @@ def _into_image(boxes: Tensor, image_size: tuple[int, int]) -> Tensor:
     """Clips decoded boxes (..., 4), of which some may have no numbers."""
     # A single NaN would make NMS keep every box; as a box of no area it meets none.
     return clip_boxes(boxes.nan_to_num(), image_size)
-
-
-def _min_logit(score_thresh: float) -> float:
-    if score_thresh <= 0:
-        return -math.inf
-    return math.log(score_thresh / (1 - score_thresh)) - _LOGIT_SLACK if score_thresh < 1 else 20.0
-
-
-def _at_most(limit: int, size: int | Tensor) -> int | Tensor:
-    # While a model is traced a size is a tensor, and the trace must not keep its value.
-    return size.clamp(max=limit) if isinstance(size, Tensor) else min(limit, size)
 
 
 def clip_boxes(boxes: Tensor, image_size: tuple[int, int]) -> Tensor:

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from .box_voting import soft_vote, vote
+from .choices import check_choice
 from .matchers.geometry import box_areas
 from .postprocess import clip_boxes
 from .precision import widen
@@ -146,8 +147,7 @@ class DenseDetectorWithTTA(nn.Module):
                 raise ValueError(f"size_ranges must be (low, high), low < high, got {size_range}")
 
     def _check_merge(self) -> None:
-        if self.merge not in _MERGES:
-            raise ValueError(f'merge must be one of {", ".join(_MERGES)}, got "{self.merge}"')
+        check_choice("merge", self.merge, _MERGES)
         if not 0 < self.iou_thresh <= 1:
             raise ValueError(f"iou_thresh must be in (0, 1], got {self.iou_thresh}")
         for name in ("batch_size", "max_detections_per_image"):

@@ -8,16 +8,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from atss_d2.modeling.box_coding import PointDistances, box2box_transform
-from atss_d2.modeling.postprocess import (
+from atss_d2.modeling.candidates import (
     NO_SCORE,
     RANKINGS,
     SCORE_TYPES,
-    _select_fixed_number,
-    _select_survivors,
-    clip_boxes,
-    postprocess,
     select_candidates,
+    select_fixed_number,
+    select_survivors,
 )
+from atss_d2.modeling.postprocess import clip_boxes, postprocess
 from tests import reference
 
 published = reference.published()
@@ -432,8 +431,8 @@ def test_both_ways_to_select_give_the_same(
     logits[:3] = torch.tensor([[torch.inf], [-torch.inf], [torch.nan]])
     centerness = torch.randn(50) if with_centerness else None
     args = (logits, centerness, score_thresh, topk_candidates, score_type, rank_by)
-    scores, anchor_idxs, classes = _select_survivors(*args)
-    fixed = _select_fixed_number(*args)
+    scores, anchor_idxs, classes = select_survivors(*args)
+    fixed = select_fixed_number(*args)
     assert len(fixed[0]) == min(topk_candidates, logits.numel())
     assert (fixed[0][len(scores) :] == NO_SCORE).all()
     fixed = [x[: len(scores)] for x in fixed]
@@ -461,7 +460,7 @@ def test_detections_do_not_depend_on_the_way(monkeypatch, score_thresh, rank_by)
         "rank_by": rank_by,
     }
     expected = postprocess(*args, **options)
-    monkeypatch.setattr("atss_d2.modeling.postprocess._select_survivors", _select_fixed_number)
+    monkeypatch.setattr("atss_d2.modeling.candidates.select_survivors", select_fixed_number)
     torch.testing.assert_close(postprocess(*args, **options), expected)
     if score_thresh > 0.99:
         assert len(expected[0]) == 0
@@ -472,6 +471,6 @@ def test_scores_next_to_the_threshold(score_thresh):
     """Candidates are found by their logits, but judged by their scores."""
     at = torch.logit(torch.tensor(score_thresh, dtype=torch.float64))
     logits = (at + 1e-7 * torch.arange(-30, 31)).float()[:, None]
-    scores, _, _ = _select_survivors(logits, None, score_thresh, 1000)
+    scores, _, _ = select_survivors(logits, None, score_thresh, 1000)
     assert len(scores) == int((logits.sigmoid() > score_thresh).sum())
     assert 0 < len(scores) < 61

@@ -7,12 +7,9 @@ from hypothesis import strategies as st
 from torchvision.ops import nms
 
 from atss_d2.modeling.box_coding import box2box_transform
+from atss_d2.modeling.candidates import NO_SCORE, RANKINGS, SCORE_TYPES, select_fixed_number
 from atss_d2.modeling.nms import kept_by_nms
 from atss_d2.modeling.postprocess import (
-    NO_SCORE,
-    RANKINGS,
-    SCORE_TYPES,
-    _select_fixed_number,
     best_of_batch,
     candidates_of_batch,
     clip_boxes,
@@ -84,7 +81,7 @@ def test_detections_are_those_of_each_image_alone(scene):
 
 def test_a_level_smaller_than_the_places_is_filled():
     logits = torch.tensor([[[3.0, -9], [-9, 2]], [[-9, -9], [-9, -9]]])  # two images, two anchors
-    scores, anchor_idxs, classes = _select_fixed_number(logits, None, 0.05, 6, fill=True)
+    scores, anchor_idxs, classes = select_fixed_number(logits, None, 0.05, 6, fill=True)
     assert scores.shape == anchor_idxs.shape == classes.shape == (2, 6)
     torch.testing.assert_close(scores[0, :2], torch.tensor([3.0, 2]).sigmoid())
     assert (scores[0, 2:] == NO_SCORE).all()

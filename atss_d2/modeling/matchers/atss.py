@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..choices import check_choice
 from .base import DenseMatcher
 from .geometry import (
     box_centers,
@@ -89,8 +90,7 @@ class ATSSMatcher(DenseMatcher):
                 raise ValueError(f"{name} must be >= {least}, got {value}")
         if center_epsilon is not None and center_epsilon < 0:
             raise ValueError(f"center_epsilon must be None or >= 0, got {center_epsilon}")
-        if metric not in _METRICS:
-            raise ValueError(f'metric must be one of {", ".join(_METRICS)}, got "{metric}"')
+        check_choice("metric", metric, _METRICS)
         self.topk = topk
         self.num_anchors = num_anchors
         self.metric = metric
