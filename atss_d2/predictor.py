@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from detectron2.structures import Instances
 from omegaconf import DictConfig, OmegaConf
 
 from .config import load_config
+from .data.test_loader import same_size_batches
 from .engine import (
     apply_overrides,
     apply_yaml_overrides,
@@ -135,16 +135,10 @@ class Predictor:
         if not isinstance(images, (list, tuple)):
             return self([images])[0]
         results: list[Instances | None] = [None] * len(images)
-        waiting = defaultdict(list)  # inputs of equal size: GroupNorm would see padding
-        for index, image in enumerate(images):
-            inputs = self.prepare(image)
-            batch = waiting[inputs["image"].shape]
-            batch.append((index, inputs))
-            if len(batch) == self.batch_size:
-                self._run(batch, results)
-        for batch in waiting.values():
-            if batch:
-                self._run(batch, results)
+        inputs = ({**self.prepare(image), "index": i} for i, image in enumerate(images))
+        for batch in same_size_batches(inputs, self.batch_size):
+            for x, output in zip(batch, self.model(batch)):
+                results[x["index"]] = output["instances"].to("cpu")
         return results
 
     @property
@@ -175,12 +169,6 @@ class Predictor:
         self._augmentations(aug_input)
         pixels = np.ascontiguousarray(aug_input.image.transpose(2, 0, 1))
         return {"image": torch.from_numpy(pixels), "height": height, "width": width}
-
-    def _run(self, batch: list[tuple[int, dict]], results: list[Instances | None]) -> None:
-        outputs = self.model([inputs for _, inputs in batch])
-        for (index, _), output in zip(batch, outputs):
-            results[index] = output["instances"].to("cpu")
-        batch.clear()
 
 
 def _metadata(names: str | Sequence[str]) -> Metadata:

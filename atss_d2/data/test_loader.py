@@ -2,26 +2,44 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from detectron2.data import build_detection_test_loader
 from torch.utils.data import DataLoader, Sampler
 
 
-class SameSizeBatches:
-    """Collects the images of a loader into batches of one size.
+def same_size_batches(inputs: Iterable[dict], batch_size: int) -> Iterator[list[dict]]:
+    """Collects inputs of a model into batches of images of one size.
 
     A batch of different sizes is padded, and GroupNorm takes the padding for a part of the image,
-    so detections would depend on what else is in the batch. The order of images changes, which
-    evaluators do not mind: they know images by their ids.
+    so detections would depend on what else is in the batch.
+
+    Args:
+        inputs: Dicts with ``image`` (C, H, W). A batch is given as soon as it is full.
+        batch_size: Images of a batch; the last ones of each size are fewer.
+    """
+    waiting = defaultdict(list)
+    for x in inputs:
+        size = x["image"].shape
+        waiting[size].append(x)
+        if len(waiting[size]) == batch_size:
+            yield waiting.pop(size)
+    yield from waiting.values()
+
+
+class SameSizeBatches:
+    """The images of a loader in :func:`same_size_batches`.
+
+    Their order changes, which evaluators do not mind: they know images by their ids.
     """
 
     def __init__(self, loader: DataLoader, batch_size: int) -> None:
         """
         Args:
             loader: Gives lists of dicts with ``image`` (C, H, W), usually of one image each.
-            batch_size: Images of a batch; the last ones of each size are fewer.
+            batch_size: Most images of a batch.
 
         Raises:
             ValueError: ``batch_size`` is not at least 1.
@@ -36,14 +54,8 @@ class SameSizeBatches:
         return -(-len(self.loader) // self.batch_size)
 
     def __iter__(self) -> Iterator[list[dict]]:
-        waiting = defaultdict(list)
-        for images in self.loader:
-            for image in images:
-                size = image["image"].shape
-                waiting[size].append(image)
-                if len(waiting[size]) == self.batch_size:
-                    yield waiting.pop(size)
-        yield from waiting.values()
+        images = itertools.chain.from_iterable(self.loader)
+        return same_size_batches(images, self.batch_size)
 
 
 def build_test_loader(

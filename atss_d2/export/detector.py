@@ -81,11 +81,7 @@ class ExportableDetector(nn.Module):
             self._anchors(predictions[0]),
             *model._flatten_predictions(predictions),
             image_size,
-            box2box_transform=model.box2box_transform,
-            score_thresh=model.test_score_thresh,
-            topk_candidates=model.test_topk_candidates,
-            score_type=model.test_score_type,
-            rank_by=model.test_rank_by,
+            **model.candidate_options(),
         )
         if self.with_nms:
             boxes, scores, classes = detections_of_batch(

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
 
 from ..modeling.nms import batched_nms
-
-if TYPE_CHECKING:
-    from .runtime import ExportedDetector
+from .runtime import ExportedDetector
 
 
 class ExportedModel(nn.Module):

@@ -1,7 +1,4 @@
-"""What a program must know besides the file of an exported detector; it travels inside of it.
-
-No torch here at module level: ONNX Runtime needs none.
-"""
+"""What a program must know besides the file of an exported detector; it travels inside of it."""
 
 from __future__ import annotations
 
@@ -11,10 +8,14 @@ import types
 import typing
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from ..modeling import ATSS
+import detectron2.data.transforms as T
+import torch
+
+from .. import __version__
+from ..data.augmentation import ResizeByFactor
+from ..modeling import ATSS
 
 FORMAT_VERSION = 1
 # Name of the entry in a file: ``metadata_props`` of ONNX, ``extra_files`` of the others.
@@ -130,10 +131,6 @@ class Metadata:
             ValueError: There are other class names than the model has classes, or a field does not
                 fit.
         """
-        import torch
-
-        from .. import __version__
-
         if class_names is None:
             class_names = [str(i) for i in range(model.num_classes)]
         if len(class_names) != model.num_classes:
@@ -211,10 +208,6 @@ def resizing_of(augmentations: Sequence) -> dict[str, Any]:
     Raises:
         ValueError: It is more than a resizing that metadata can describe.
     """
-    import detectron2.data.transforms as T
-
-    from ..data.augmentation import ResizeByFactor
-
     fields: dict[str, Any] = {}
     for augmentation in augmentations:
         if fields:

@@ -1,6 +1,6 @@
 """Runs exported detectors, whatever their format, behind one call.
 
-No torch here at module level: ONNX Runtime needs none.
+Programs without torch and this package: ``examples/onnx_detect.py``, ``tools/predict_exported.py``.
 """
 
 from __future__ import annotations
@@ -14,7 +14,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
+import torchvision  # noqa: F401  (its operators are in the files)
 
+from .checks import import_optional
 from .metadata import KEY, Metadata
 
 
@@ -85,7 +88,7 @@ class OnnxDetector(ExportedDetector):
             path: The file.
             num_threads: Default: as ONNX Runtime chooses.
         """
-        onnxruntime = _import_runtime("onnxruntime")
+        onnxruntime = import_optional("onnxruntime")
         options = onnxruntime.SessionOptions()
         if num_threads is not None:
             options.intra_op_num_threads = num_threads
@@ -106,15 +109,10 @@ class _TorchDetector(ExportedDetector):
     """Runs a function of tensors on one device."""
 
     def __init__(self, device: str) -> None:
-        import torch
-        import torchvision  # noqa: F401  (its operators are in the file)
-
-        self._torch = torch
         self._device = torch.device(device)
         self._function: Any = None
 
     def _run(self, images: np.ndarray) -> Sequence[np.ndarray]:
-        torch = self._torch
         with torch.inference_mode():
             outputs = self._function(torch.from_numpy(images).to(self._device))
         return [x.cpu().numpy() for x in outputs]
@@ -133,7 +131,7 @@ class Pt2Detector(_TorchDetector):
         """
         super().__init__(device)
         extra_files = {KEY: ""}
-        program = self._torch.export.load(os.fspath(path), extra_files=extra_files)
+        program = torch.export.load(os.fspath(path), extra_files=extra_files)
         self.metadata = _read_metadata(path, extra_files[KEY])
         # See export_pt2.
         has_guards = "check_guards" in inspect.signature(program.module).parameters
@@ -152,7 +150,7 @@ class AotInductorDetector(_TorchDetector):
             device: The one that it was compiled for.
         """
         super().__init__(device)
-        self._function = self._torch._inductor.aoti_load_package(os.fspath(path))
+        self._function = torch._inductor.aoti_load_package(os.fspath(path))
         self.metadata = _read_metadata(path, self._function.get_metadata().get(KEY))
 
 
@@ -169,7 +167,7 @@ class TorchScriptDetector(_TorchDetector):
         """
         super().__init__(device)
         extra_files = {KEY: ""}
-        self._function = self._torch.jit.load(
+        self._function = torch.jit.load(
             os.fspath(path), map_location=self._device, _extra_files=extra_files
         )
         self.metadata = _read_metadata(path, extra_files[KEY])
@@ -219,9 +217,3 @@ def _read_metadata(path: str | os.PathLike[str], text: str | bytes | None) -> Me
         return Metadata.from_json(text)
     except ValueError as error:
         raise ValueError(f"'{path}': {error}") from error
-
-
-def _import_runtime(name: str) -> Any:
-    from .checks import import_optional
-
-    return import_optional(name)

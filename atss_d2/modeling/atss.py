@@ -323,18 +323,24 @@ class ATSS(DenseDetector):
                 [x[i] for x in deltas],
                 None if centerness is None else [x[i] for x in centerness],
                 image_size,
-                box2box_transform=self.box2box_transform,
-                score_thresh=self.test_score_thresh,
-                topk_candidates=self.test_topk_candidates,
+                **self.candidate_options(),
                 nms_thresh=self.test_nms_thresh,
                 max_detections=self.max_detections_per_image,
-                score_type=self.test_score_type,
-                rank_by=self.test_rank_by,
             )
             results.append(
                 Instances(image_size, pred_boxes=Boxes(boxes), scores=scores, pred_classes=classes)
             )
         return results
+
+    def candidate_options(self) -> dict:
+        """Arguments of :mod:`.postprocess` that decide on the candidates, here and in exports."""
+        return {
+            "box2box_transform": self.box2box_transform,
+            "score_thresh": self.test_score_thresh,
+            "topk_candidates": self.test_topk_candidates,
+            "score_type": self.test_score_type,
+            "rank_by": self.test_rank_by,
+        }
 
     def __prepare_scriptable__(self) -> nn.Module:
         """What ``torch.jit.script`` compiles in place of this class."""
