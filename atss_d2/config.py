@@ -129,7 +129,14 @@ def get_config(name: str) -> DictConfig:
     Raises:
         FileNotFoundError: There is no such config; the message names the nearest ones.
     """
-    return LazyConfig.load(get_config_path(name))
+    return _load_lazy(get_config_path(name))
+
+
+def _load_lazy(path: str) -> DictConfig:
+    from .data.registration import repeated_registration
+
+    with repeated_registration():
+        return LazyConfig.load(path)
 
 
 def load_config(config: str | Path | DictConfig | CfgNode) -> DictConfig | CfgNode:
@@ -149,7 +156,7 @@ def load_config(config: str | Path | DictConfig | CfgNode) -> DictConfig | CfgNo
         return config
     path = str(config) if Path(config).is_file() else get_config_path(str(config))
     if is_lazy_config(path):
-        return LazyConfig.load(path)
+        return _load_lazy(path)
     cfg = get_detectron2_cfg()
     add_atss_config(cfg)
     cfg.merge_from_file(path)

@@ -68,15 +68,24 @@ class SafeCheckpointer(DetectionCheckpointer):
     * tensors of other shapes. Only when training begins (:meth:`resume_or_load` without resuming)
       the class predictor may be one of another number of classes: it keeps its initialisation;
     * any difference when training is resumed.
+
+    Attributes:
+        categories: ``[{"id": ..., "name": ...}]`` of the K classes, which go into every file that
+            is saved; see :mod:`atss_d2.data.categories`.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         """Takes the arguments of ``DetectionCheckpointer``."""
         super().__init__(*args, **kwargs)
+        self.categories: list[dict[str, Any]] = []
         self._recipe: str | None = None
         self._source = ""
         self._is_new_training = False
         self._is_resumed = False
+
+    def save(self, name: str, **kwargs: Any) -> None:
+        """Saves as ``DetectionCheckpointer`` does, together with the :attr:`categories`."""
+        super().save(name, **{"categories": self.categories, **kwargs})
 
     def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Loads a checkpoint into the model and the other checkpointables.
