@@ -186,12 +186,14 @@ def fcos_match(
 ) -> list[int]:
     """FCOS's rule (arXiv 1904.01355, Sec. 3.2), plain or with one of two kinds of center sampling.
 
-    An anchor wanted by several boxes goes to the smallest; of equal areas to the lower index.
+    "If a location satisfies max(l, t, r, b) > m_i or max(l, t, r, b) < m_(i-1), it is set as a
+    negative sample": both ends belong to a range. An anchor wanted by several boxes goes to the
+    smallest; of equal areas to the lower index.
     """
     matched = []
     for level, anchors in enumerate(levels):
-        low = range_factor * strides[level - 1] if level else -1
-        high = range_factor * strides[level] if level + 1 < len(levels) else math.inf
+        m_before = range_factor * strides[level - 1] if level else -math.inf
+        m = range_factor * strides[level] if level + 1 < len(levels) else math.inf
         near = [_nearest(anchors, box, topk or len(anchors)) for box in boxes]
         for index, anchor in enumerate(map(as_float32, anchors)):
             rivals = []
@@ -203,7 +205,8 @@ def fcos_match(
                     reach = np.float32(radius * strides[level])
                     margin = min(margin, reach - abs(x - box_x), reach - abs(y - box_y))
                 inside = index in near[g] and margin > np.float32(center_epsilon)
-                if inside and low < max(distances) <= high:
+                is_negative = max(distances) > m or max(distances) < m_before
+                if inside and not is_negative:
                     rivals.append((_area(box), g))
             matched.append(min(rivals)[1] if rivals else -1)
     return matched
