@@ -212,20 +212,43 @@ def fcos_match(
     return matched
 
 
-def topk_match(levels: Levels, boxes: Sequence[Box], *, topk: int = 9) -> list[int]:
-    """The ``topk`` anchors of highest IoU of each box; at a tie the lower index.
+def topk_match(
+    levels: Levels,
+    boxes: Sequence[Box],
+    *,
+    topk: int = 9,
+    center_epsilon: float | None = 0.01,
+    inset: float = 0.0,
+) -> list[int]:
+    """The rule TOPK of the authors' release: the best anchors of a box, with their centre in it.
 
-    An anchor wanted by several boxes goes to the one of highest IoU; of equal ones to the lower
-    index.
+    The best have the highest IoU - distance / largest distance / 1000, where the largest distance
+    is that of the image: from the centre of any anchor to the centre of any box. At a tie the lower
+    index. An anchor wanted by several boxes goes to the one of highest IoU; of equal ones to the
+    lower index.
     """
     anchors = [as_float32(anchor) for level in levels for anchor in level]
+    boxes = [as_float32(box) for box in boxes]
+    distances = []
+    for box in boxes:
+        x, y = _center(box)
+        offsets = [(_center(anchor)[0] - x, _center(anchor)[1] - y) for anchor in anchors]
+        distances.append([np.sqrt(dx * dx + dy * dy) for dx, dy in offsets])
+    objects = [g for g in range(len(boxes)) if _has_area(boxes[g])]
+    largest = max([max(distances[g]) for g in objects], default=np.float32(0))
     best = [np.float32(0)] * len(anchors)
     matched = [-1] * len(anchors)
-    for g, box in enumerate(map(as_float32, boxes)):
-        ious = [box_iou(anchor, box) for anchor in anchors]
-        order = sorted(range(len(anchors)), key=lambda i: (-ious[i], i))
+    for g in objects:
+        ious = [box_iou(anchor, boxes[g]) for anchor in anchors]
+        values = [
+            iou - (d / largest / np.float32(1000) if largest > 0 else 0)
+            for iou, d in zip(ious, distances[g], strict=True)
+        ]
+        order = sorted(range(len(anchors)), key=lambda i: (-values[i], i))
         for i in order[:topk]:
-            if ious[i] > best[i]:
+            margin = min(_distances(anchors[i], boxes[g])) - np.float32(inset)
+            is_inside = center_epsilon is None or margin > np.float32(center_epsilon)
+            if is_inside and ious[i] > best[i]:
                 best[i], matched[i] = ious[i], g
     return matched
 

@@ -294,7 +294,7 @@ EFFECTS = {
         ignore_iof_thresh=0.5,
     ),
     "CENTER_SAMPLING_MATCHER.TOPK": (5, lambda m: m.matcher.topk, 5),
-    **matcher_effects("TOPK_MATCHER", topk=5, ignore_iof_thresh=0.5),
+    **matcher_effects("TOPK_MATCHER", topk=5, center_epsilon=0.1, inset=0.5, ignore_iof_thresh=0.5),
     "BOX_CODER": ("PointDistances", lambda m: type(m.box2box_transform), PointDistances),
     "POINT_DISTANCES.ANCHOR_SCALE": (4.0, lambda m: m.box2box_transform.anchor_scale, 4.0),
     "POINT_DISTANCES.INSET": (0.5, lambda m: m.box2box_transform.inset, 0.5),

@@ -18,6 +18,7 @@ from atss_d2.modeling import CenterSamplingMatcher, ShiftedAnchorGenerator, TopK
 from atss_d2.modeling.backbones import LastLevelP6P7, LastLevelP6P7WithoutReLU
 from atss_d2.modeling.box_coding import PointDistances
 from tests import reference, toy
+from tests.detectron2_models import Recorder
 
 published = reference.published()
 
@@ -146,10 +147,11 @@ def test_points_have_an_inset_in_place_of_a_clamp(recipe, tmp_path):
 
 def test_matchers_without_an_inset_stay(tmp_path):
     cfg = toy_config(tmp_path)
-    cfg.model.matcher = L(TopKMatcher)()
-    assert type(instantiate(apply_recipe(cfg, "authors").model).matcher) is TopKMatcher
-    cfg.model.matcher = L(CenterSamplingMatcher)(strides=[8, 16])
-    assert instantiate(apply_recipe(cfg, "authors").model).matcher.inset == 0.5
+    cfg.model.matcher = L(Recorder)()
+    assert type(instantiate(apply_recipe(cfg, "authors").model).matcher) is Recorder
+    for matcher in (L(TopKMatcher)(), L(CenterSamplingMatcher)(strides=[8, 16])):
+        cfg.model.matcher = matcher
+        assert instantiate(apply_recipe(cfg, "authors").model).matcher.inset == 0.5
 
 
 # ------------------------------------------------------------------------- agreement of a model
