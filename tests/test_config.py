@@ -237,6 +237,8 @@ EFFECTS = {
     "BOX_REG_LOSS_WEIGHT": (3.0, lambda m: m.box_reg_loss_weight, 3.0),
     "CENTERNESS_WEIGHTED_BOX_LOSS": (False, lambda m: m.centerness_weighted_box_loss, False),
     "CENTERNESS_LOSS_WEIGHT": (0.5, lambda m: m.centerness_loss_weight, 0.5),
+    "CENTERNESS_INSET": (0.5, lambda m: m.centerness_inset, 0.5),
+    "FLOOR_PER_IMAGE": (True, lambda m: m.floor_per_image, True),
     "TEST_SCORE_THRESH": (0.3, lambda m: m.test_score_thresh, 0.3),
     "TEST_TOPK_CANDIDATES": (10, lambda m: m.test_topk_candidates, 10),
     "TEST_NMS_THRESH": (0.4, lambda m: m.test_nms_thresh, 0.4),

@@ -63,6 +63,8 @@ class ATSS(DenseDetector):
         box_reg_loss_weight: float = 2.0,
         centerness_weighted_box_loss: bool = True,
         centerness_loss_weight: float = 1.0,
+        centerness_inset: float = 0.0,
+        floor_per_image: bool = False,
         test_score_thresh: float = 0.05,
         test_topk_candidates: int = 1000,
         test_nms_thresh: float = 0.6,
@@ -93,6 +95,11 @@ class ATSS(DenseDetector):
             centerness_weighted_box_loss: Whether the box loss of a positive weighs as much as its
                 centerness target, if the head predicts centerness. Otherwise all weigh the same.
             centerness_loss_weight: Weight of the centerness loss.
+            centerness_inset: Pixels taken off each of the four distances that the centerness
+                target is made of. 0 is continuous geometry; 0.5 gives the targets of the authors'
+                inclusive-corner geometry.
+            floor_per_image: Whether an image without positives counts as one positive in the
+                number that classification and centerness losses are divided by, as in mmdetection.
             test_score_thresh: Least class score (before centerness) of a detection.
             test_topk_candidates: Most candidates per level before NMS.
             test_nms_thresh: IoU threshold of NMS.
@@ -124,6 +131,8 @@ class ATSS(DenseDetector):
         self.centerness_weighted_box_loss = centerness_weighted_box_loss
         self.box_reg_loss_weight = box_reg_loss_weight
         self.centerness_loss_weight = centerness_loss_weight
+        self.centerness_inset = centerness_inset
+        self.floor_per_image = floor_per_image
         self.test_score_thresh = test_score_thresh
         self.test_topk_candidates = test_topk_candidates
         self.test_nms_thresh = test_nms_thresh
@@ -146,6 +155,8 @@ class ATSS(DenseDetector):
         )
         if self.input_format not in ("BGR", "RGB"):
             raise ValueError(f'input_format must be "BGR" or "RGB", got "{self.input_format}"')
+        if self.centerness_inset < 0:
+            raise ValueError(f"centerness_inset must be >= 0, got {self.centerness_inset}")
         check_choice("box_reg_loss_type", self.box_reg_loss_type, BOX_REG_LOSS_TYPES)
         check_choice("test_score_type", self.test_score_type, SCORE_TYPES)
         check_choice("test_rank_by", self.test_rank_by, RANKINGS)
@@ -281,10 +292,14 @@ class ATSS(DenseDetector):
             row_anchors = Boxes.cat(anchors).tensor.repeat(num_images, 1)[rows]
             deltas = torch.cat(pred_anchor_deltas, dim=1).flatten(0, 1)[rows].float()
 
-            targets = centerness_targets(row_anchors, boxes) * is_positive
+            targets = centerness_targets(row_anchors, boxes, self.centerness_inset) * is_positive
             is_weighted = pred_centerness is not None and self.centerness_weighted_box_loss
             weights = targets if is_weighted else is_positive.to(targets.dtype)
-            num_positives, sum_weights = loss_normalizers(is_positive.sum(), weights.sum())
+            num_positives = is_positive.sum()
+            if self.floor_per_image:
+                of_images = ((gt_labels >= 0) & (gt_labels != self.num_classes)).sum(dim=1)  # (N,)
+                num_positives = of_images.clamp(min=1).sum()
+            num_positives, sum_weights = loss_normalizers(num_positives, weights.sum())
 
             # Weight 0 does not silence a background anchor whose box has overflowed: 0 x inf.
             deltas = torch.where(is_positive[:, None], deltas, 0.0)
