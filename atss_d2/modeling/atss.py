@@ -11,12 +11,11 @@ from collections.abc import Sequence
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY, Backbone
-from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
 from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 from detectron2.structures import Boxes, ImageList, Instances
 from torch import Tensor, nn
 
-from .anchor_generator import ShiftedAnchorGenerator
+from .anchor_generator import grid_sizes
 from .build import build_parts, check_parts
 from .candidates import RANKINGS, SCORE_TYPES
 from .choices import check_choice
@@ -176,11 +175,8 @@ class ATSS(DenseDetector):
         """Labels the anchors and computes the losses."""
         logits, deltas, centerness = self._flatten_predictions(predictions)
         anchors = self.anchor_generator(features)
-        grid_sizes = None
-        # Not of a subclass, whose anchors may lie elsewhere: the matcher looks for itself.
-        if type(self.anchor_generator) in (DefaultAnchorGenerator, ShiftedAnchorGenerator):
-            grid_sizes = [tuple(feature.shape[-2:]) for feature in features]
-        gt_labels, matched_gt_boxes = self.label_anchors(anchors, gt_instances, grid_sizes)
+        sizes = grid_sizes(self.anchor_generator, features)
+        gt_labels, matched_gt_boxes = self.label_anchors(anchors, gt_instances, sizes)
         return self.losses(anchors, logits, gt_labels, deltas, matched_gt_boxes, centerness)
 
     def _flatten_predictions(
