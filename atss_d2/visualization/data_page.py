@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,8 +24,8 @@ logger = logging.getLogger(__name__)
 _WIDTH, _MARGIN, _GAP = 14.0, 0.35, 0.08  # inches
 _DPI = 110
 _ROW_HEIGHT = 2.7  # inches, of a row of images at most
-_MAX_ASPECT = 4.0  # wider or higher images are shown with bars beside them
-_MAX_BARS = 40
+_MAX_ASPECT = 3.0  # wider or higher images are shown with bars beside them
+_MAX_BARS = 25
 _INK, _FAINT = "#222222", "#888888"
 
 
@@ -111,11 +112,15 @@ def draw_data_page(
         resize_factor,
         anchor_sides,
     )
-    bars = add_axes(_MARGIN + half + names_width, y, half - names_width - 0.5, bottom)
+    bars_height = min(bottom, 0.45 * num_bars + 0.15)
+    bars = add_axes(_MARGIN + half + names_width, y, half - names_width - 0.5, bars_height)
     _plot_classes(bars, class_names, class_counts)
     output_png = Path(output_png)
     output_png.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(output_png)
+    with warnings.catch_warnings():
+        # Letters that Matplotlib's font lacks become boxes.
+        warnings.filterwarnings("ignore", r"Glyph .* missing from", UserWarning)
+        figure.savefig(output_png)
     return output_png
 
 
@@ -147,7 +152,8 @@ def _arrange(aspects: Sequence[float]) -> list[tuple[list[int], float]]:
         if height <= _ROW_HEIGHT:
             rows.append((members, height))
             members = []
-    if members:
+    # The last row keeps its height; where it would leave most of the width empty, it is left out.
+    if members and (not rows or sum(aspects[j] for j in members) * _ROW_HEIGHT > 0.6 * total):
         rows.append((members, _ROW_HEIGHT))
     return rows
 
@@ -189,12 +195,16 @@ def _draw_image(
                 max(y, 7.5 / points_per_pixel),
                 name,
                 size=6,
-                color="black",
+                color="black" if _luminance(color) > 0.45 else "white",
                 va="bottom",
                 ha="left",
                 clip_on=True,
                 bbox={"fc": color, "ec": "none", "pad": 0.8, "alpha": 0.85},
             )
+
+
+def _luminance(color: tuple[float, float, float]) -> float:
+    return float(np.dot(color, (0.299, 0.587, 0.114)))
 
 
 def _plot_sizes(

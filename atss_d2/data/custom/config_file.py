@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 
@@ -69,10 +70,9 @@ def config_text(
         f'dataloader.train.dataset.names = "{name}_train"',
         f'dataloader.test.dataset.names = "{name}_val"',
         *_comment(why["short_side"]),
-        f"_train_resize, _test_resize = ({_RESIZE.format('train')}, {_RESIZE.format('test')})",
-        f"_train_resize.update(short_edge_length=[{low}, {high}], "
+        f"dataloader.train.mapper.augmentations[0].update(short_edge_length=[{low}, {high}], "
         f"max_size={settings.train_max_size})",
-        f"_test_resize.update(short_edge_length={settings.short_side}, "
+        f"dataloader.test.mapper.augmentations[0].update(short_edge_length={settings.short_side}, "
         f"max_size={settings.max_size})",
         *_comment(why["anchor_scale"]),
         f"model.anchor_generator.sizes = {anchors}",
@@ -90,12 +90,10 @@ def config_text(
     return "\n".join(lines) + "\n"
 
 
-_RESIZE = "dataloader.{}.mapper.augmentations[0]"
-
-
 def _path(folder: Path, path: Path) -> str:
     """Source code of a path."""
-    folder, path = folder.resolve(), path.resolve()
+    # Not resolved: a link stays one, and may lead elsewhere tomorrow.
+    folder, path = Path(os.path.abspath(folder)), Path(os.path.abspath(path))
     if path == folder:
         return "_here"
     if path.is_relative_to(folder):

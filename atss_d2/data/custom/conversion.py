@@ -51,7 +51,7 @@ def _read(method: str, place: Path, *arguments: str, sort_names: bool) -> dict[s
     ids = {c: position + int(sort_names) for position, c in enumerate(order)}
     root = Path(arguments[0])
     image_entries, annotations = [], []
-    for path, detections in dataset.annotations.items():
+    for path, detections in sorted(dataset.annotations.items()):  # else as the disk lists them
         image_entries.append(
             {"id": len(image_entries) + 1, "file_name": Path(path).relative_to(root).as_posix()}
         )

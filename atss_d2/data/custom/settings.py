@@ -24,26 +24,44 @@ class Model:
         config: Name for ``get_config``.
         strides: Of its levels.
         sides: Shorter sides (usual, largest) of an image that it is fed; pixels.
+        enlarges: Whether images are enlarged to the usual side; else only for small objects.
         lr: Learning rate of a batch of one image.
-        speed: Seconds that a training step takes for each megapixel of its images on two CPU cores.
+        seconds: That training takes for each megapixel on two CPU cores, evaluations included; from
+            the table in docs/demo.md. None where training on a CPU is not for the impatient.
     """
 
     config: str
     strides: tuple[int, ...]
     sides: tuple[int, int]
+    enlarges: bool
     lr: float
-    speed: float
+    seconds: float | None
 
 
 MODELS = {
-    "mobilenetv2": Model("custom/atss_mobilenetv2", (8, 16, 32, 64), (320, 512), 1e-3 / 4, 0.7),
-    "r50": Model("custom/atss_R_50", (8, 16, 32, 64, 128), (800, 1024), 0.01 / 16, 8.0),
+    "mobilenetv2": Model(
+        config="custom/atss_mobilenetv2",
+        strides=(8, 16, 32, 64),
+        sides=(320, 512),
+        enlarges=False,
+        lr=1e-3 / 4,
+        seconds=1.0,
+    ),
+    "r50": Model(
+        config="custom/atss_R_50",
+        strides=(8, 16, 32, 64, 128),
+        sides=(800, 1024),
+        enlarges=True,
+        lr=0.01 / 16,
+        seconds=None,
+    ),
 }
 
 _SMALLEST = 16.0  # px, two cells of the finest level: what small objects should measure at least
 _MAX_ENLARGEMENT = 2.0
 _LOST = 8.0  # px, one cell of the finest level: smaller ones are hardly found
 _EVALUATIONS = 10
+_MEGAPIXELS = 450.0  # of training on a CPU: under ten minutes
 _STEP = 32  # sides are multiples of this
 
 
@@ -62,7 +80,6 @@ class Settings:
         lr: Learning rate.
         max_iter: Steps.
         eval_period: Steps between evaluations.
-        ema_decay: Of the average of the weights; None leaves the config's.
         reasons: Why, by field.
     """
 
@@ -106,8 +123,10 @@ def choose(model: str, train: Statistics, val: Statistics, *, has_gpu: bool) -> 
     lr = round(spec.lr * batch, 8)
     reasons["batch"] = f"{batch} {why}; the learning rate is in proportion"
 
-    max_iter, reasons["max_iter"] = _choose_schedule(num, batch, has_gpu=has_gpu)
-    eval_period = max(math.ceil(max_iter / _EVALUATIONS / 10) * 10, 10)
+    factors = resize_factors(train, short_side, max_size)
+    megapixels = float(np.mean(train.heights * train.widths * factors**2)) / 1e6
+    max_iter, reasons["max_iter"] = _choose_schedule(spec, num, batch, megapixels, has_gpu=has_gpu)
+    eval_period = math.ceil(max_iter / _EVALUATIONS / 10) * 10
     # With a large validation set, evaluations would take most of the time.
     share = (val.num_images / 3) * _EVALUATIONS / (max_iter * batch)
     if share > 0.5:
@@ -137,25 +156,29 @@ def resize_factors(statistics: Statistics, short_side: int, max_size: int) -> np
 
 
 def _choose_size(spec: Model, train: Statistics) -> tuple[int, int, str]:
+    """The smallest size at which small objects are large enough, and no smaller than usual."""
     usual, largest = spec.sides
     short = np.minimum(train.heights, train.widths)
     long = np.maximum(train.heights, train.widths)
     side = float(np.median(short))
-    small, median = np.quantile(train.sizes, [0.1, 0.5])
-    # Objects are measured at the resolution of the median image.
-    needed = max(_SMALLEST / small, 2 * _SMALLEST / median) * side
-    wish = max(min(usual, side if spec.sides[0] < 640 else 2 * side), needed)
-    chosen = _multiple(min(wish, _MAX_ENLARGEMENT * side, largest))
-    factor = chosen / side
     aspect = float(np.clip(np.quantile(long / short, 0.95), 1, 2))
-    max_size = _multiple(chosen * aspect)
+    enlarge = _MAX_ENLARGEMENT if spec.enlarges else 1.0
+    least = _multiple(min(usual, enlarge * side))
+    most = max(_multiple(min(largest, _MAX_ENLARGEMENT * side)), least)
+    for chosen in range(least, most + 1, _STEP):
+        max_size = _multiple(chosen * aspect)
+        sizes = train.sizes * resize_factors(train, chosen, max_size)[train.image_idxs]
+        if np.quantile(sizes, 0.1) >= _SMALLEST and np.median(sizes) >= 2 * _SMALLEST:
+            break
+    small, median = np.quantile(train.sizes, [0.1, 0.5])
+    factor = chosen / side
     how = "enlarged" if factor > 1.05 else "reduced" if factor < 0.95 else "kept"
     reason = (
         f"images measure {np.median(train.widths):.0f} x {np.median(train.heights):.0f} px "
-        f"(median), objects {median:.0f} px, 10 % of them under {small:.0f}: {how}"
+        f"(median), objects {median:.0f} px, 10 % of them under {small:.0f} px: {how}"
     )
     if how != "kept":
-        reason += f" {factor:.2g} times, objects become {median * factor:.0f} px"
+        reason += f" {factor:.2g} times, the median object becomes {np.median(sizes):.0f} px"
     return chosen, max_size, reason
 
 
@@ -172,13 +195,41 @@ def _choose_anchors(spec: Model, sizes: np.ndarray) -> tuple[int, str]:
     return scale, reason + (", as in the paper" if scale == 8 else "")
 
 
-def _choose_schedule(num_images: int, batch: int, *, has_gpu: bool) -> tuple[int, str]:
-    """Few images are seen often, many seldom: 100 times below 40, the paper's 12 for thousands."""
-    views = max(min(100 * num_images, 4000), 12 * num_images)
+def _choose_schedule(
+    spec: Model, num_images: int, batch: int, megapixels: float, *, has_gpu: bool
+) -> tuple[int, str]:
+    """Few images are seen often, many seldom, but no less than the paper's 12 times.
+
+    Args:
+        spec: The model.
+        num_images: With boxes.
+        batch: Images in a step.
+        megapixels: Of an image, on average.
+        has_gpu: Whether training will run on a GPU.
+    """
+    views = 8000.0
+    if not has_gpu:
+        views = float(np.clip(_MEGAPIXELS / megapixels, 1200, 4000))
+    views = max(min(100 * num_images, views), 12 * num_images)
     low, high = (500, 90_000) if has_gpu else (300, 20_000)
-    max_iter = int(np.clip(round(views / batch, -2), low, high))
-    epochs = max_iter * batch / num_images
-    return max_iter, f"{epochs:.3g} times through {num_images} images with boxes"
+    max_iter = int(np.clip(round(views / batch / 20) * 20, low, high))
+    times = max_iter * batch / num_images
+    reason = f"every image with boxes ({num_images}) is seen {times:.3g} times"
+    if not has_gpu and spec.seconds is not None:
+        minutes = max_iter * batch * megapixels * spec.seconds / 60
+        reason += f", in about {minutes:.0f} minutes on two CPU cores"
+    return max_iter, reason
+
+
+def median_factor(statistics: Statistics, settings: Settings) -> float:
+    """What the sides of the median image are multiplied by."""
+    factors = resize_factors(statistics, settings.short_side, settings.max_size)
+    return float(np.median(factors))
+
+
+def anchor_sides(settings: Settings) -> list[int]:
+    """Sides of the anchors, pixels of the resized image."""
+    return [settings.anchor_scale * stride for stride in MODELS[settings.model].strides]
 
 
 def find_too_large(

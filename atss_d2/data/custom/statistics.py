@@ -135,3 +135,34 @@ def _percent(number: int, statistics: Statistics) -> str:
 
 def _shorten(name: str, length: int = 40) -> str:
     return name if len(name) <= length else f"{name[: length - 1]}…"
+
+
+def choose_examples(content: dict[str, Any], num: int) -> list[Any]:
+    """Ids of images that together show many classes, and then many objects, but not hundreds.
+
+    Args:
+        content: A checked COCO dict.
+        num: How many at most.
+    """
+    classes: dict[Any, list[int]] = {image["id"]: [] for image in content["images"]}
+    for annotation in content["annotations"]:
+        classes[annotation["image_id"]].append(annotation["category_id"])
+    chosen: list[Any] = []
+    rng = np.random.default_rng(0)
+    order = [list(classes)[i] for i in rng.permutation(len(classes))]
+    missing = {category["id"] for category in content["categories"]}
+    while order and len(chosen) < num:
+        # A picture of up to a dozen objects is easy to read; beyond, fewer are better.
+        best = max(
+            order,
+            key=lambda i: (
+                len(missing & set(classes[i])),
+                min(len(classes[i]), 12) - max(len(classes[i]) - 12, 0),
+            ),
+        )
+        missing -= set(classes[best])
+        if not missing:  # all were shown: another round
+            missing = {category["id"] for category in content["categories"]}
+        chosen.append(best)
+        order.remove(best)
+    return chosen
