@@ -58,11 +58,6 @@ def _read(method: str, place: Path, *arguments: str, sort_names: bool) -> dict[s
         if not len(detections):  # class_id may be None then
             continue
         for box, c in zip(detections.xyxy.tolist(), detections.class_id.tolist()):
-            if c not in ids:
-                raise DataError(
-                    f"'{path}' has an object of class {c}, but '{place}' names {len(names)} "
-                    "classes: add the missing names"
-                )
             x1, y1, x2, y2 = box
             annotations.append(
                 {

@@ -198,7 +198,7 @@ def _choose_anchors(spec: Model, sizes: np.ndarray) -> tuple[int, str]:
 def _choose_schedule(
     spec: Model, num_images: int, batch: int, megapixels: float, *, has_gpu: bool
 ) -> tuple[int, str]:
-    """Few images are seen often, many seldom, but no less than the paper's 12 times.
+    """Few images are seen often, many seldom; thousands about the paper's 12 times.
 
     Args:
         spec: The model.
@@ -210,7 +210,8 @@ def _choose_schedule(
     views = 8000.0
     if not has_gpu:
         views = float(np.clip(_MEGAPIXELS / megapixels, 1200, 4000))
-    views = max(min(100 * num_images, views), 12 * num_images)
+    # The first hundreds share what a short training can do.
+    views = max(min(100 * num_images, views), 12 * (num_images - 200))
     low, high = (500, 90_000) if has_gpu else (300, 20_000)
     max_iter = int(np.clip(round(views / batch / 20) * 20, low, high))
     times = max_iter * batch / num_images
