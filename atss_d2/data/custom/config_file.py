@@ -41,10 +41,6 @@ def config_text(
     name = re.sub(r"\W+", "_", folder.resolve().name).strip("_") or "project"
     low, high = settings.train_short_sides
     anchors = [[settings.anchor_scale * stride] for stride in spec.strides]
-    paths = {
-        part: f"{_path(folder, json_file)}, {_path(folder, images)}"
-        for part, (json_file, images) in (("train", train), ("val", val))
-    }
     lines = [
         f'"""{_plain(title)}',
         "",
@@ -58,8 +54,8 @@ def config_text(
         "from omegaconf import ListConfig",
         "",
         "_here = Path(__file__).resolve().parent",
-        f'register_coco("{name}_train", {paths["train"]})',
-        f'register_coco("{name}_val", {paths["val"]})',
+        *_register(f"{name}_train", *(_path(folder, path) for path in train)),
+        *_register(f"{name}_val", *(_path(folder, path) for path in val)),
         *_categories(categories),
         "",
         f'_cfg = get_config("{spec.config}")',
@@ -88,6 +84,13 @@ def config_text(
     if init_checkpoint is not None:
         lines.append(f"train.init_checkpoint = str({_path(folder, init_checkpoint)})")
     return "\n".join(lines) + "\n"
+
+
+def _register(name: str, json_file: str, images: str) -> list[str]:
+    line = f'register_coco("{name}", {json_file}, {images})'
+    if len(line) <= _WIDTH:
+        return [line]
+    return ["register_coco(", f'    "{name}",', f"    {json_file},", f"    {images},", ")"]
 
 
 def _path(folder: Path, path: Path) -> str:

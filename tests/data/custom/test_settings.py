@@ -71,12 +71,12 @@ def test_bounds(num, height, width, size, model, has_gpu):
 
 
 def test_small_objects_get_larger_images_and_smaller_anchors():
-    large = chosen(make(200, size=80))
+    large = chosen(make(200, size=120))
     medium = chosen(make(200, size=36))
     small = chosen(make(200, size=12))
     assert large.short_side == 320
     assert 320 < medium.short_side < small.short_side == 512
-    assert (large.anchor_scale, medium.anchor_scale, small.anchor_scale) == (8, 8, 4)
+    assert (large.anchor_scale, medium.anchor_scale, small.anchor_scale) == (8, 4, 4)
     assert "reduced 0.67 times" in large.reasons["short_side"]
     assert "anchors of 32 to 256 px" in small.reasons["anchor_scale"]
 
