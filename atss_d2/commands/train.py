@@ -66,7 +66,14 @@ def main(argv: list[str] | None = None) -> int:
     # isort: split
     from detectron2.engine import launch
 
+    from ..data import DataError
+    from ..engine import check_dataset_files
+
     cfg = setup(args)  # a wrong config stops here, not in each of the processes
+    try:
+        check_dataset_files(cfg, with_training=not args.eval_only)
+    except DataError as error:
+        fail(get_parser(), error)
     is_alone = args.num_gpus * args.num_machines <= 1
     launch(
         run,
