@@ -30,3 +30,5 @@ train.update(
     clip_gradients=dict(enabled=True, max_norm=10.0),
     checkpointer=dict(period=500, max_to_keep=2),
 )
+train.best_checkpoint.enabled = True  # model_best.pth
+train.report.enabled = True  # learning curve and pictures, at the end

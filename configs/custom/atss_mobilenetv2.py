@@ -40,3 +40,5 @@ train.update(
     ema=dict(enabled=True, decay=0.995),
     checkpointer=dict(period=200, max_to_keep=2),
 )
+train.best_checkpoint.enabled = True  # model_best.pth
+train.report.enabled = True  # learning curve and pictures, at the end
