@@ -13,10 +13,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from detectron2.config import instantiate
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
+from atss_d2.checkpoint import apply_recipe, recipe_differences
 from atss_d2.commands import start_project
-from atss_d2.config import load_config
+from atss_d2.config import get_config, load_config
 from atss_d2.data.categories import config_categories
 from tests.drawn_set import IDS, write_set, write_voc
 
@@ -204,6 +206,24 @@ def test_weights_that_cannot_be_fetched_are_a_warning(folder, capsys, monkeypatc
     assert cfg.train.init_checkpoint == "atss_d2://pretrained/mobilenet_v2.pth"
 
 
+@pytest.mark.parametrize("prefix", ["mmdet://", "authors://", "", "mmdet://https://host/"])
+def test_fine_tuning_is_one_option_away(folder, capsys, prefix):
+    (folder / "a.pth").touch()
+    assert run("--output", "p", "--weights", f"{prefix}a.pth") == 0
+    cfg = load_config(folder / "p" / "config.py")
+    foreign, _, rest = prefix.partition("://")
+    path = f"https://host/{'a.pth'}" if rest else str(folder / "a.pth")
+    assert cfg.train.init_checkpoint == (f"{foreign}://{path}" if foreign else path)
+    if not foreign:
+        return
+    assert "Model: r50 (the model of --weights)" in capsys.readouterr().out
+    expected = get_config("coco/atss_R_50_FPN_1x")
+    apply_recipe(expected.model, foreign)
+    for key in ("pixel_mean", "pixel_std", "input_format", "anchor_generator"):
+        assert cfg.model[key] == expected.model[key], key
+    assert recipe_differences(instantiate(cfg.model), foreign) == []
+
+
 def test_an_earlier_project_is_kept_unless_told_otherwise(folder):
     assert run("--output", "p") == 0
     (folder / "p" / "config.py").write_text("mine")
@@ -215,6 +235,11 @@ def test_an_earlier_project_is_kept_unless_told_otherwise(folder):
 
 
 WRONG = {
+    "no weights": (["--output", "p", "--weights", "mmdet://b.pth"], "there is no file 'b.pth'"),
+    "weights of another model": (
+        ["--output", "p", "--weights", "mmdet://b.pth", "--model", "mobilenetv2"],
+        "--weights mmdet://b.pth is for --model r50, not for mobilenetv2",
+    ),
     "a file as output": (["--output", "data/train.json"], "is a file: give a folder"),
     "fraction": (["--output", "p", "--val-fraction", "1"], "must be between 0 and 1, got 1.0"),
     "seed": (["--output", "p", "--seed", "-1"], "--seed must not be negative"),

@@ -29,6 +29,8 @@ from .errors import EXPECTED, fail
 if TYPE_CHECKING:
     from ..data.custom.checking import Checked
 
+# Implementations whose weights are converted when they are loaded: names of recipes.
+_FOREIGN = ("mmdet", "authors")
 _NUM_PICTURED = 14
 _NUM_PREDICTED = 4
 # Scripts of a checkout that start the commands of atss_d2_cli.
@@ -60,6 +62,12 @@ def get_parser() -> argparse.ArgumentParser:
         help="default: r50 with a GPU, mobilenetv2 without",
     )
     parser.add_argument(
+        "--weights",
+        metavar="FILE",
+        help="fine-tune a trained detector: a checkpoint of ours, or an R-50 of another "
+        "implementation, mmdet://FILE or authors://FILE; default: an ImageNet backbone",
+    )
+    parser.add_argument(
         "--val-fraction",
         type=float,
         metavar="F",
@@ -88,6 +96,11 @@ def check_flags(args: argparse.Namespace) -> None:
         raise ValueError(f"--seed must not be negative, got {args.seed}")
     if args.output.exists() and not args.output.is_dir():
         raise ValueError(f"--output '{args.output}' is a file: give a folder")
+    foreign, _, path = (args.weights or "").rpartition("://")
+    if foreign in _FOREIGN and args.model == "mobilenetv2":
+        raise ValueError(f"--weights {args.weights} is for --model r50, not for mobilenetv2")
+    if args.weights and foreign in (*_FOREIGN, "") and not os.path.isfile(path):
+        raise ValueError(f"--weights: there is no file '{path}'")
     written = args.output / "config.py"
     if written.exists() and not args.overwrite:
         raise ValueError(
@@ -136,9 +149,23 @@ def choose_model(args: argparse.Namespace, *, has_gpu: bool) -> tuple[str, str]:
     """The model and why it was chosen."""
     if args.model:
         return args.model, "as --model says"
+    if args.weights and args.weights.startswith(tuple(f"{name}://" for name in _FOREIGN)):
+        return "r50", "the model of --weights"
     if has_gpu:
         return "r50", "there is a GPU; --model mobilenetv2 is smaller and faster"
     return "mobilenetv2", "there is no GPU; --model r50 is larger and would take many hours"
+
+
+def find_weights(args: argparse.Namespace, model: str) -> tuple[Path | str | None, str]:
+    """What training starts from, None if that is the config's own; and a sentence if it lacks."""
+    if args.weights is None:
+        return find_backbone(args.output) if model == "mobilenetv2" else (None, "")
+    name, _, path = args.weights.rpartition("://")
+    if not name:
+        return Path(path), ""
+    # The prefix may stand before a URL.
+    is_file = name in _FOREIGN
+    return (f"{name}://{os.path.abspath(path)}" if is_file else args.weights), ""
 
 
 def find_backbone(folder: Path) -> tuple[Path | None, str]:
@@ -276,7 +303,9 @@ def run(args: argparse.Namespace) -> None:
     statistics, val_statistics = count(train.content), count(val.content)
     has_gpu = torch.cuda.is_available()
     model, reason = choose_model(args, has_gpu=has_gpu)
-    settings = choices.choose(model, statistics, val_statistics, has_gpu=has_gpu)
+    settings = choices.choose(
+        model, statistics, val_statistics, has_gpu=has_gpu, is_trained=args.weights is not None
+    )
 
     print(f"\n{describe(statistics, val_statistics)}")
     warnings = []
@@ -285,7 +314,7 @@ def run(args: argparse.Namespace) -> None:
     for name, part in (("train", statistics), ("val", val_statistics)):
         warnings.append(choices.describe_too_large(part, settings, name))
     args.output.mkdir(parents=True, exist_ok=True)
-    backbone, problem = find_backbone(args.output) if model == "mobilenetv2" else (None, "")
+    weights, problem = find_weights(args, model)
     warnings = [text for text in [*warnings, problem] if text]
     print(f"\n{'Warnings:' if warnings else 'Nothing odd was found.'}")
     for text in warnings:
@@ -322,7 +351,7 @@ def run(args: argparse.Namespace) -> None:
         val=files[1],
         title=f"{counts}. Yours to change.",
         command=commands[0][1],
-        init_checkpoint=backbone,
+        init_checkpoint=weights,
     )
     _write(args.output / "config.py", text)
     print(f"\nModel: {model} ({reason})")

@@ -7,6 +7,7 @@ import os
 import re
 from pathlib import Path
 
+from ...checkpoint import RECIPES
 from ..categories import Categories
 from .settings import MODELS, Settings
 
@@ -22,7 +23,7 @@ def config_text(
     val: tuple[Path, Path],
     title: str,
     command: str,
-    init_checkpoint: Path | None,
+    init_checkpoint: Path | str | None,
 ) -> str:
     """Returns the text of ``config.py``.
 
@@ -35,7 +36,8 @@ def config_text(
         val: The same of the validation set.
         title: First line of the docstring.
         command: That trains it.
-        init_checkpoint: Weights to start from; None leaves those of the config it builds on.
+        init_checkpoint: Weights to start from: a file, or a name with a prefix such as mmdet://,
+            whose settings the model then gets. None leaves those of the config it builds on.
     """
     spec, why = MODELS[settings.model], settings.reasons
     name = re.sub(r"\W+", "_", folder.resolve().name).strip("_") or "project"
@@ -81,8 +83,20 @@ def config_text(
         f"train.eval_period = train.checkpointer.period = {settings.eval_period}",
         'train.output_dir = str(_here / "output")',
     ]
-    if init_checkpoint is not None:
+    if isinstance(init_checkpoint, Path):
         lines.append(f"train.init_checkpoint = str({_path(folder, init_checkpoint)})")
+    elif init_checkpoint is not None:
+        recipe = init_checkpoint.partition("://")[0]
+        lines.append(f"train.init_checkpoint = {json.dumps(init_checkpoint, ensure_ascii=False)}")
+        if recipe in RECIPES:
+            lines += [
+                f"# What {RECIPES[recipe].title} computes otherwise, so that its weights fit",
+                f'apply_recipe(model, "{recipe}")',
+            ]
+            lines.insert(
+                lines.index("from atss_d2.data import register_coco"),
+                "from atss_d2.checkpoint import apply_recipe",
+            )
     return "\n".join(lines) + "\n"
 
 

@@ -96,7 +96,14 @@ class Settings:
     reasons: dict[str, str]
 
 
-def choose(model: str, train: Statistics, val: Statistics, *, has_gpu: bool) -> Settings:
+def choose(
+    model: str,
+    train: Statistics,
+    val: Statistics,
+    *,
+    has_gpu: bool,
+    is_trained: bool = False,
+) -> Settings:
     """Chooses the settings for a model.
 
     Args:
@@ -104,12 +111,16 @@ def choose(model: str, train: Statistics, val: Statistics, *, has_gpu: bool) -> 
         train: The part to train on; it has at least one object.
         val: The part to validate on.
         has_gpu: Whether training will run on a GPU.
+        is_trained: Whether training starts from a whole detector, whose anchors are then kept.
     """
     spec, reasons = MODELS[model], {}
     short_side, max_size, reasons["short_side"] = _choose_size(spec, train)
     scale = resize_factors(train, short_side, max_size)[train.image_idxs]  # (M,)
     sizes = train.sizes * scale
-    anchor_scale, reasons["anchor_scale"] = _choose_anchors(spec, sizes)
+    if is_trained:
+        anchor_scale, reasons["anchor_scale"] = 8, "the anchors that the weights were trained with"
+    else:
+        anchor_scale, reasons["anchor_scale"] = _choose_anchors(spec, sizes)
 
     num = int((train.objects_per_image > 0).sum())
     if has_gpu:

@@ -81,6 +81,12 @@ def test_small_objects_get_larger_images_and_smaller_anchors():
     assert "anchors of 32 to 256 px" in small.reasons["anchor_scale"]
 
 
+def test_a_trained_detector_keeps_its_anchors():
+    train = make(200, size=12)
+    assert choose("r50", train, train, has_gpu=True).anchor_scale == 4
+    assert choose("r50", train, train, has_gpu=True, is_trained=True).anchor_scale == 8
+
+
 def test_small_images_are_enlarged_only_for_small_objects():
     assert chosen(make(200, height=128, width=128, size=60)).short_side == 128
     assert chosen(make(200, height=128, width=128, size=12)).short_side == 256
