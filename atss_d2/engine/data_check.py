@@ -145,8 +145,8 @@ def check_dataset_files(cfg: DictConfig | CfgNode, *, with_training: bool) -> No
     for name in dataset_names(cfg, "train" if with_training else "test", "test"):
         if name not in DatasetCatalog and name in _PLACEHOLDERS:
             raise DataError(
-                f"'{name}' stands for a data set of your own: tools/start_project.py writes a config "
-                "with yours, or register it in a config as docs/custom_dataset.md shows"
+                f"'{name}' stands for a data set of your own: tools/start_project.py writes a "
+                "config with yours, or register it in a config as docs/custom_dataset.md shows"
             )
         if name not in DatasetCatalog:
             near = difflib.get_close_matches(name, DatasetCatalog.list(), n=3)
