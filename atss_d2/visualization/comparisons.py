@@ -10,14 +10,15 @@ import matplotlib
 import numpy as np
 import torch
 from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
-from detectron2.data.detection_utils import read_image
 from detectron2.structures import Boxes, BoxMode, Instances
 from detectron2.utils.file_io import PathManager
 from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
-from .detections import Color, draw_detections, draw_ground_truth, parse_annotations
-from .images import output_names, write_image
+from ..data.images import read_image
+from ..plain.drawing import Color
+from ..plain.files import output_names, write_image
+from .detections import draw_detections, draw_ground_truth, parse_annotations
 from .matching import match_detections
 
 FOUND: Color = (0.25, 1.0, 0.25)
@@ -140,7 +141,7 @@ def save_comparisons(
         unit="image",
         disable=None if progress else True,
     ):
-        image = read_image(x["file_name"], format="BGR")
+        image = read_image(x["file_name"], "BGR")
         picture = side_by_side(
             image,
             x.get("annotations", []),
