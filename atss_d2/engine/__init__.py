@@ -1,6 +1,7 @@
 """Training and evaluation: Detectron2's trainer and hooks, driven by a LazyConfig."""
 
 from ..checkpoint import check_checkpoint
+from .data_check import check_categories
 from .ema import EMAHook
 from .optim import BackboneLRFactor
 from .overrides import apply_overrides, apply_yaml_overrides
@@ -12,13 +13,16 @@ from .trainer import (
     load_weights,
     resolve_device,
 )
+from .yaml_trainer import Trainer
 
 __all__ = [
     "BackboneLRFactor",
     "EMAHook",
+    "Trainer",
     "apply_overrides",
     "apply_yaml_overrides",
     "build_model",
+    "check_categories",
     "check_checkpoint",
     "default_setup",
     "do_test",
