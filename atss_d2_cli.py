@@ -4,8 +4,9 @@
 ``tools/`` start the same commands. A command is a file of ``atss_d2/commands/``.
 
 ``import atss_d2`` registers models in Detectron2 and takes seconds. A command parses its arguments
-first, so its module is imported here without the package around it, and so is `atss_d2.plain`; the first import of the rest of
-``atss_d2`` inside the command then runs ``atss_d2/__init__.py`` as usual.
+first, so its module is imported here without the package around it, and so is ``atss_d2.plain``,
+all that ``predict-exported`` needs for an .onnx file. The first import of the rest of ``atss_d2``
+inside a command then runs ``atss_d2/__init__.py`` as usual.
 """
 
 from __future__ import annotations

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import cv2
 import detectron2.data.transforms as T
 import numpy as np
 import torch
@@ -34,7 +33,6 @@ from .engine import (
     load_weights,
     resolve_device,
 )
-
 from .modeling.nms import batched_nms
 from .plain.coco import unnamed_categories
 from .plain.detections import Detections
@@ -148,7 +146,10 @@ class Predictor:
         def of_checkpoint() -> Categories:
             return parse_categories(checkpoint.get("categories"), source=f"'{weights}'")
 
-        sources = [("the checkpoint", of_checkpoint), ("the config", lambda: config_categories(cfg))]
+        sources = [
+            ("the checkpoint", of_checkpoint),
+            ("the config", lambda: config_categories(cfg)),
+        ]
         for name in dict.fromkeys(self._datasets):
             sources.append(
                 (f"the data set '{name}'", lambda name=name: categories_of_dataset(name))
@@ -246,23 +247,20 @@ class Predictor:
         image = self._read(image)
         height, width = image.shape[:2]
         tiling = Tiling(width, height, size=tile_size, overlap=tile_overlap)
-        images = [image[y0:y1, x0:x1] for x0, y0, x1, y1 in tiling.windows]
-        if tiling.overview_size is not None:
-            images.append(cv2.resize(image, tiling.overview_size, interpolation=cv2.INTER_AREA))
-        found = []
-        num_full = 0
         most = getattr(self.model, "max_detections_per_image", None)
-        for instances in self(images):
-            is_kept = instances.scores >= score_thresh
-            num_full += int(is_kept.sum()) == most
-            found.append(to_detections(instances[is_kept]))
+        merged, num_full = tiling.detect(
+            image,
+            lambda images: [to_detections(x) for x in self(images)],
+            iou_thresh=self.model.test_nms_thresh,
+            score_thresh=score_thresh,
+            max_detections=most,
+            nms=nms_with_torch,
+        )
         if num_full:
             logger.warning(
-                f"{num_full} of {len(images)} tiles have {most} detections, the most that a pass "
-                "gives (max_detections_per_image): more objects may be there; use smaller tiles"
+                f"{num_full} tiles have {most} detections, the most that a pass gives "
+                "(max_detections_per_image): more objects may be there; use smaller tiles"
             )
-        overview = found.pop() if tiling.overview_size is not None else None
-        merged = tiling.merge(found, overview, self.model.test_nms_thresh, nms=_nms)
         return Instances(
             (height, width),
             pred_boxes=Boxes(torch.from_numpy(merged.boxes)),
@@ -314,8 +312,9 @@ def to_detections(instances: Instances) -> Detections:
     )
 
 
-def _nms(
+def nms_with_torch(
     boxes: np.ndarray, scores: np.ndarray, classes: np.ndarray, iou_thresh: float
 ) -> np.ndarray:
+    """:func:`~atss_d2.modeling.nms.batched_nms` of arrays."""
     arrays = (torch.from_numpy(x) for x in (boxes, scores, classes))
     return batched_nms(*arrays, iou_thresh).numpy()

@@ -116,8 +116,8 @@ class Metadata:
             raise ValueError("metadata: class_names is empty")
         if self.category_ids and len(set(self.category_ids)) != len(self.class_names):
             raise ValueError(
-                f"metadata: category_ids must be {len(self.class_names)} different numbers, one for "
-                f"each of class_names, got {list(self.category_ids)}"
+                f"metadata: category_ids must be {len(self.class_names)} different numbers, one "
+                f"for each of class_names, got {list(self.category_ids)}"
             )
         if self.shortest_edge is not None and self.resize_factor is not None:
             raise ValueError(

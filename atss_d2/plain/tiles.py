@@ -12,10 +12,12 @@ import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
+from PIL import Image
 
 from .detections import Detections, concatenate, nms
 
 Window = tuple[int, int, int, int]
+NMS = Callable[[np.ndarray, np.ndarray, np.ndarray, float], np.ndarray]
 
 TILE_SIZE = 640
 TILE_OVERLAP = 0.25
@@ -98,12 +100,48 @@ class Tiling:
             scale = size / max(width, height)
             self.overview_size = max(1, round(width * scale)), max(1, round(height * scale))
 
+    def detect(
+        self,
+        image: np.ndarray,
+        detect: Callable[[list[np.ndarray]], list[Detections]],
+        *,
+        iou_thresh: float,
+        score_thresh: float = 0.0,
+        max_detections: int | None = None,
+        nms: NMS = nms,
+    ) -> tuple[Detections, int]:
+        """Detects objects in the tiles and the overview of a photograph, and merges them.
+
+        Args:
+            image: (H, W, 3) uint8, the photograph.
+            detect: The detector: of images gives the detections.
+            iou_thresh: As for :meth:`merge`.
+            score_thresh: Detections below this score are left out.
+            max_detections: The most that the detector gives for an image; None if there is no such
+                number.
+            nms: As for :meth:`merge`.
+
+        Returns:
+            Detections in pixels of the photograph, best first; and in how many images the detector
+            gave ``max_detections``, all of ``score_thresh`` or more, so that there may be others.
+        """
+        images = [image[y0:y1, x0:x1] for x0, y0, x1, y1 in self.windows]
+        if self.overview_size is not None:
+            shrunk = Image.fromarray(np.ascontiguousarray(image)).resize(
+                self.overview_size, Image.Resampling.BOX
+            )
+            images.append(np.asarray(shrunk))
+        found = [x.select(x.scores >= score_thresh) for x in detect(images)]
+        num_full = sum(len(x.scores) == max_detections for x in found)
+        overview = found.pop() if self.overview_size is not None else None
+        return self.merge(found, overview, iou_thresh, nms), num_full
+
     def merge(
         self,
         tiles: Sequence[Detections],
         overview: Detections | None,
         iou_thresh: float,
-        nms: Callable[[np.ndarray, np.ndarray, np.ndarray, float], np.ndarray] = nms,
+        nms: NMS = nms,
     ) -> Detections:
         """Detections of the photograph from those of its tiles.
 
