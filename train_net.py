@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Trains or evaluates a model; --help explains it. The command is atss_d2/commands/train.py."""
+"""Trains or evaluates a model; the command is atss_d2/commands/train.py."""
 
 import sys
 

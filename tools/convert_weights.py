@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Converts foreign weights; --help explains it. The command: commands/convert_weights.py."""
+"""Converts foreign weights; the command is atss_d2/commands/convert_weights.py."""
 
 import sys
 from pathlib import Path

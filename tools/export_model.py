@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Exports a trained model; --help explains it. The command is atss_d2/commands/export.py."""
+"""Exports a trained model; the command is atss_d2/commands/export.py."""
 
 import sys
 from pathlib import Path

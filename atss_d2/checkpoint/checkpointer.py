@@ -85,7 +85,9 @@ class SafeCheckpointer(DetectionCheckpointer):
 
     def save(self, name: str, **kwargs: Any) -> None:
         """Saves as ``DetectionCheckpointer`` does, together with the :attr:`categories`."""
-        super().save(name, **{"categories": self.categories, **kwargs})
+        if self.categories:
+            kwargs = {"categories": self.categories, **kwargs}
+        super().save(name, **kwargs)
 
     def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Loads a checkpoint into the model and the other checkpointables.
