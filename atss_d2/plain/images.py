@@ -30,7 +30,6 @@ def open_rgb(file: str | os.PathLike[str] | BinaryIO) -> Image.Image:
 
     Raises:
         OSError: The file does not exist, is damaged, or is not an image.
-        ValueError: Its kind of pixels cannot become RGB.
     """
     with Image.open(file) as image:
         try:
@@ -47,9 +46,6 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
     Grey images of more than 8 bits are scaled by :func:`to_8_bit`, where Pillow would clip them to
     white. Transparency is dropped, as by Detectron2.
-
-    Raises:
-        ValueError: Pillow knows no conversion.
     """
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         return Image.fromarray(to_8_bit(np.asarray(image))).convert("RGB")

@@ -148,7 +148,7 @@ class Tiling:
         * A box that ends at an inner border of its tile is dropped if the neighbor there sees the
           object from its other end on, and so sees more of it.
         * Of the overview only boxes longer than the overlap count: no tile need see them whole.
-        * NMS per class removes what was found twice.
+        * NMS per class removes what was found twice, of a whole and a cut box the cut one.
         * What then remains of boxes cut by a border is dropped where a larger box of the class
           covers it.
 
@@ -176,9 +176,11 @@ class Tiling:
             parts.append(overview._replace(boxes=boxes).select(is_large))
             are_cut.append(np.zeros(is_large.sum(), bool))
         merged, is_cut = concatenate(parts), np.concatenate(are_cut)
-        keep = nms(merged.boxes, merged.scores, merged.classes, iou_thresh)
+        # Boxes that may be cut come after all others, whatever their scores.
+        ranks = merged.scores - 2 * is_cut.astype(merged.scores.dtype)
+        keep = nms(merged.boxes, ranks, merged.classes, iou_thresh)
         merged, is_cut = merged.select(keep), is_cut[keep]
-        return merged.select(~_is_covered(merged, is_cut))
+        return merged.select(~_is_covered(merged, is_cut)).best_first()
 
     def _cuts(self, boxes: np.ndarray, window: Window) -> tuple[np.ndarray, np.ndarray]:
         """Masks (D,): boxes that a border may cut, and those that a neighbor sees more of."""
