@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import numpy as np
     from PIL import Image
 
-    from ..plain.coco import CocoResults
+    from ..plain.coco import CocoResults, ImageIds
     from ..plain.detections import Detections
     from ..plain.tiles import NMS
 
@@ -77,6 +77,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_image_ids(parser: argparse.ArgumentParser) -> None:
+    """The flag about numbers of images."""
+    parser.add_argument(
+        "--image-ids",
+        metavar="JSON",
+        help="annotations in COCO's format: their images' ids are used in detections.json, which "
+        "COCOeval can then compare with them (default: 1, 2, ...)",
+    )
+
+
 class Detecting:
     """Runs a detector on images, in one pass or in tiles, as the flags say."""
 
@@ -96,13 +106,14 @@ class Detecting:
         self.tile_size = TILE_SIZE if args.tiles == 0 else args.tiles
         self.tile_overlap = TILE_OVERLAP if args.tile_overlap is None else args.tile_overlap
         self.class_names = [category["name"] for category in detector.categories]
+        self.image_ids = _read_image_ids(args)
         self.warn = warn
 
     def results(self) -> CocoResults:
         """Empty results with the detector's categories."""
         from ..plain.coco import CocoResults
 
-        return CocoResults(self.detector.categories)
+        return CocoResults(self.detector.categories, self.image_ids)
 
     def detect(self, pixels: np.ndarray, name: str) -> Detections:
         """Detections in an RGB image (H, W, 3) uint8, best first; ``name`` is for warnings."""
@@ -197,13 +208,22 @@ class Detecting:
         return num_unreadable
 
 
-def check_arguments(args: argparse.Namespace) -> None:
+def check_arguments(args: argparse.Namespace, paths: Sequence[str]) -> None:
     """
+    Args:
+        args: With the flags of :func:`add_arguments` and :func:`add_image_ids`.
+        paths: The images.
+
     Raises:
-        ValueError: A flag of :func:`add_arguments` has no effect.
+        OSError: ``--image-ids`` cannot be read.
+        ValueError: A flag has no effect, or ``--image-ids`` lacks an image.
     """
     if args.tile_overlap is not None and args.tiles is None:
         raise ValueError("--tile-overlap is for --tiles: give both")
+    image_ids = _read_image_ids(args)
+    if image_ids is not None:
+        for path in paths:
+            image_ids[path]
 
 
 def check_output(paths: Sequence[str], output: Path) -> None:
@@ -225,6 +245,12 @@ def warn_on_stderr(sentence: str) -> None:
     """Prints a sentence, as a warning unless it says that it is an error."""
     prefix = "" if sentence.startswith("error: ") else "warning: "
     print(f"{prefix}{sentence}", file=sys.stderr)
+
+
+def _read_image_ids(args: argparse.Namespace) -> ImageIds | None:
+    from ..plain.coco import ImageIds
+
+    return None if args.image_ids is None else ImageIds(args.image_ids)
 
 
 def _probability(text: str) -> float:

@@ -22,6 +22,7 @@ from .detecting import (
     OUTPUT_HELP,
     Detecting,
     add_arguments,
+    add_image_ids,
     check_arguments,
     check_output,
     warn_on_stderr,
@@ -61,6 +62,7 @@ def get_parser() -> argparse.ArgumentParser:
         help="folder for the results (of a video: file or folder); default: show them in a window",
     )
     add_arguments(parser)
+    add_image_ids(parser)
     parser.add_argument(
         "--batch-size", type=int, default=1, help="tiles that run at once (default: %(default)s)"
     )
@@ -134,7 +136,7 @@ def main(argv: list[str] | None = None) -> int:
 
     paths, problems = find_images(args.input or [])
     try:
-        check_arguments(args)
+        check_arguments(args, paths)
         if args.batch_size < 1:
             raise ValueError(f"--batch-size must be at least 1, got {args.batch_size}")
         if args.input:
@@ -143,10 +145,12 @@ def main(argv: list[str] | None = None) -> int:
             if args.output is not None:
                 check_output(paths, args.output)
         else:
+            if args.image_ids is not None:
+                raise ValueError("--image-ids is for --input: leave it out")
             video.check_arguments(args)
         if args.output is None:
             video.require_display()
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         parser.error(one_sentence(error))
     for problem in problems:
         print(f"error: --input {problem}", file=sys.stderr)

@@ -22,6 +22,7 @@ from .detecting import (
     OUTPUT_HELP,
     Detecting,
     add_arguments,
+    add_image_ids,
     check_arguments,
     check_output,
     warn_on_stderr,
@@ -52,6 +53,7 @@ def get_parser() -> argparse.ArgumentParser:
         "--output", type=Path, default=Path("output/predictions"), help="folder (%(default)s)"
     )
     add_arguments(parser)
+    add_image_ids(parser)
     return parser
 
 
@@ -161,7 +163,7 @@ def main(argv: list[str] | None = None) -> int:
 
     paths, problems = find_images(args.images)
     try:
-        check_arguments(args)
+        check_arguments(args, paths)
         if not paths:
             raise ValueError("; ".join(problems))
         check_output(paths, args.output)

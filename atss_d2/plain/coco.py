@@ -16,6 +16,42 @@ def unnamed_categories(num_classes: int) -> list[dict[str, Any]]:
     return [{"id": i, "name": str(i)} for i in range(num_classes)]
 
 
+class ImageIds:
+    """Numbers of images in an annotation file, so that results can be compared with it."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        """
+        Args:
+            path: A JSON file in COCO's format.
+
+        Raises:
+            OSError: It cannot be read.
+            ValueError: It is something else.
+        """
+        self._path = path
+        try:
+            content = json.loads(Path(path).read_text(encoding="utf-8"))
+            self._ids = {x["file_name"]: x["id"] for x in content["images"]}
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"'{path}' is not in COCO's format: it must be a JSON file whose `images` have "
+                "`id` and `file_name`"
+            ) from error
+
+    def __getitem__(self, file_name: str) -> int:
+        """The id of the image whose ``file_name`` this path ends with.
+
+        Raises:
+            ValueError: There is none.
+        """
+        parts = Path(file_name).parts
+        for start in range(len(parts)):
+            name = "/".join(parts[start:])
+            if name in self._ids:
+                return self._ids[name]
+        raise ValueError(f"'{self._path}' has no image '{file_name}'")
+
+
 class CocoResults:
     """``images``, ``categories`` and ``annotations`` with scores, as COCO's ground truth has them.
 
@@ -23,11 +59,15 @@ class CocoResults:
     "bbox")`` evaluates it.
     """
 
-    def __init__(self, categories: Sequence[dict[str, Any]]) -> None:
+    def __init__(
+        self, categories: Sequence[dict[str, Any]], image_ids: ImageIds | None = None
+    ) -> None:
         """
         Args:
             categories: ``id`` and ``name`` of the classes 0..K-1.
+            image_ids: Numbers of the images; default: from 1 in the order in which they are added.
         """
+        self._image_ids = image_ids
         self._categories = [{"id": x["id"], "name": x["name"]} for x in categories]
         self._images: list[dict[str, Any]] = []
         self._annotations: list[dict[str, Any]] = []
@@ -58,6 +98,8 @@ class CocoResults:
             more: Further entries of the image, such as ``frame_index``.
         """
         image_id = len(self._images) + 1
+        if self._image_ids is not None:
+            image_id = self._image_ids[file_name]
         width, height = image_size
         self._images.append(
             {"id": image_id, "file_name": file_name, "width": width, "height": height, **more}

@@ -7,7 +7,7 @@ import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from atss_d2.plain.coco import CocoResults, unnamed_categories
+from atss_d2.plain.coco import CocoResults, ImageIds, unnamed_categories
 from atss_d2.plain.detections import Detections
 
 CATEGORIES = [{"id": 7, "name": "Tür"}, {"id": 3, "name": "cat"}]
@@ -91,3 +91,27 @@ def test_no_detection_at_all_is_read(tmp_path):
     coco = COCO(tmp_path / "detections.json")
     assert coco.getAnnIds() == []
     assert coco.loadCats(coco.getCatIds()) == [{"id": 0, "name": "0"}, {"id": 1, "name": "1"}]
+
+
+def test_image_ids_of_annotations(tmp_path):
+    path = tmp_path / "truth.json"
+    images = [{"id": 42, "file_name": "a/1.png"}, {"id": 9, "file_name": "1.png"}]
+    path.write_text(json.dumps({"images": images}))
+    ids = ImageIds(path)
+    assert (ids["x/a/1.png"], ids["a/1.png"], ids["b/1.png"], ids["/1.png"]) == (42, 42, 9, 9)
+    with pytest.raises(ValueError, match=r"truth.json' has no image 'x/2.png'"):
+        ids["x/2.png"]
+    results = CocoResults(CATEGORIES, ids)
+    results.add("x/a/1.png", (80, 60), detections([[5, 5, 25, 20]], [0.25], [0]))
+    results.write(tmp_path / "detections.json")
+    content = json.loads((tmp_path / "detections.json").read_text())
+    assert content["images"][0]["id"] == content["annotations"][0]["image_id"] == 42
+
+
+@pytest.mark.parametrize(
+    "text", ["no JSON", "[]", "{}", '{"images": [{"id": 1}]}', '{"images": 1}']
+)
+def test_other_files_give_no_image_ids(tmp_path, text):
+    (tmp_path / "a.json").write_text(text)
+    with pytest.raises(ValueError, match=r"a.json' is not in COCO's format"):
+        ImageIds(tmp_path / "a.json")

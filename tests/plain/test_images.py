@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from detectron2.data.detection_utils import read_image as detectron2_read_image
 from hypothesis import given
-from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
 
