@@ -215,15 +215,17 @@ def check_arguments(args: argparse.Namespace, paths: Sequence[str]) -> None:
         paths: The images.
 
     Raises:
-        OSError: ``--image-ids`` cannot be read.
-        ValueError: A flag has no effect, or ``--image-ids`` lacks an image.
+        ValueError: A flag has no effect, or ``--image-ids`` is not a file with all the images.
     """
     if args.tile_overlap is not None and args.tiles is None:
         raise ValueError("--tile-overlap is for --tiles: give both")
+    if args.image_ids is None:
+        return
+    if not os.path.isfile(args.image_ids):
+        raise ValueError(f"--image-ids '{args.image_ids}' does not exist")
     image_ids = _read_image_ids(args)
-    if image_ids is not None:
-        for path in paths:
-            image_ids[path]
+    for path in paths:
+        image_ids[path]
 
 
 def check_output(paths: Sequence[str], output: Path) -> None:

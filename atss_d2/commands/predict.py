@@ -136,6 +136,8 @@ def main(argv: list[str] | None = None) -> int:
 
     paths, problems = find_images(args.input or [])
     try:
+        if args.image_ids is not None and not args.input:
+            raise ValueError("--image-ids is for --input: leave it out")
         check_arguments(args, paths)
         if args.batch_size < 1:
             raise ValueError(f"--batch-size must be at least 1, got {args.batch_size}")
@@ -145,12 +147,10 @@ def main(argv: list[str] | None = None) -> int:
             if args.output is not None:
                 check_output(paths, args.output)
         else:
-            if args.image_ids is not None:
-                raise ValueError("--image-ids is for --input: leave it out")
             video.check_arguments(args)
         if args.output is None:
             video.require_display()
-    except (OSError, ValueError) as error:
+    except ValueError as error:
         parser.error(one_sentence(error))
     for problem in problems:
         print(f"error: --input {problem}", file=sys.stderr)

@@ -276,7 +276,7 @@ def test_tiles(run, tmp_path, monkeypatch, capsys):
         (["--tile-overlap", "0.5"], "--tile-overlap is for --tiles: give both"),
         (["--batch-size", "0"], "--batch-size must be at least 1, got 0"),
         (["--video-input", "a.mp4"], "argument --video-input: not allowed with argument --input"),
-        (["--image-ids", "none.json"], "No such file or directory: 'none.json'"),
+        (["--image-ids", "none.json"], "--image-ids 'none.json' does not exist"),
     ],
 )
 def test_wrong_flags_end_with_a_sentence(run, photos, capsys, flags, message):
