@@ -170,8 +170,9 @@ class Predictor:
                 )
         logger.warning(
             "The names of the classes are unknown, so their numbers from 0 are used: neither the "
-            "checkpoint, nor the config, nor its data sets have them; set `categories` in the "
-            "config (MODEL.ATSS.CATEGORIES in yaml) to a list of {id, name}"
+            "checkpoint, nor the config, nor its data sets have them. Set `categories` of the "
+            "config to OmegaConf.create([{'id': ..., 'name': ...}, ...]), in yaml "
+            "MODEL.ATSS.CATEGORIES to such a list"
         )
         return []
 

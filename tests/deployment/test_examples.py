@@ -15,10 +15,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from pycocotools.coco import COCO
 
 from atss_d2.export import Metadata
 from atss_d2.modeling.nms import batched_nms
+from atss_d2.plain.detections import nms
 from tests import toy
+from tests.deployment.conftest import CATEGORIES
 from tests.detector import random_boxes
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -65,6 +68,12 @@ def run(forbidden, *command, cwd):
     return result.stdout
 
 
+def corners(bbox):
+    """COCO's box as two corners."""
+    left, top, width, height = bbox
+    return left, top, left + width, top + height
+
+
 def assert_same(detections, instances):
     """Detections are (box, score, name)."""
     assert len(detections) == len(instances) > 0
@@ -83,7 +92,13 @@ def test_examples_run_without_what_they_do_not_need(exported, photos, tmp_path, 
     found = json.loads(output.read_text())
     expected = predictor(photos / "turned.jpg")
     assert expected.image_size == (128, 96)
-    assert_same([(x["box"], x["score"], x["class"]) for x in found], expected)
+    assert_same([(corners(x["bbox"]), x["score"], x["category"]) for x in found], expected)
+    grey = np.tile(np.linspace(0, 65535, 96).astype(np.uint16), (128, 1))
+    Image.fromarray(grey).save(tmp_path / "grey.png")
+    command = [sys.executable, script, path, tmp_path / "grey.png", tmp_path / "grey.json"]
+    result = subprocess.run(list(map(str, command)), capture_output=True, text=True)
+    assert result.returncode == 1
+    assert "scale grey images of 16 bits to 8 bits first" in result.stderr
 
 
 def test_all_examples_are_tested_and_short():
@@ -95,18 +110,18 @@ def test_all_examples_are_tested_and_short():
 
 def check_predictions(output, predictor, paths):
     """A detections.json and pictures, made with threshold 0."""
-    results = json.loads((output / "detections.json").read_text())
-    assert [x["file_name"] for x in results] == list(map(str, paths))
-    for result in results:
-        expected = predictor(result["file_name"])
-        assert (result["height"], result["width"]) == expected.image_size
-        found = []
-        for x in result["detections"]:
-            left, top, width, height = x["bbox"]
-            found.append(([left, top, left + width, top + height], x["score"], x["category"]))
-            assert toy.CLASSES[x["category_id"]] == x["category"]
-        assert_same(found, expected)
-        picture = np.asarray(Image.open(output / f"{Path(result['file_name']).name}.png"))
+    coco = COCO(output / "detections.json")
+    assert [x["file_name"] for x in coco.dataset["images"]] == list(map(str, paths))
+    assert coco.dataset["categories"] == CATEGORIES
+    names = {category["id"]: category["name"] for category in CATEGORIES}
+    for image in coco.dataset["images"]:
+        expected = predictor(image["file_name"])
+        assert (image["height"], image["width"]) == expected.image_size
+        found = coco.loadAnns(coco.getAnnIds(image["id"]))
+        assert_same(
+            [(corners(x["bbox"]), x["score"], names[x["category_id"]]) for x in found], expected
+        )
+        picture = np.asarray(Image.open(output / Path(image["file_name"]).name))
         assert picture.shape == (*expected.image_size, 3)
         # Boxes have colours, the photographs have none.
         assert (np.ptp(picture, axis=2) > 100).any()
@@ -142,14 +157,15 @@ def test_confidence_threshold_and_equal_names(predict_exported, exported, photos
     flags = ["--confidence-threshold", str(thresh), "--output", str(tmp_path / "out")]
     images = [str(photos / "portrait.png"), str(twin)]
     assert predict_exported.main([str(path), *images, *flags]) == 0
-    results = json.loads((tmp_path / "out" / "detections.json").read_text())
-    for result in results:
-        scores = [x["score"] for x in result["detections"]]
+    coco = COCO(tmp_path / "out" / "detections.json")
+    for image_id in (1, 2):
+        scores = [x["score"] for x in coco.loadAnns(coco.getAnnIds(image_id))]
         assert scores == sorted(scores, reverse=True)
         assert 0 < len(scores) < len(everything)
         assert scores[-1] >= thresh
-    names = {path.name for path in (tmp_path / "out").iterdir()}
-    assert names == {"portrait.png.png", "portrait.png_2.png", "detections.json"}
+    names = {path.name for path in (tmp_path / "out").rglob("*.*")}
+    assert names == {"portrait.png", "detections.json"}
+    assert len(list((tmp_path / "out").rglob("portrait.png"))) == 2
 
 
 def test_wrong_files_are_named(predict_exported, exported, trained, photos, tmp_path, capsys):
@@ -171,7 +187,7 @@ def test_wrong_files_are_named(predict_exported, exported, trained, photos, tmp_
     assert predict_exported.main([model, str(broken), image, "--output", str(output)]) == 1
     assert f"error: cannot read '{broken}'" in capsys.readouterr().err
     results = json.loads((output / "detections.json").read_text())
-    assert [x["file_name"] for x in results] == [image]
+    assert [x["file_name"] for x in results["images"]] == [image]
 
 
 def test_files_without_nms_get_it_here(
@@ -201,14 +217,14 @@ def test_images_are_resized_as_by_detectron2(predict_exported, size, edge, max_s
             class_names=("a",), input_format="RGB", shortest_edge=edge, max_size=max_size
         ).to_json()
     )
-    image = Image.new("RGB", size[::-1])
+    image = np.zeros((*size, 3), np.uint8)
     assert predict_exported.prepare(image, metadata).shape == (1, 3, height, width)
 
 
 @given(seed=st.integers(0, 1000), num=st.integers(0, 60), thresh=st.floats(0.1, 0.9))
-def test_nms_is_that_of_the_model(predict_exported, seed, num, thresh):
+def test_nms_is_that_of_the_model(seed, num, thresh):
     torch.manual_seed(seed)
     boxes, scores, classes = random_boxes(num), torch.rand(num), torch.randint(3, (num,))
     expected = batched_nms(boxes, scores, classes, thresh)
-    found = predict_exported.nms(boxes.numpy(), scores.numpy(), classes.numpy(), thresh)
+    found = nms(boxes.numpy(), scores.numpy(), classes.numpy(), thresh)
     assert found.tolist() == expected.tolist()
