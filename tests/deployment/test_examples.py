@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from pycocotools.coco import COCO
 
-from atss_d2.export import Metadata
+from atss_d2.commands import predict
+from atss_d2.export import Metadata, load_exported
 from atss_d2.modeling.nms import batched_nms
 from atss_d2.plain.detections import nms
 from tests import toy
@@ -166,6 +167,112 @@ def test_confidence_threshold_and_equal_names(predict_exported, exported, photos
     names = {path.name for path in (tmp_path / "out").rglob("*.*")}
     assert names == {"portrait.png", "detections.json"}
     assert len(list((tmp_path / "out").rglob("portrait.png"))) == 2
+
+
+def test_the_demo_and_the_file_draw_and_write_the_same(
+    predict_exported, exported, trained, photos, tmp_path
+):
+    """16-bit grey among them, in one pass and in tiles."""
+    path = exported["torchscript"].path
+    grey = np.asarray(Image.open(photos / "landscape.png").convert("L"))
+    Image.fromarray(grey.astype(np.uint16) * 257).save(tmp_path / "grey16.png")
+    Image.fromarray(grey).save(tmp_path / "grey8.png")
+    images = [str(tmp_path / "grey16.png"), str(tmp_path / "grey8.png"), str(photos / "turned.jpg")]
+    config = ["--config-file", str(trained / "torchscript.py"), "--weights"]
+    config += [str(trained / "model.pth"), "--input", *images]
+    for number, flags in enumerate(([], ["--tiles", "64", "--tile-overlap", "0.5"])):
+        flags = ["--confidence-threshold", "0.3", *flags]
+        ours, file = tmp_path / f"ours{number}", tmp_path / f"file{number}"
+        assert predict.main([*config, "--output", str(ours), *flags]) == 0
+        assert predict_exported.main([str(path), *images, "--output", str(file), *flags]) == 0
+        found, expected = (json.loads((x / "detections.json").read_text()) for x in (file, ours))
+        assert found["images"] == expected["images"]
+        assert found["categories"] == expected["categories"] == CATEGORIES
+        assert len(found["annotations"]) == len(expected["annotations"]) > 3
+        for x, y in zip(found["annotations"], expected["annotations"]):
+            assert (x["image_id"], x["category_id"]) == (y["image_id"], y["category_id"])
+            np.testing.assert_allclose(x["bbox"], y["bbox"], atol=1e-2)
+        by_image = [[x["bbox"] for x in found["annotations"] if x["image_id"] == i] for i in (1, 2)]
+        assert by_image[0] == by_image[1]  # 16 bits or 8 make no difference
+        for name in ("grey16.png", "turned.jpg"):
+            first, second = (np.asarray(Image.open(x / name)).astype(int) for x in (ours, file))
+            # A box that lies between two pixels may be drawn on either of them.
+            assert (np.abs(first - second) > 60).any(axis=2).mean() < 0.01
+
+
+def test_names_and_ids_are_in_the_file(exported):
+    for file_format, (path, _, _) in exported.items():
+        metadata = load_exported(path).metadata
+        assert metadata.class_names == toy.CLASSES, file_format
+        assert metadata.category_ids == (7, 3), file_format
+
+
+def test_the_most_detections_and_tiles(predict_exported, exported, photos, tmp_path, capsys):
+    path = str(exported["torchscript"].path)
+    flags = [path, str(photos / "portrait.png"), "--confidence-threshold", "0", "--output"]
+    assert predict_exported.main([*flags, str(tmp_path / "one")]) == 0
+    message = capsys.readouterr().err
+    content = json.loads((tmp_path / "one" / "detections.json").read_text())
+    assert ("warning: " in message) == (len(content["annotations"]) == 100)
+
+    class Full(predict_exported.ExportedDetector):
+        def __init__(self, path):
+            super().__init__(path)
+            self.max_detections = len(content["annotations"])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(predict_exported, "ExportedDetector", Full)
+        assert predict_exported.main([*flags, str(tmp_path / "two")]) == 0
+    message = capsys.readouterr().err
+    assert f"portrait.png' has {len(content['annotations'])} detections, the most that" in message
+    assert "use --tiles, or export it again with model.max_detections_per_image=1000" in message
+
+
+def test_unknown_names_are_said(predict_exported, exported, photos, tmp_path, capsys):
+    class Nameless(predict_exported.ExportedDetector):
+        def __init__(self, path):
+            super().__init__(path)
+            self.has_names = False
+
+    flags = [str(exported["torchscript"].path), str(photos / "portrait.png")]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(predict_exported, "ExportedDetector", Nameless)
+        assert predict_exported.main([*flags, "--output", str(tmp_path)]) == 0
+    assert "warning: the names of the classes are unknown to the file" in capsys.readouterr().err
+
+
+def test_an_interrupted_run_leaves_what_was_done(
+    predict_exported, exported, photos, tmp_path, capsys
+):
+    class Interrupted(predict_exported.ExportedDetector):
+        num_calls = 0
+
+        def detect(self, images):
+            Interrupted.num_calls += 1
+            if Interrupted.num_calls == 2:
+                raise KeyboardInterrupt
+            return super().detect(images)
+
+    flags = [str(exported["torchscript"].path), str(photos), "--output", str(tmp_path / "out")]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(predict_exported, "ExportedDetector", Interrupted)
+        assert predict_exported.main(flags) == 130
+    assert len(json.loads((tmp_path / "out" / "detections.json").read_text())["images"]) == 1
+
+
+def test_wrong_command_lines(predict_exported, exported, photos, tmp_path, capsys):
+    path, image = str(exported["torchscript"].path), str(photos / "portrait.png")
+    for flags, message in [
+        ([path, "none.png"], "'none.png' does not exist"),
+        ([path, image, "--output", image], "is a file, not a folder"),
+        ([path, image, "--output", str(photos)], "--output would overwrite the image"),
+        ([path, image, "--tile-overlap", "0.1"], "--tile-overlap is for --tiles: give both"),
+        ([path, "--tiles", image], "must be a whole number between 32 and 1000000"),
+        ([path, image, "--image-ids", "none.json"], "--image-ids 'none.json' does not exist"),
+    ]:
+        with pytest.raises(SystemExit, match="2"):
+            predict_exported.main([*flags])
+        assert message in capsys.readouterr().err
 
 
 def test_wrong_files_are_named(predict_exported, exported, trained, photos, tmp_path, capsys):
