@@ -235,6 +235,25 @@ class SafeCheckpointer(DetectionCheckpointer):
             return None
         return in_file[0] // anchors, num_classes
 
+    def _log_incompatible_keys(self, incompatible: Any) -> None:
+        """Of a new training one line on the console; the lists of keys go to log.txt alone."""
+        if not self._is_new_training:
+            super()._log_incompatible_keys(incompatible)
+            return
+        missing, unexpected = incompatible.missing_keys, incompatible.unexpected_keys
+        num_loaded = len(self.model.state_dict()) - len(missing)
+        parts = sorted({".".join(name.split(".")[:2]).rstrip("0123456789") for name in missing})
+        message = f"Weights: {num_loaded} tensors from '{self._source}'"
+        if missing:
+            message += f"; {len(missing)} keep their initialization ({', '.join(parts[:8])}"
+            message += ", ...)" if len(parts) > 8 else ")"
+        if unexpected:
+            message += f"; {len(unexpected)} of the file are not used"
+        logger.info(message)
+        for side, keys in (("initialized", missing), ("not used", unexpected)):
+            if keys:
+                logger.info(f"Tensors {side}:\n" + "\n".join(keys), extra={"file_only": True})
+
     def _check_shapes(self, differences: list[_Difference]) -> None:
         if not differences:
             return

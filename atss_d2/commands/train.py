@@ -18,6 +18,7 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any
 
+from .ending import print_ending
 from .errors import EXPECTED, fail
 
 if TYPE_CHECKING:
@@ -66,7 +67,14 @@ def main(argv: list[str] | None = None) -> int:
     # isort: split
     from detectron2.engine import launch
 
+    from ..data import DataError
+    from ..engine import check_dataset_files
+
     cfg = setup(args)  # a wrong config stops here, not in each of the processes
+    try:
+        check_dataset_files(cfg, with_training=not args.eval_only)
+    except DataError as error:
+        fail(get_parser(), error)
     is_alone = args.num_gpus * args.num_machines <= 1
     launch(
         run,
@@ -169,13 +177,18 @@ def load_for_evaluation(
 
 def run_lazy(cfg: DictConfig, args: argparse.Namespace) -> dict[str, Any]:
     """Trains or evaluates a LazyConfig."""
+    from detectron2.utils import comm
+
     from ..engine import build_model, do_test, do_train
 
     if args.eval_only:
         model = build_model(cfg)
         load_for_evaluation(model, cfg.train.init_checkpoint, cfg.train.output_dir, args)
         return do_test(cfg, model, with_tta=True)
-    return do_train(cfg, resume=args.resume)
+    results = do_train(cfg, resume=args.resume)
+    if comm.is_main_process():
+        print_ending(cfg, args.config_file, results)
+    return results
 
 
 def run_yaml(cfg: CfgNode, args: argparse.Namespace) -> dict[str, Any]:

@@ -1,12 +1,18 @@
-"""Do the data sets, the model and each other agree on the classes? Asked before training."""
+"""What is wrong with the data sets, found before training: missing files, other classes."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import difflib
+import os
+from collections.abc import Callable, Iterator, Sequence
 
-from detectron2.config import CfgNode
+from detectron2.config import CfgNode, instantiate
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.utils.file_io import PathManager
 from omegaconf import DictConfig, OmegaConf
 
+from ..data import DataError
 from ..data.categories import (
     Categories,
     categories_of_dataset,
@@ -21,6 +27,8 @@ _YAML_NUM_CLASSES = {
     "RetinaNetWithMatcher": "MODEL.RETINANET.NUM_CLASSES",
     "FCOS": "MODEL.FCOS.NUM_CLASSES",
 }
+# What Detectron2's loaders of annotations raise for files that are not what they expect.
+_LOADING_ERRORS = (OSError, LookupError, TypeError, ValueError, AssertionError, AttributeError)
 
 
 def check_categories(cfg: DictConfig | CfgNode) -> Categories:
@@ -44,7 +52,7 @@ def check_categories(cfg: DictConfig | CfgNode) -> Categories:
     configured = config_categories(cfg)
     if configured:
         found["the config"] = configured
-    for name in dataset_names(cfg):
+    for name in dataset_names(cfg, "train", "test"):
         categories = categories_of_dataset(name)
         if categories:
             found[f"the data set '{name}'"] = categories
@@ -68,12 +76,12 @@ def check_categories(cfg: DictConfig | CfgNode) -> Categories:
     return categories
 
 
-def dataset_names(cfg: DictConfig | CfgNode) -> list[str]:
-    """Names of the training sets, then of the test sets, each once."""
+def dataset_names(cfg: DictConfig | CfgNode, *splits: str) -> list[str]:
+    """Names of the data sets of ``splits``, "train" and "test", each once."""
     if isinstance(cfg, CfgNode):
-        groups = [cfg.DATASETS.TRAIN, cfg.DATASETS.TEST]
+        groups = [cfg.DATASETS[split.upper()] for split in splits]
     else:
-        keys = ("dataloader.train.dataset.names", "dataloader.test.dataset.names")
+        keys = (f"dataloader.{split}.dataset.names" for split in splits)
         groups = [OmegaConf.select(cfg, key, default=None) or [] for key in keys]
     names: list[str] = []
     for group in groups:
@@ -121,3 +129,102 @@ def _count(categories: Sequence) -> str:
 def _some_names(categories: Categories) -> str:
     names = [category["name"] for category in categories]
     return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+
+
+def check_dataset_files(cfg: DictConfig | CfgNode, *, with_training: bool) -> None:
+    """Checks that the data sets are registered and that their files are there; reads none.
+
+    Args:
+        cfg: A config of either kind.
+        with_training: Look at the training sets as well as at the test sets.
+
+    Raises:
+        DataError: One is not; the message names it and says what to do.
+    """
+    for name in dataset_names(cfg, "train" if with_training else "test", "test"):
+        if name not in DatasetCatalog:
+            near = difflib.get_close_matches(name, DatasetCatalog.list(), n=3)
+            hint = f"did you mean {', '.join(near)}?" if near else "register it in the config file"
+            raise DataError(f"there is no data set '{name}'; {hint}")
+        metadata = MetadataCatalog.get(name)
+        json_file, image_root = metadata.get("json_file"), metadata.get("image_root")
+        for path, exists in ((json_file, PathManager.isfile), (image_root, PathManager.isdir)):
+            if path and "://" not in path and not exists(path):
+                raise DataError(f"the data set '{name}' needs '{path}', which {_not_there(path)}")
+
+
+def check_images(dataset: Sequence[dict] | None, what: str) -> None:
+    """Checks that the image files of a data set exist, by listing their folders.
+
+    Args:
+        dataset: Dicts in Detectron2's format; of others nothing is checked.
+        what: The data set, for the message.
+
+    Raises:
+        DataError: Images are missing; the message names one.
+    """
+    paths = [x.get("file_name", "") for x in dataset if isinstance(x, dict)]
+    paths = [path for path in paths if path and "://" not in path]
+    in_folder: dict[str, set[str]] = {}
+    for folder in {os.path.dirname(path) for path in paths}:
+        try:
+            in_folder[folder] = set(os.listdir(folder or "."))
+        except OSError:
+            in_folder[folder] = set()
+    missing = [x for x in paths if os.path.basename(x) not in in_folder[os.path.dirname(x)]]
+    if missing:
+        raise DataError(
+            f"{len(missing)} of {len(paths)} images of the {what} set do not exist, such as "
+            f"'{missing[0]}': correct the folder that the data set was registered with, or remove "
+            "them from its annotations"
+        )
+
+
+@contextlib.contextmanager
+def explained(cfg: DictConfig | CfgNode, split: str) -> Iterator[None]:
+    """Turns errors while a data set is loaded into a sentence with its name and file.
+
+    Args:
+        cfg: A config of either kind.
+        split: "train" or "test".
+
+    Raises:
+        DataError: In place of what was raised, which it has as its cause.
+    """
+    try:
+        yield
+    except DataError:
+        raise
+    except _LOADING_ERRORS as error:
+        names = dataset_names(cfg, split)
+        files = [
+            MetadataCatalog.get(name).get("json_file") for name in names if name in MetadataCatalog
+        ]
+        place = f"the {split} set {', '.join(map(repr, names))}"
+        if isinstance(error, FileNotFoundError) and error.filename:
+            path = os.fspath(error.filename)
+            raise DataError(f"{place} needs '{path}', which {_not_there(path)}") from error
+        source = f" ({', '.join(filter(None, files))})" if any(files) else ""
+        kind = "" if isinstance(error, OSError) else f"{type(error).__name__}: "
+        raise DataError(f"{place}{source} cannot be loaded: {kind}{error}") from error
+
+
+def load_test_set(cfg: DictConfig) -> tuple[Sequence[dict] | None, Callable | None]:
+    """The data set and the mapper of ``dataloader.test``, None where they are something else."""
+    node = cfg.dataloader.get("test")
+    if cfg.dataloader.get("evaluator") is None or node is None or "dataset" not in node:
+        return None, None
+    with explained(cfg, "test"):
+        dataset = instantiate(node.dataset)
+    if not isinstance(dataset, list):
+        return None, None
+    return dataset, instantiate(node.get("mapper"))
+
+
+def _not_there(path: str) -> str:
+    if "DETECTRON2_DATASETS" in os.environ or not path.startswith("datasets"):
+        return "does not exist: correct the path, or put it there"
+    return (
+        "does not exist: put it there, or set DETECTRON2_DATASETS to the folder that 'datasets' "
+        "stands for"
+    )
