@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import colorsys
+import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -14,6 +15,7 @@ _RIM = (0, 0, 0, 110)  # beside a line, so that it is seen on bright ground too
 _BACKGROUND = (0, 0, 0, 190)
 # Of a label within its box: at most this part of the box's area.
 _MOST_OF_BOX = 0.12
+_SMALL_TYPE = 10  # pixels
 
 
 def class_color(index: int) -> Color:
@@ -49,8 +51,8 @@ def draw_boxes(
     """Draws boxes, small ones on top of large ones, and then their labels.
 
     Of a box's labels the first that fits stands inside of it, on dark ground at its upper left
-    corner. Where none fits, the last one stands in small type above the box, or below a box at the
-    upper border of the picture.
+    corner. Where none fits, one stands in small type above or below the box: the first that hides
+    neither another box nor another label, or else the last one.
 
     Args:
         image: RGB. It stays as it is.
@@ -78,12 +80,15 @@ def draw_boxes(
             width,
             is_dashed is not None and is_dashed[i],
         )
+    labeler = _Labeler(canvas, picture.size, boxes)
+    outside = []
     for i in order:
-        if labels[i]:
-            size = float(np.clip(sides[i] / 8, 10, max(15, longer_side / 80)))
-            _draw_label(
-                canvas, picture.size, boxes[i].tolist(), labels[i], colors[i], size, label_small
-            )
+        size = int(np.clip(sides[i] / 8, _SMALL_TYPE, max(15, longer_side / 80)))
+        if labels[i] and not labeler.write_inside(i, labels[i], colors[i], size):
+            outside.append(i)
+    if label_small:
+        for i in outside:
+            labeler.write_outside(i, labels[i], colors[i])
     return picture
 
 
@@ -111,53 +116,89 @@ def _draw_outline(
         canvas.rectangle((x1 - width + 1, start, x1, end), fill=color)
 
 
-def _draw_label(
-    canvas: ImageDraw.ImageDraw,
-    image_size: tuple[int, int],
-    box: list[float],
-    labels: tuple[str, ...],
-    color: Color,
-    size: float,
-    label_small: bool,
-) -> None:
-    x0, y0, x1, y1 = box
-    font = ImageFont.load_default(size)
-    for label in labels:
-        width, height = _extent(font, label)
-        if width <= x1 - x0 and width * height <= _MOST_OF_BOX * (x1 - x0) * (y1 - y0):
-            # A box may reach out of the picture, its label not.
-            x = float(np.clip(x0, 0, max(image_size[0] - width, 0)))
-            y = float(np.clip(y0, 0, max(image_size[1] - height, 0)))
-            canvas.rectangle((x, y, x + width, y + height), fill=_BACKGROUND)
-            _write(canvas, (x + 2, y + 1), label, _light(color), font)
-            return
-    if label_small:
-        label = labels[-1]
-        font = ImageFont.load_default(min(size, 10.0))
-        width, height = _extent(font, label)
-        y = y0 - height if y0 - height >= 0 else y1 + 1  # above, or below
-        x = float(np.clip(x0, 0, max(image_size[0] - width, 0)))
-        y = float(np.clip(y, 0, max(image_size[1] - height, 0)))
-        canvas.text(
-            (x + 1, y),
+class _Labeler:
+    """Finds places for labels."""
+
+    def __init__(
+        self, canvas: ImageDraw.ImageDraw, image_size: tuple[int, int], boxes: np.ndarray
+    ) -> None:
+        self._canvas = canvas
+        self._image_size = np.array(image_size)
+        self._boxes = boxes
+        self._labels: list[tuple[float, ...]] = []
+
+    def write_inside(self, i: int, labels: tuple[str, ...], color: Color, size: int) -> bool:
+        """Writes the first label for which box ``i`` has room, and says whether it has."""
+        sides = self._boxes[i, 2:] - self._boxes[i, :2]
+        for label in labels:
+            for font_size in dict.fromkeys((size, _SMALL_TYPE)):
+                font = _font(font_size)
+                extent = _extent(font, label)
+                if extent[0] <= sides[0] and extent.prod() <= _MOST_OF_BOX * sides.prod():
+                    # A box may reach out of the picture, its label not.
+                    x, y = self._boxes[i, :2].clip(0, (self._image_size - extent).clip(min=0))
+                    place = (x, y, x + extent[0], y + extent[1])
+                    self._canvas.rectangle(place, fill=_BACKGROUND)
+                    self._canvas.text((x + 2, y + 1), label, fill=_light(color), font=font)
+                    self._labels.append(place)
+                    return True
+        return False
+
+    def write_outside(self, i: int, labels: tuple[str, ...], color: Color) -> None:
+        """Writes a label above or below box ``i``."""
+        font = _font(_SMALL_TYPE)
+        x0, y0, _, y1 = self._boxes[i]
+        # Boxes that lie around this one, such as the crown of a tree with a nest, are no obstacle.
+        others = np.delete(self._boxes, i, axis=0)
+        is_around = (others[:, :2] <= (x0, y0)).all(1) & (others[:, 2:] >= self._boxes[i, 2:]).all(
+            1
+        )
+        obstacles = np.concatenate([others[~is_around], np.reshape(self._labels, (-1, 4))])
+        places = []
+        for label in labels:
+            extent = _extent(font, label)
+            room = (self._image_size - extent).clip(min=0)
+            x = float(np.clip(x0, 0, room[0]))
+            for y in (y0 - extent[1], y1 + 1):
+                if 0 <= y <= room[1]:
+                    place = (x, y, x + extent[0], y + extent[1])
+                    places.append((label, place))
+                    is_hidden = (obstacles[:, :2] < place[2:]).all(1) & (
+                        obstacles[:, 2:] > place[:2]
+                    ).all(1)
+                    if not is_hidden.any():
+                        self._write(label, place, color, font)
+                        return
+        # The last label, above if there is room; in a box as high as the picture at its top.
+        last = [place for label, place in places if label == labels[-1]]
+        y = float(np.clip(y0, 0, room[1]))
+        inside = (x, y, x + extent[0], y + extent[1])
+        self._write(labels[-1], last[0] if last else inside, color, font)
+
+    def _write(
+        self, label: str, place: tuple[float, ...], color: Color, font: ImageFont.ImageFont
+    ) -> None:
+        self._labels.append(place)
+        self._canvas.text(
+            (place[0] + 1, place[1]),
             label,
             fill=_light(color),
             font=font,
-            anchor="la",
             stroke_width=1,
             stroke_fill=(0, 0, 0, 200),
         )
 
 
-def _write(canvas, xy, text, color, font) -> None:
-    canvas.text(xy, text, fill=color, font=font, anchor="la")
+@functools.lru_cache
+def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return ImageFont.load_default(size)
 
 
-def _extent(font: ImageFont.ImageFont, text: str) -> tuple[int, int]:
+def _extent(font: ImageFont.ImageFont, text: str) -> np.ndarray:
     """Width and height of a label with its padding; the same height for every text."""
     left, _, right, _ = font.getbbox(text, anchor="la")
     _, _, _, bottom = font.getbbox("Ag", anchor="la")
-    return int(right - left) + 4, int(bottom) + 3
+    return np.array([int(right - left) + 4, int(bottom) + 3])
 
 
 def _rgb(color: Color) -> tuple[int, int, int]:

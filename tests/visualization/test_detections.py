@@ -56,7 +56,7 @@ def test_boxes_are_drawn_along_their_borders_and_nowhere_else():
     assert distance.max() < 110
     changed = _is_changed(picture)
     assert changed[2:14, 20:44].any()  # above: too small for a label inside
-    changed[:15, 20:50] = False
+    changed[:15, 20:75] = False
     changed[13:43, 18:53] = False  # the box with its line
     assert not changed.any()
     assert not _is_changed(picture)[18:37, 23:47].any()
@@ -142,6 +142,29 @@ def test_a_longer_name_falls_back_to_the_score():
         label = _is_changed(picture)[104:112, 103:167]
         widths.append(np.flatnonzero(label.any(axis=0)).max())
     assert 20 < widths[1] < 30 < widths[0]  # "90%" and "oak 90%"
+
+
+def test_labels_outside_hide_no_neighbor():
+    """The name goes where there is room for it, else only the score, and never over a label."""
+    image = np.full((300, 400, 3), GREY, dtype=np.uint8)
+
+    def drawn(*boxes):
+        found = _detections(boxes, image=image)
+        return _is_changed(draw_detections(image, found, class_names=["tree"]))
+
+    box = (100, 100, 125, 125)
+    alone = drawn(box)
+    assert alone[86:98, 100:155].any(axis=0).nonzero()[0].max() > 40  # "tree 90%" above
+    assert not alone[128:145].any()
+    below = drawn(box, (130, 80, 150, 97))  # a neighbor where the name would stand
+    assert below[128:138, 100:155].any(axis=0).nonzero()[0].max() > 40
+    assert (below[82:96, 132:148] == 0).all()
+    shorter = drawn(box, (130, 80, 150, 97), (130, 128, 150, 140))
+    assert shorter[87:97, 100:128].any()  # the score is short enough to stand above
+    # Two boxes one above the other share no place.
+    first, second = drawn((50, 50, 70, 60)), drawn((50, 50, 70, 60), (50, 80, 70, 90))
+    assert np.array_equal(first[36:50], second[36:50])
+    assert second[66:80].any() or second[91:105].any()
 
 
 def test_blue_labels_can_be_read():
