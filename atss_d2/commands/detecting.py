@@ -7,7 +7,9 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol
+
+from .errors import one_sentence
 
 if TYPE_CHECKING:
     import numpy as np
@@ -241,6 +243,22 @@ def check_output(paths: Sequence[str], output: Path) -> None:
     for name in output_names(paths):
         if os.path.realpath(output / name) in inputs:
             raise ValueError(f"--output would overwrite the image '{output / name}'")
+
+
+def make_folder(output: Path) -> None:
+    """
+    Raises:
+        ValueError: The folder cannot be made.
+    """
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"--output '{output}' cannot be made: {error.strerror}") from None
+
+
+def refuse(parser: argparse.ArgumentParser, error: BaseException) -> NoReturn:
+    """Ends a command that cannot be run: one sentence on standard error, exit code 2."""
+    parser.exit(2, f"{parser.prog}: error: {one_sentence(error)}\n")
 
 
 def warn_on_stderr(sentence: str) -> None:

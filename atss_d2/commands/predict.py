@@ -25,6 +25,8 @@ from .detecting import (
     add_image_ids,
     check_arguments,
     check_output,
+    make_folder,
+    refuse,
     warn_on_stderr,
 )
 from .errors import EXPECTED, one_sentence
@@ -151,7 +153,7 @@ def main(argv: list[str] | None = None) -> int:
         if args.output is None:
             video.require_display()
     except ValueError as error:
-        parser.error(one_sentence(error))
+        refuse(parser, error)
     for problem in problems:
         print(f"error: --input {problem}", file=sys.stderr)
 
@@ -166,8 +168,10 @@ def main(argv: list[str] | None = None) -> int:
     filter_third_party_warnings()
     try:
         detector = load(args)
+        if args.input and args.output is not None:
+            make_folder(args.output)
     except (*EXPECTED, RuntimeError, SyntaxError, OmegaConfBaseException, YAMLError) as error:
-        parser.error(one_sentence(error))
+        refuse(parser, error)
 
     def warn(sentence: str) -> None:
         with tqdm.external_write_mode(file=sys.stderr):  # not into the progress bar

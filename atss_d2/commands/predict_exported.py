@@ -25,9 +25,11 @@ from .detecting import (
     add_image_ids,
     check_arguments,
     check_output,
+    make_folder,
+    refuse,
     warn_on_stderr,
 )
-from .errors import EXPECTED, one_sentence
+from .errors import EXPECTED
 
 if TYPE_CHECKING:
     import numpy as np
@@ -168,9 +170,9 @@ def main(argv: list[str] | None = None) -> int:
             raise ValueError("; ".join(problems))
         check_output(paths, args.output)
         detector = ExportedDetector(args.model)
-        args.output.mkdir(parents=True, exist_ok=True)
+        make_folder(args.output)
     except EXPECTED as error:
-        parser.error(one_sentence(error))
+        refuse(parser, error)
     for problem in problems:
         print(f"error: {problem}", file=sys.stderr)
     if not detector.has_names:

@@ -282,7 +282,9 @@ def test_tiles(run, tmp_path, monkeypatch, capsys):
 def test_wrong_flags_end_with_a_sentence(run, photos, capsys, flags, message):
     status, results = run([photos / "a"], *flags)
     assert (status, results) == (2, None)
-    assert capsys.readouterr().err.splitlines()[-1].endswith(message)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[-1].endswith(message)
+    assert "Traceback" not in lines[0]
 
 
 def test_ids_of_images_come_from_annotations(run, photos, tmp_path, capsys):
@@ -389,6 +391,8 @@ def test_with_a_real_detector(photos, tmp_path):
 def test_wrong_configs_end_with_a_sentence(photos, tmp_path, capsys):
     config = tmp_path / "config.py"
     config.write_text(_CONFIG)
+    torch.save(instantiate(LazyConfig.load(str(config)).model).state_dict(), tmp_path / "w.pth")
+    weights = ["--weights", str(tmp_path / "w.pth")]
     (tmp_path / "broken.py").write_text("model = (")
     (tmp_path / "other.yaml").write_text("MODEL: {NO_SUCH_KEY: 1}")
     (tmp_path / "empty.py").write_text("x = 1")
@@ -405,8 +409,14 @@ def test_wrong_configs_end_with_a_sentence(photos, tmp_path, capsys):
     ]:
         with pytest.raises(SystemExit, match="2"):
             predict.main([*flags, *rest])
-        assert message in capsys.readouterr().err
+        (line,) = capsys.readouterr().err.splitlines()
+        assert ": error: " in line
+        assert message in line
     assert not (tmp_path / "out").exists()
+    unwritable = ["--output", str(photos / "b" / "notes.txt" / "out")]
+    with pytest.raises(SystemExit, match="2"):
+        predict.main(["--config-file", str(config), *rest[:2], *unwritable, *weights])
+    assert "notes.txt/out' cannot be made: Not a directory" in capsys.readouterr().err
 
 
 def test_help_is_there_at_once_and_needs_no_torch(tmp_path):
