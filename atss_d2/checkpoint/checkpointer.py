@@ -111,7 +111,9 @@ class SafeCheckpointer(DetectionCheckpointer):
 
     def _load_file(self, filename: str) -> dict[str, Any]:
         if self._recipe is not None:
-            return {"model": self._converted(load_file(filename))}
+            # mmdetection's own training checkpoints hold objects of its logs.
+            checkpoint = load_file(filename, weights_only_parts=self._recipe == "mmdet")
+            return {"model": self._converted(checkpoint)}
         suffix = os.path.splitext(filename)[1]
         if suffix == ".pkl":
             checkpoint = _of_model_zoo(load_file(filename))

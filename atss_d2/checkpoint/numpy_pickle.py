@@ -3,7 +3,7 @@
 Pickle is a small program that names functions to call. Here a name stands for what this table says
 and not for what can be imported, so a file cannot call anything else. numpy's own constructors are
 not in the table: a forged dtype makes numpy take bytes of the file for addresses of objects. Their
-places are taken by :class:`_DType` and :class:`_Array`, which note down what the file says; an
+places are taken by :class:`DType` and :class:`Array`, which note down what the file says; an
 array is then made of checked bytes.
 """
 
@@ -46,7 +46,7 @@ def load_pickle(file: BinaryIO, admitted: Mapping[str, Any]) -> Any:
         of what was admitted.
 
     Raises:
-        ForbiddenGlobalError: The file asks for anything else; nothing of it was run.
+        ForbiddenGlobalError: The file asks for anything else; no code in it was executed.
         NotPlainError: It holds, for example, an array of objects.
         Exception: Of any kind, as the file may hold any bytes.
     """
@@ -62,23 +62,24 @@ class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         # Python 2 called the module of set and complex otherwise.
         key = f"{module.replace('__builtin__', 'builtins')}.{name}"
-        if key in _TABLE:
-            return _TABLE[key]
+        if key in MAKERS:
+            return MAKERS[key]
         if key in self._admitted:
             return self._admitted[key]
         raise ForbiddenGlobalError(key)
 
 
-class _DType:
+class DType:
     """Stands for ``numpy.dtype``: the name of a numeric type and its byte order."""
 
-    __slots__ = ("_byte_order", "_name")
+    __slots__ = ("_byte_order", "_name", "is_plain")
 
     def __init__(self, name: str, align: bool = False, copy: bool = False) -> None:
         if name not in _DTYPES:
             raise NotPlainError(f"an array of dtype {name!a}, not of numbers")
         self._name = name
         self._byte_order = "|"
+        self.is_plain = True
 
     def __setstate__(self, state: tuple) -> None:
         _, byte_order, sub_array, names, fields = state[:5]
@@ -87,28 +88,31 @@ class _DType:
         self._byte_order = byte_order
 
     def finish(self) -> np.dtype:
+        if not self.is_plain:
+            raise NotPlainError("an array of records, not of numbers")
         return np.dtype(self._name).newbyteorder(self._byte_order)
 
 
-class _NDArray:
+class NDArray:
     """Stands for the class ``numpy.ndarray``, which a file may name but not call."""
 
     __slots__ = ()
 
-    def __new__(cls, *args: Any) -> _NDArray:
+    def __new__(cls, *args: Any) -> NDArray:
         raise NotPlainError("a call of numpy.ndarray")
 
 
-class _Array:
+class Array:
     """Stands for an array, which a pickle makes empty and fills later."""
 
-    __slots__ = ("_array",)
+    __slots__ = ("_array", "is_plain")
     __hash__ = None  # type: ignore[assignment]  (neither keys nor members of sets)
 
     def __init__(self, array_class: type, shape: tuple, kind: bytes | str) -> None:
-        if array_class is not _NDArray:
+        if array_class is not NDArray:
             raise NotPlainError("a subclass of numpy.ndarray")
         self._array: np.ndarray | None = None
+        self.is_plain = True
 
     def __setstate__(self, state: tuple) -> None:
         _, shape, dtype, is_fortran, data = state
@@ -120,10 +124,10 @@ class _Array:
         return self._array
 
 
-def _array(data: bytes | bytearray | str, dtype: _DType, shape: tuple, order: str) -> np.ndarray:
+def _array(data: bytes | bytearray | str, dtype: DType, shape: tuple, order: str) -> np.ndarray:
     if isinstance(data, str):  # of Python 2
         data = data.encode("latin1")
-    if not isinstance(data, (bytes, bytearray)) or not isinstance(dtype, _DType):
+    if not isinstance(data, (bytes, bytearray)) or not isinstance(dtype, DType):
         raise NotPlainError("an array of objects, not of numbers")
     real = dtype.finish()
     if any(side < 0 for side in shape) or math.prod(shape) * real.itemsize != len(data):
@@ -140,7 +144,7 @@ class _Scalar:
 
     __slots__ = ()
 
-    def __new__(cls, dtype: _DType, data: bytes | str) -> np.generic:
+    def __new__(cls, dtype: DType, data: bytes | str) -> np.generic:
         return _array(data, dtype, (), "C")[()]
 
 
@@ -149,7 +153,7 @@ class _FromBuffer:
 
     __slots__ = ()
 
-    def __new__(cls, data: bytes | bytearray, dtype: _DType, shape: tuple, order: str = "C"):
+    def __new__(cls, data: bytes | bytearray, dtype: DType, shape: tuple, order: str = "C"):
         return _array(data, dtype, shape, order)
 
 
@@ -173,9 +177,9 @@ class _NoBytes:
         return b""
 
 
-_TABLE: dict[str, Any] = {
-    "numpy.dtype": _DType,
-    "numpy.ndarray": _NDArray,
+MAKERS: dict[str, Any] = {
+    "numpy.dtype": DType,
+    "numpy.ndarray": NDArray,
     "_codecs.encode": _Encode,
     "collections.OrderedDict": OrderedDict,
     "builtins.bytes": _NoBytes,
@@ -184,14 +188,14 @@ _TABLE: dict[str, Any] = {
     "builtins.complex": complex,
 }
 for _package in ("numpy.core", "numpy._core"):  # before and since numpy 2
-    _TABLE[f"{_package}.multiarray._reconstruct"] = _Array
-    _TABLE[f"{_package}.multiarray.scalar"] = _Scalar
-    _TABLE[f"{_package}.numeric._frombuffer"] = _FromBuffer
+    MAKERS[f"{_package}.multiarray._reconstruct"] = Array
+    MAKERS[f"{_package}.multiarray.scalar"] = _Scalar
+    MAKERS[f"{_package}.numeric._frombuffer"] = _FromBuffer
 
 
 def _finish(value: Any, seen: set[int], admitted: list) -> Any:
     """Puts arrays where the containers below ``value`` hold what stands for them."""
-    if isinstance(value, (_Array, _DType)):
+    if isinstance(value, (Array, DType)):
         return value.finish()
     if isinstance(value, tuple):
         return tuple(_finish(item, seen, admitted) for item in value)
