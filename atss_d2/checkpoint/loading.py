@@ -28,6 +28,7 @@ _OTHER_WAY = (
 _NEVER_ADMITTED = ("sys", "os", "posix", "nt")
 _ZIP_FOLDER = 0x10  # the bit of an entry's attributes
 _TORCH_REFUSAL = re.compile(r"GLOBAL (\S+) (?:was not an allowed global|whose module \S+ is bl)")
+_TORCH_OPCODE = "Unsupported operand"
 _TORCH_REASON = re.compile(r"WeightsUnpickler error:\s*(\S.*)")
 
 
@@ -87,7 +88,8 @@ def load_file(
 
 def _is_refusal(path: Path, error: Exception) -> bool:
     """Whether a file was refused for what it holds, and not because it is damaged."""
-    return isinstance(error, NotPlainError) or _asked_for(path, error) is not None
+    is_new_pickle = _TORCH_OPCODE in str(error)  # torch's reader knows protocol 2 only
+    return isinstance(error, NotPlainError) or is_new_pickle or bool(_asked_for(path, error))
 
 
 def _reason(path: Path, head: bytes, error: Exception) -> str:

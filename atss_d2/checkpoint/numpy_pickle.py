@@ -51,7 +51,7 @@ def load_pickle(file: BinaryIO, admitted: Mapping[str, Any]) -> Any:
         Exception: Of any kind, as the file may hold any bytes.
     """
     value = _Unpickler(file, admitted).load()
-    return _finish(value, set(), list(admitted.values()))
+    return _finish(value, {}, list(admitted.values()))
 
 
 class _Unpickler(pickle.Unpickler):
@@ -69,7 +69,14 @@ class _Unpickler(pickle.Unpickler):
         raise ForbiddenGlobalError(key)
 
 
-class DType:
+class _Sealed(type):
+    """The type of classes that a file can name: it could otherwise set their attributes."""
+
+    def __setattr__(cls, name: str, value: Any) -> None:
+        raise pickle.UnpicklingError(f"an attribute of a class that is set: {name!a}")
+
+
+class DType(metaclass=_Sealed):
     """Stands for ``numpy.dtype``: the name of a numeric type and its byte order."""
 
     __slots__ = ("_byte_order", "_name", "is_plain")
@@ -93,7 +100,7 @@ class DType:
         return np.dtype(self._name).newbyteorder(self._byte_order)
 
 
-class NDArray:
+class NDArray(metaclass=_Sealed):
     """Stands for the class ``numpy.ndarray``, which a file may name but not call."""
 
     __slots__ = ()
@@ -102,7 +109,7 @@ class NDArray:
         raise NotPlainError("a call of numpy.ndarray")
 
 
-class Array:
+class Array(metaclass=_Sealed):
     """Stands for an array, which a pickle makes empty and fills later."""
 
     __slots__ = ("_array", "is_plain")
@@ -139,7 +146,7 @@ def _array(data: bytes | bytearray | str, dtype: DType, shape: tuple, order: str
     return array.astype(real.newbyteorder("="))
 
 
-class _Scalar:
+class _Scalar(metaclass=_Sealed):
     """Stands for the function that makes numpy's numbers."""
 
     __slots__ = ()
@@ -148,7 +155,7 @@ class _Scalar:
         return _array(data, dtype, (), "C")[()]
 
 
-class _FromBuffer:
+class _FromBuffer(metaclass=_Sealed):
     """Stands for the function that makes arrays since protocol 5 of pickle."""
 
     __slots__ = ()
@@ -157,7 +164,7 @@ class _FromBuffer:
         return _array(data, dtype, shape, order)
 
 
-class _Encode:
+class _Encode(metaclass=_Sealed):
     """Stands for ``codecs.encode``, by which Python 3 writes bytes for Python 2."""
 
     __slots__ = ()
@@ -168,7 +175,7 @@ class _Encode:
         return str.encode(text, "latin1")
 
 
-class _NoBytes:
+class _NoBytes(metaclass=_Sealed):
     """Stands for the class ``bytes``, by whose call Python 3 writes no bytes for Python 2."""
 
     __slots__ = ()
@@ -193,20 +200,26 @@ for _package in ("numpy.core", "numpy._core"):  # before and since numpy 2
     MAKERS[f"{_package}.numeric._frombuffer"] = _FromBuffer
 
 
-def _finish(value: Any, seen: set[int], admitted: list) -> Any:
-    """Puts arrays where the containers below ``value`` hold what stands for them."""
+def _finish(value: Any, done: dict[int, tuple[Any, Any]], admitted: list) -> Any:
+    """Puts arrays where the containers below ``value`` hold what stands for them.
+
+    ``done`` has each container and what became of it, by the id of the container: they may hold
+    themselves, and tuples that share their members would take exponential time.
+    """
     if isinstance(value, (Array, DType)):
         return value.finish()
+    if id(value) in done:
+        return done[id(value)][1]
+    done[id(value)] = (value, value)
     if isinstance(value, tuple):
-        return tuple(_finish(item, seen, admitted) for item in value)
-    if id(value) in seen:  # lists and dicts, which are changed in place, may hold themselves
-        return value
-    seen.add(id(value))
+        finished = tuple(_finish(item, done, admitted) for item in value)
+        done[id(value)] = (value, finished)
+        return finished
     if isinstance(value, list):
-        value[:] = [_finish(item, seen, admitted) for item in value]
+        value[:] = [_finish(item, done, admitted) for item in value]
     elif isinstance(value, dict):
         for key, item in dict.items(value):
-            dict.__setitem__(value, key, _finish(item, seen, admitted))
+            dict.__setitem__(value, key, _finish(item, done, admitted))
     elif callable(value) and not any(value is other for other in admitted):
         raise NotPlainError("a function or class in place of a value")
     if isinstance(value, OrderedDict):
@@ -214,7 +227,5 @@ def _finish(value: Any, seen: set[int], admitted: list) -> Any:
             del vars(value)[name]
     if not isinstance(value, type) and hasattr(value, "__dict__"):
         attributes = vars(value)
-        attributes.update(
-            {name: _finish(item, seen, admitted) for name, item in attributes.items()}
-        )
+        attributes.update({name: _finish(x, done, admitted) for name, x in attributes.items()})
     return value

@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -217,6 +218,8 @@ def _read_legacy(path: Path) -> Any:
         storages, skipped = _Storages(file.size), {}
 
         def load(pid: Any) -> Any:
+            if type(pid) is tuple and pid[:1] == ("module",) and isinstance(pid[1], _Name):
+                return pid[1]  # the class of a model, with its source
             dtype, name, key, num_values, rest = _described(pid, 6)
             if rest != (None,):
                 raise pickle.UnpicklingError("a view of a storage, of torch before 0.4")
@@ -594,7 +597,7 @@ class _Pruning:
 
     def prune(self, value: Any, top: str) -> Any:
         """A value without what was left out; a :class:`LeftOut` if nothing else remains."""
-        if isinstance(value, Tensor):
+        if isinstance(value, (Tensor, np.ndarray)):
             self.num_tensors += 1
             return value
         if isinstance(value, DType):
