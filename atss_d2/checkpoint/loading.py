@@ -16,7 +16,7 @@ import torch
 from .numpy_pickle import ForbiddenGlobalError, NotPlainError, load_pickle
 from .plain_parts import LeftOut, read_plain_parts
 
-__all__ = ["CheckpointError", "import_safetensors", "load_file"]
+__all__ = ["CheckpointError", "CheckpointNotFoundError", "import_safetensors", "load_file"]
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +34,10 @@ _TORCH_REASON = re.compile(r"WeightsUnpickler error:\s*(\S.*)")
 
 class CheckpointError(ValueError):
     """A file cannot be used as a checkpoint; the message names it, the reason and the mend."""
+
+
+class CheckpointNotFoundError(CheckpointError, FileNotFoundError):
+    """There is no such file, or it cannot be downloaded."""
 
 
 def load_file(
@@ -58,13 +62,13 @@ def load_file(
         metadata, if there is any, under ``"metadata"``, as in the files of :func:`save_file`.
 
     Raises:
-        FileNotFoundError: There is no such file.
+        CheckpointNotFoundError: There is no such file.
         CheckpointError: The file asks for code, is damaged, or is no checkpoint.
         ImportError: The file is in safetensors format and the library is not installed.
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"There is no checkpoint at '{path}'")
+        raise CheckpointNotFoundError(f"There is no checkpoint at '{path}'")
     read = _READERS.get(path.suffix.lower(), _read_torch)
     with path.open("rb") as file:  # first of all: may it be read?
         head = file.read(512)

@@ -247,11 +247,14 @@ def load_weights(model: nn.Module, path: str) -> None:
     """Loads a checkpoint into a model that is to be used as it is.
 
     Args:
-        model: Of the same number of classes as the file.
-        path: As for :class:`SafeCheckpointer`; ``""`` loads nothing.
+        model: Of the same number of classes as the file. A model with random weights is what
+            :func:`build_model` returns.
+        path: As for :class:`SafeCheckpointer`.
 
     Raises:
-        FileNotFoundError: The file does not exist; the message names it.
-        CheckpointError: The file asks for code, is damaged, or does not fit the model.
+        CheckpointNotFoundError: The file does not exist or cannot be downloaded; the message names
+            it.
+        CheckpointError: The file asks for code, is damaged, does not fit the model or lacks some
+            of its weights; or ``path`` is ``""``.
     """
-    SafeCheckpointer(model).load(path)
+    SafeCheckpointer(model).load_for_use(path)
