@@ -205,7 +205,7 @@ class SafeCheckpointer(DetectionCheckpointer):
         }
         num_norms = sum(
             isinstance(module, FrozenBatchNorm2d)
-            and (not self._source or f"{name}.running_var" in missing)
+            and (not self._source or f"{name}.weight" in missing)
             for name, module in self.model.named_modules()
         )
         if not frozen and not num_norms:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from http.client import HTTPException
+from urllib.error import URLError
 
 from detectron2.checkpoint.catalog import ModelCatalog
 from detectron2.utils.file_io import Detectron2Handler, PathManager
@@ -65,7 +66,8 @@ def local_checkpoint(path: str) -> str:
     except (OSError, HTTPException, ValueError, RuntimeError, AssertionError) as error:
         url = _url(file)
         name = f"'{file}'" if url == file else f"'{file}' ({url})"
-        reason = " ".join(str(getattr(error, "reason", "") or error).split())
+        is_wrapped = type(error) is URLError
+        reason = " ".join(str(error.reason if is_wrapped else error).split())
         raise CheckpointNotFoundError(
             f"{name} cannot be downloaded ({reason or type(error).__name__}): download it "
             f"elsewhere, copy it to this machine and give {HOW_TO_NAME}"
