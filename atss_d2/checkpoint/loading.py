@@ -40,9 +40,7 @@ class CheckpointNotFoundError(CheckpointError, FileNotFoundError):
     """There is no such file, or it cannot be downloaded."""
 
 
-def load_file(
-    path: str | os.PathLike[str], *, weights_only_parts: bool = False
-) -> dict[str, Any]:
+def load_file(path: str | os.PathLike[str], *, weights_only_parts: bool = False) -> dict[str, Any]:
     """Reads a whole checkpoint into plain containers, tensors on the CPU and numpy arrays.
 
     The suffix tells the format: ``.pkl`` is a pickle of numpy arrays (Detectron2's model zoo, and

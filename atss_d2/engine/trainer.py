@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode, instantiate
-from detectron2.engine import AMPTrainer, SimpleTrainer, create_ddp_model, default_writers, hooks
+from detectron2.engine import SimpleTrainer, create_ddp_model, default_writers, hooks
 from detectron2.engine import default_setup as detectron2_setup
 from detectron2.evaluation import inference_on_dataset, print_csv_format
 from detectron2.utils import comm
@@ -19,6 +19,7 @@ from omegaconf import DictConfig
 from torch import nn
 
 from ..checkpoint import SafeCheckpointer
+from .amp import AMPTrainer
 from .ema import EMAHook
 from .gradient_clipping import GradientClippingHook
 from .memory import keep_freed_memory

@@ -174,7 +174,9 @@ def test_nothing_of_a_file_is_run(tmp_path, name, attack):
     sentinel = tmp_path / "sentinel"
     content, reason = hostile_contents(sentinel)[attack]
     path = write(tmp_path / name, content, **FORMATS[name])
-    with pytest.raises(CheckpointError, match=f"'{path}' is refused; no code in it was executed: .*({reason})"):
+    with pytest.raises(
+        CheckpointError, match=f"'{path}' is refused; no code in it was executed: .*({reason})"
+    ):
         load_file(path)
     assert not sentinel.exists()
 
