@@ -64,6 +64,8 @@ setup(
     ],
     python_requires=">=3.10",
     packages=find_packages(include=["atss_d2", "atss_d2.*"]),
+    py_modules=["atss_d2_cli"],
+    entry_points={"console_scripts": ["atss-d2 = atss_d2_cli:main"]},
     install_requires=read_requirements("base.txt"),
     extras_require={
         "opencv": ["opencv-python-headless"],

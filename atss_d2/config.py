@@ -163,7 +163,12 @@ def load_config(config: str | Path | DictConfig | CfgNode) -> DictConfig | CfgNo
 
 def _load_lazy(path: str) -> DictConfig:
     """Runs a ``.py`` config, which is code; a yaml file is only read."""
-    return LazyConfig.load(path) if path.endswith(".py") else load_lazy_yaml(path)
+    from .data.registration import repeated_registration
+
+    if not path.endswith(".py"):
+        return load_lazy_yaml(path)
+    with repeated_registration():
+        return LazyConfig.load(path)
 
 
 def is_lazy_config(path: str) -> bool:

@@ -9,13 +9,12 @@ import torch
 from detectron2.config import instantiate
 from detectron2.data import DatasetCatalog
 from detectron2.data import transforms as T
-from detectron2.engine import default_argument_parser
 from detectron2.structures import Boxes, BoxMode
 from detectron2.utils.events import EventStorage
 from PIL import Image
 
-import train_net
 from atss_d2 import ATSSMatcher, get_config
+from atss_d2.commands import train as train_net
 from atss_d2.data import BoxDatasetMapper, shapes
 from atss_d2.engine import apply_overrides
 from tests import toy
@@ -277,7 +276,7 @@ OVERRIDES = ["dataloader.train.mapper.keep_ignored=True", "model.matcher.ignore_
 
 
 def test_the_recipes_for_coco_take_the_overrides_of_the_document():
-    text = (Path(train_net.__file__).parent / "docs" / "custom_dataset.md").read_text()
+    text = (Path(__file__).resolve().parents[1] / "docs" / "custom_dataset.md").read_text()
     assert f"my_config.py \\\n    {' '.join(OVERRIDES)}\n" in text
     cfg = apply_overrides(get_config("coco/atss_R_50_FPN_1x"), OVERRIDES)
     assert instantiate(cfg.dataloader.train.mapper).keep_ignored
@@ -300,9 +299,9 @@ def test_two_overrides_turn_it_on(tmp_path):
         "dataloader.train.aspect_ratio_grouping=False",
     ]
     config_file = "demo/atss_mobilenetv2_shapes"
-    args = default_argument_parser().parse_args(["--config-file", config_file, *overrides])
+    args = train_net.get_parser().parse_args(["--config-file", config_file, *overrides])
     try:
-        results = train_net.main(args)
+        results = train_net.run(args)
     finally:  # what main() does to the logger would hide messages from later tests
         logging.getLogger("atss_d2").handlers.clear()
         logging.getLogger("atss_d2").propagate = True

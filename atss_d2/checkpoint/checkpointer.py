@@ -43,19 +43,30 @@ class SafeCheckpointer(DetectionCheckpointer):
     * tensors of other shapes. Only when training begins (:meth:`resume_or_load` without resuming)
       the class predictor may be one of another number of classes: it keeps its initialisation;
     * any difference when training is resumed;
-    * weights that the file lacks, when the model is to be used as it is (:meth:`load_for_use`).
+    * parameters that the file lacks, when the model is to be used as it is (:meth:`load_for_use`).
 
     Frozen layers that are left without weights from a file are a warning.
+
+    Attributes:
+        categories: ``[{"id": ..., "name": ...}]`` of the K classes, which go into every file that
+            is saved; see :mod:`atss_d2.data.categories`.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         """Takes the arguments of ``DetectionCheckpointer``."""
         super().__init__(*args, **kwargs)
+        self.categories: list[dict[str, Any]] = []
         self._recipe: str | None = None
         self._source = ""
         self._is_new_training = False
         self._is_resumed = False
         self._is_for_use = False
+
+    def save(self, name: str, **kwargs: Any) -> None:
+        """Saves as ``DetectionCheckpointer`` does, together with the :attr:`categories`."""
+        if self.categories:
+            kwargs = {"categories": self.categories, **kwargs}
+        super().save(name, **kwargs)
 
     def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Loads a checkpoint into the model and the other checkpointables.
@@ -82,8 +93,11 @@ class SafeCheckpointer(DetectionCheckpointer):
         finally:
             self._parsed_url_during_load = None  # after an error it would stop the next call
 
-    def load_for_use(self, path: str) -> None:
+    def load_for_use(self, path: str) -> dict[str, Any]:
         """Loads all weights of a model that is to predict or to be exported.
+
+        Returns:
+            What else the file holds.
 
         Raises:
             CheckpointNotFoundError: As in :meth:`load`.
@@ -93,7 +107,7 @@ class SafeCheckpointer(DetectionCheckpointer):
         check_checkpoint(path, for_use=True)
         self._is_for_use = True
         try:
-            self.load(path, checkpointables=[])
+            return self.load(path, checkpointables=[])
         finally:
             self._is_for_use = False
 
@@ -259,6 +273,25 @@ class SafeCheckpointer(DetectionCheckpointer):
         if rest or in_file[1:] != in_model[1:] or not in_file[0] or in_file[0] % anchors:
             return None
         return in_file[0] // anchors, num_classes
+
+    def _log_incompatible_keys(self, incompatible: Any) -> None:
+        """Of a new training one line on the console; the lists of keys go to log.txt alone."""
+        if not self._is_new_training:
+            super()._log_incompatible_keys(incompatible)
+            return
+        missing, unexpected = incompatible.missing_keys, incompatible.unexpected_keys
+        num_loaded = len(self.model.state_dict()) - len(missing)
+        parts = sorted({".".join(name.split(".")[:2]).rstrip("0123456789") for name in missing})
+        message = f"Weights: {num_loaded} tensors from '{self._source}'"
+        if missing:
+            message += f"; {len(missing)} keep their initialization ({', '.join(parts[:8])}"
+            message += ", ...)" if len(parts) > 8 else ")"
+        if unexpected:
+            message += f"; {len(unexpected)} of the file are not used"
+        logger.info(message)
+        for side, keys in (("initialized", missing), ("not used", unexpected)):
+            if keys:
+                logger.info(f"Tensors {side}:\n" + "\n".join(keys), extra={"file_only": True})
 
     def _check_shapes(self, differences: list[_Difference]) -> None:
         if not differences:

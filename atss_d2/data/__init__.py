@@ -4,6 +4,7 @@ from .catalog import dataset_root, register_datasets
 from .download import DataError
 from .mapper import BoxDatasetMapper
 from .pretrained import prepare_pretrained
+from .registration import register_coco
 from .shapes import prepare_shapes
 from .test_loader import build_test_loader
 from .trees import prepare_trees
@@ -18,4 +19,5 @@ __all__ = [
     "prepare_pretrained",
     "prepare_shapes",
     "prepare_trees",
+    "register_coco",
 ]

@@ -15,6 +15,8 @@ from detectron2.utils import comm
 from omegaconf import DictConfig
 from torch.utils.data import IterableDataset
 
+from .data_check import check_images
+
 logger = logging.getLogger(__name__)
 
 
@@ -81,6 +83,8 @@ def build_train_loader(cfg: DictConfig, *, seed: int | None = None, start_iter: 
         return instantiate(cfg)
     kwargs = {name: cfg[name] for name in cfg if name not in ("_target_", "dataset")}
     dataset = instantiate(cfg.dataset)
+    if isinstance(dataset, list):
+        check_images(dataset, "training")
     kwargs = {name: instantiate(value) for name, value in kwargs.items()}
     if isinstance(dataset, IterableDataset):
         _warn_of_new_order(start_iter, "its data set is a stream")

@@ -2,52 +2,39 @@
 
 from __future__ import annotations
 
-import argparse
 import copy
 import logging
+import os
+import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from detectron2.config import CfgNode, instantiate
-from detectron2.engine import SimpleTrainer, create_ddp_model, default_writers, hooks
-from detectron2.engine import default_setup as detectron2_setup
-from detectron2.evaluation import inference_on_dataset, print_csv_format
+from detectron2.config import instantiate
+from detectron2.engine import SimpleTrainer, create_ddp_model, hooks
+from detectron2.evaluation import inference_context, inference_on_dataset, print_csv_format
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
-from detectron2.utils.logger import setup_logger
+from detectron2.utils.events import JSONWriter, TensorboardXWriter
+from detectron2.utils.file_io import PathManager
 from omegaconf import DictConfig
 from torch import nn
 
-from ..checkpoint import SafeCheckpointer
+from ..checkpoint import SafeCheckpointer, check_checkpoint
 from .amp import AMPTrainer
+from .console import FILE_ONLY, ProgressPrinter, quiet_evaluation
+from .data_check import check_categories, check_images, explained, load_test_set
 from .ema import EMAHook
+from .evaluation_hooks import BaseLRScheduler, BestCheckpoint, TimedEvalHook
 from .gradient_clipping import GradientClippingHook
 from .memory import keep_freed_memory
+from .rng import preserved_rng
+from .setup import resolve_device
 from .train_loader import build_train_loader
 
 _AUTOCAST_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
 logger = logging.getLogger(__name__)
-
-
-def default_setup(cfg: DictConfig | CfgNode, args: argparse.Namespace) -> None:
-    """Detectron2's ``default_setup``, which then also shows what this package logs.
-
-    Args:
-        cfg: A LazyConfig or a yaml config.
-        args: The command line, to be logged.
-    """
-    detectron2_setup(cfg, args)
-    output_dir = cfg.OUTPUT_DIR if isinstance(cfg, CfgNode) else cfg.train.output_dir
-    setup_logger(output_dir, distributed_rank=comm.get_rank(), name="atss_d2")
-
-
-def resolve_device(name: str) -> str:
-    """Returns ``name``, or "cpu" when it asks for a GPU and there is none."""
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        logger.info("No GPU is available: running on the CPU")
-        return "cpu"
-    return name
 
 
 def build_model(cfg: DictConfig) -> nn.Module:
@@ -106,12 +93,21 @@ def do_test(cfg: DictConfig, model: nn.Module, *, with_tta: bool = False) -> dic
 def _evaluate(cfg: DictConfig, model: nn.Module, suffix: str = "") -> dict[str, Any]:
     if cfg.train.get("amp", {}).get("inference", False):
         model = AutocastModel(model, _autocast_dtype(cfg))
-    results = inference_on_dataset(
-        model, instantiate(cfg.dataloader.test), instantiate(cfg.dataloader.evaluator)
-    )
+    with explained(cfg, "test"):
+        loader = instantiate(cfg.dataloader.test)
+    results = inference_on_dataset(model, loader, instantiate(cfg.dataloader.evaluator))
     results = {f"{task}{suffix}": result for task, result in results.items()}
     print_csv_format(results)
     return results
+
+
+def _summary(results: dict[str, Any]) -> str:
+    """The usual metrics of boxes on one line, or the names of the tasks."""
+    metrics = results.get("bbox")
+    if not isinstance(metrics, dict):
+        return f"{', '.join(results)} evaluated"
+    shown = (name for name in ("AP", "AP50", "AP75", "AR") if name in metrics)
+    return "  ".join(f"{name} {metrics[name]:.1f}" for name in shown)
 
 
 def do_train(cfg: DictConfig, *, resume: bool = False) -> dict[str, Any]:
@@ -133,10 +129,13 @@ def do_train(cfg: DictConfig, *, resume: bool = False) -> dict[str, Any]:
             possible.
     """
     cfg = copy.deepcopy(cfg)  # the optimiser's node gets the model
+    check_categories(cfg)
     model = build_model(cfg)
     if next(model.parameters()).device.type == "cpu":
         keep_freed_memory()
-    logger.info(f"Model:\n{model}")
+    logger.info(f"Model:\n{model}", extra=FILE_ONLY)
+    num_parameters = sum(p.numel() for p in model.parameters())
+    logger.info(f"{type(model).__name__} with {num_parameters / 1e6:.1f} M parameters")
     cfg.optimizer.params.model = model
     optimizer = instantiate(cfg.optimizer)
 
@@ -147,15 +146,36 @@ def do_train(cfg: DictConfig, *, resume: bool = False) -> dict[str, Any]:
     checkpointer = SafeCheckpointer(evaluated, cfg.train.output_dir, trainer=trainer)
     if ema is not None:
         checkpointer.add_checkpointable("trained_model", model)
+    resume = resume and checkpointer.has_checkpoint()
+    if not resume:
+        check_checkpoint(cfg.train.init_checkpoint)  # before minutes of looking at data
     results: dict[str, Any] = {}
+    best = None
+    if _enabled(cfg, "best_checkpoint"):
+        best = BestCheckpoint(
+            evaluated,
+            cfg.train.output_dir,
+            metric=cfg.train.best_checkpoint.metric,
+            is_resumed=resume,
+        )
 
     def evaluate() -> dict[str, Any]:
+        start = time.perf_counter()
         results.clear()
-        results.update(do_test(cfg, evaluated))
+        with quiet_evaluation():
+            results.update(do_test(cfg, evaluated))
+        if results:  # on the first process
+            seconds = time.perf_counter() - start
+            logger.info(f"Evaluation: {_summary(results)}  ({seconds:.0f} s)")
+            if best is not None:
+                best.update(results)
         return results
 
-    trainer.register_hooks(_build_hooks(cfg, model, checkpointer, ema, evaluate))
-    resume = resume and checkpointer.has_checkpoint()
+    # Before the first iteration: what is wrong with the validation set, and how long it takes.
+    expected_seconds = _try_evaluation(cfg, evaluated)
+    trainer.register_hooks(
+        _build_hooks(cfg, model, checkpointer, ema, best, evaluate, expected_seconds)
+    )
     checkpointer.resume_or_load(cfg.train.init_checkpoint, resume=resume)
     # The checkpoint holds the iteration that was finished; training starts with the next one.
     start_iter = trainer.iter + 1 if resume else 0
@@ -163,14 +183,42 @@ def do_train(cfg: DictConfig, *, resume: bool = False) -> dict[str, Any]:
     seed = cfg.train.get("seed", -1)
     if start_iter and seed >= 0:  # not the augmentations of the first iterations once more
         seed_all_rng(seed + comm.get_rank() + start_iter)
-    trainer.data_loader = build_train_loader(
-        cfg.dataloader.train, seed=seed if seed >= 0 else None, start_iter=start_iter
-    )
+    with explained(cfg, "train"):
+        trainer.data_loader = build_train_loader(
+            cfg.dataloader.train, seed=seed if seed >= 0 else None, start_iter=start_iter
+        )
+    # Data sets that were registered by a function tell their categories now.
+    checkpointer.categories = check_categories(cfg)
+    if best is not None:
+        best.categories = checkpointer.categories
     try:
         trainer.train(start_iter, cfg.train.max_iter)
     finally:
         trainer.reset_data_loader(lambda: None)  # ends the loader's processes now
     return results
+
+
+def _try_evaluation(cfg: DictConfig, model: nn.Module) -> float:
+    """Looks at the test set and detects in some of its images.
+
+    Returns:
+        Seconds that the model takes for all of them; 0 where that is not known.
+
+    Raises:
+        DataError: Annotations or images are missing or cannot be read.
+    """
+    dataset, mapper = load_test_set(cfg)
+    if not dataset or mapper is None:
+        return 0.0
+    check_images(dataset, "test")
+    with preserved_rng(), inference_context(model), torch.no_grad():
+        inputs = [mapper(dataset[i]) for i in range(min(3, len(dataset)))]
+        model(inputs[:1])  # the first call of all takes longer
+        start = time.perf_counter()
+        for x in inputs[1:]:
+            model([x])
+    seconds = (time.perf_counter() - start) / max(len(inputs) - 1, 1)
+    return seconds * len(dataset) / comm.get_world_size()
 
 
 def _build_trainer(
@@ -206,6 +254,8 @@ class AutocastModel(nn.Module):
 
     def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
         super().__init__()
+        # inference_on_dataset puts back the mode that it finds here.
+        self.train(model.training)
         self.model = model
         self._dtype = dtype
         self._device_type = next(model.parameters()).device.type
@@ -216,23 +266,37 @@ class AutocastModel(nn.Module):
 
 
 def _build_hooks(
-    cfg: DictConfig, model: nn.Module, checkpointer, ema: EMAHook | None, evaluate
+    cfg: DictConfig,
+    model: nn.Module,
+    checkpointer: SafeCheckpointer,
+    ema: EMAHook | None,
+    best: BestCheckpoint | None,
+    evaluate: Callable[[], dict],
+    expected_seconds: float,
 ) -> list:
     """All hooks, in the order in which they run after each step."""
     is_main = comm.is_main_process()
+    PathManager.mkdirs(cfg.train.output_dir)
+    evaluation = TimedEvalHook(cfg.train.eval_period, evaluate, expected_seconds=expected_seconds)
     return [
         hooks.IterationTimer(),
         GradientClippingHook(model, max_norm=cfg.train.clip_gradients.max_norm)
         if _enabled(cfg, "clip_gradients")
         else None,
-        hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),
+        BaseLRScheduler(base_lr=cfg.optimizer.get("lr"), scheduler=instantiate(cfg.lr_multiplier)),
         ema,
+        *instantiate(list(cfg.train.get("hooks") or [])),
         # Before the evaluation, so that the checkpoint is there when evaluation fails.
         hooks.PeriodicCheckpointer(checkpointer, **cfg.train.checkpointer) if is_main else None,
-        hooks.EvalHook(cfg.train.eval_period, evaluate),
+        evaluation,
+        best,
         # Last, so that what the others log is written.
         hooks.PeriodicWriter(
-            default_writers(cfg.train.output_dir, cfg.train.max_iter),
+            [
+                ProgressPrinter(cfg.train.max_iter, evaluation.seconds),
+                JSONWriter(os.path.join(cfg.train.output_dir, "metrics.json")),
+                TensorboardXWriter(cfg.train.output_dir),
+            ],
             period=cfg.train.log_period,
         )
         if is_main

@@ -54,6 +54,8 @@ def config_node(meta_architecture: type) -> CfgNode:
     """
     node = signature_to_cfg(meta_architecture.__init__, skip=_ATSS_ARGS_FROM_ELSEWHERE)
     node.NUM_CLASSES = 80
+    # Names of the classes, [{"id": ..., "name": ...}]; filled in from the data set by training.
+    node.CATEGORIES = []
     node.HEAD = signature_to_cfg(ATSSHead, skip=_HEAD_ARGS_FROM_ELSEWHERE)
     node.FPN = signature_to_cfg(build_fpn_with_p6p7, skip=FPN_ARGS_WITH_OWN_KEY)
     node.ANCHOR_GENERATOR = signature_to_cfg(

@@ -5,6 +5,7 @@ import os
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import matplotlib
 import numpy as np
@@ -115,6 +116,62 @@ def save_comparisons(
     """
     if max_images is not None and max_images < 0:
         raise ValueError(f"max_images must be >= 0 or None, got {max_images}")
+    images = load_results(dataset_name, results)[:max_images]
+    names = output_names([image.file_name for image in images])
+    paths = []
+    for image, name in tqdm(
+        zip(images, names),
+        total=len(images),
+        desc=f"drawing {dataset_name}",
+        unit="image",
+        disable=None if progress else True,
+    ):
+        paths.append(Path(output_dir, name).with_suffix(".png"))
+        image.draw(paths[-1], score_thresh=score_thresh)
+    return paths
+
+
+class ImageResults(NamedTuple):
+    """An image of a data set, its ground truth and what was detected in it."""
+
+    dataset_dict: dict
+    results: list[dict]
+    metadata: Metadata
+
+    @property
+    def file_name(self) -> str:
+        return self.dataset_dict["file_name"]
+
+    @property
+    def annotations(self) -> list[dict]:
+        return self.dataset_dict.get("annotations", [])
+
+    def instances(self) -> Instances:
+        """The detections. Their image size is unknown, (0, 0), where the data set lacks it."""
+        size = self.dataset_dict.get("height", 0), self.dataset_dict.get("width", 0)
+        return _to_instances(self.results, size, self.metadata)
+
+    def draw(self, path: Path, *, score_thresh: float) -> None:
+        """Writes the image as :func:`side_by_side`."""
+        image = read_image(self.file_name, format="BGR")
+        picture = side_by_side(
+            image,
+            self.annotations,
+            _to_instances(self.results, image.shape[:2], self.metadata),
+            class_names=self.metadata.get("thing_classes"),
+            score_thresh=score_thresh,
+        )
+        write_image(path, picture)
+
+
+def load_results(
+    dataset_name: str, results: str | os.PathLike | Sequence[dict]
+) -> list[ImageResults]:
+    """Brings detections in COCO's format to the images of a registered data set.
+
+    Raises:
+        ValueError: The results are of another data set.
+    """
     if isinstance(results, str | os.PathLike):
         with PathManager.open(os.fspath(results)) as f:
             results = json.load(f)
@@ -129,28 +186,7 @@ def save_comparisons(
             f"{len(unknown)} images of the results are not in '{dataset_name}', such as image_id "
             f"{next(iter(unknown))!r}: were these results computed on another data set?"
         )
-
-    dataset = dataset[:max_images]
-    names = output_names([x["file_name"] for x in dataset])
-    paths = []
-    for x, name in tqdm(
-        zip(dataset, names),
-        total=len(dataset),
-        desc=f"drawing {dataset_name}",
-        unit="image",
-        disable=None if progress else True,
-    ):
-        image = read_image(x["file_name"], format="BGR")
-        picture = side_by_side(
-            image,
-            x.get("annotations", []),
-            _to_instances(results_by_image[x["image_id"]], image.shape[:2], metadata),
-            class_names=metadata.get("thing_classes"),
-            score_thresh=score_thresh,
-        )
-        paths.append(Path(output_dir, name).with_suffix(".png"))
-        write_image(paths[-1], picture)
-    return paths
+    return [ImageResults(x, results_by_image[x["image_id"]], metadata) for x in dataset]
 
 
 def _to_instances(

@@ -19,6 +19,11 @@ train = dict(
     clip_gradients=dict(enabled=False, max_norm=5.0),  # L2 norm over all parameters
     ema=dict(enabled=False, decay=0.999),  # exponential moving average of the weights
     checkpointer=dict(period=5000, max_to_keep=100),  # options of PeriodicCheckpointer
+    # Keeps the weights of the best evaluation as model_best.pth; metric: a key of its results.
+    best_checkpoint=dict(enabled=False, metric="bbox/AP"),
+    # After training: learning_curve.png, and pictures of the worst validation images.
+    report=dict(enabled=False, num_pictures=24),
+    hooks=[],  # your own, L(MyHook)(...); they run after the weights' average was updated
     eval_period=5000,
     log_period=20,
     device="cuda",  # without a GPU, the CPU is used

@@ -13,12 +13,12 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.utils.file_io import PathHandler, PathManager
 from torch import nn
 
-import train_net
 from atss_d2 import Predictor
 from atss_d2.checkpoint import CheckpointError, SafeCheckpointer, check_checkpoint, save_file
 from atss_d2.checkpoint import checkpointer as module
+from atss_d2.commands import train as train_net
 from atss_d2.config import load_config
-from atss_d2.engine import do_train, load_weights
+from atss_d2.engine import Trainer, do_train, load_weights
 from tests import detector, toy
 
 
@@ -340,7 +340,7 @@ def train_by_yaml(path: Path, folder: Path, resume: bool) -> None:
     (folder / "toy.yaml").write_text(toy.yaml_config(folder))
     cfg = load_config(folder / "toy.yaml")
     cfg.merge_from_list(["MODEL.WEIGHTS", str(path), "MODEL.DEVICE", "cpu"])
-    train_net.Trainer(cfg).resume_or_load(resume=resume)
+    Trainer(cfg).resume_or_load(resume=resume)
 
 
 def predict(path: Path, folder: Path, resume: bool) -> None:
@@ -351,7 +351,7 @@ def evaluate(path: Path, folder: Path, resume: bool) -> None:
     config_file = toy.write_config(folder / "config.py", folder)
     argv = ["--config-file", str(config_file), "--eval-only", f"train.init_checkpoint={path}"]
     argv[2:2] = ["--resume"] * resume
-    args = train_net.default_argument_parser().parse_args(argv)
+    args = train_net.get_parser().parse_args(argv)
     train_net.run_lazy(train_net.setup(args), args)
 
 
@@ -388,10 +388,10 @@ def test_yaml_training_writes_and_resumes(toy_data, tmp_path):
     (tmp_path / "toy.yaml").write_text(toy.yaml_config(tmp_path))
     cfg = load_config(tmp_path / "toy.yaml")
     cfg.merge_from_list(["MODEL.DEVICE", "cpu", "SOLVER.MAX_ITER", 2, "DATASETS.TEST", ()])
-    trainer = train_net.Trainer(cfg)
+    trainer = Trainer(cfg)
     trainer.resume_or_load(resume=False)
     trainer.train()
-    again = train_net.Trainer(cfg)
+    again = Trainer(cfg)
     again.resume_or_load(resume=True)
     assert again.start_iter == 2
     torch.testing.assert_close(again.model.state_dict(), trainer.model.state_dict())

@@ -1,7 +1,6 @@
 """The command tools/convert_weights.py, the files that it writes, and loading without it."""
 
 import copy
-import importlib.util
 import json
 import logging
 import re
@@ -23,14 +22,12 @@ from atss_d2.checkpoint import (
     recipe_differences,
 )
 from atss_d2.checkpoint.recipes import recipe_settings
+from atss_d2.commands import convert_weights
 from atss_d2.engine import apply_overrides
 from atss_d2.modeling.box_coding import PointDistances
 from tests import foreign_checkpoints as foreign
 
 ROOT = Path(atss_d2.__file__).resolve().parents[1]
-_SPEC = importlib.util.spec_from_file_location("convert_weights", ROOT / "tools/convert_weights.py")
-convert_weights = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(convert_weights)
 
 SMALL = {"num_classes": 3, "channels": 64}
 

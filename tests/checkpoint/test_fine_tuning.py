@@ -9,11 +9,10 @@ import pytest
 import torch
 from torch import nn
 
-import train_net
 from atss_d2 import Predictor
 from atss_d2.checkpoint import CheckpointError, SafeCheckpointer, load_file, save_file
 from atss_d2.config import load_config
-from atss_d2.engine import build_model, load_weights
+from atss_d2.engine import Trainer, build_model, load_weights
 from tests import detector, toy
 from tests.detectron2_models import NUM_CLASSES, fcos, retinanet
 
@@ -185,7 +184,7 @@ def test_a_yaml_config(tmp_path, of_five_classes, caplog):
     cfg = load_config(tmp_path / "toy.yaml")
     overrides = ["MODEL.WEIGHTS", str(of_five_classes), "MODEL.DEVICE", "cpu", "DATASETS.TEST", ()]
     cfg.merge_from_list([*overrides, "SOLVER.MAX_ITER", 1, "SOLVER.BASE_LR", 0.0])
-    trainer = train_net.Trainer(cfg)
+    trainer = Trainer(cfg)
     trainer.resume_or_load(resume=False)
     trainer.train()
     assert_trained_from(of_five_classes, tmp_path / "output", "model")

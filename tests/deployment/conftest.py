@@ -11,6 +11,7 @@ from typing import NamedTuple
 import pytest
 
 from atss_d2 import Predictor
+from atss_d2.commands import export
 from atss_d2.warning_filters import filter_third_party_warnings
 from tests import toy
 
@@ -45,7 +46,7 @@ class Exported(NamedTuple):
 
 @pytest.fixture(scope="package")
 def export_model() -> ModuleType:
-    return load_tool("export_model")
+    return export
 
 
 @pytest.fixture(scope="package")

@@ -6,11 +6,10 @@ from pathlib import Path
 
 import pytest
 from detectron2.config import LazyCall as L
-from detectron2.engine import default_argument_parser
 from omegaconf import OmegaConf
 
-import train_net
 from atss_d2 import DenseDetectorWithTTA
+from atss_d2.commands import train as train_net
 from atss_d2.engine import build_model, do_test, load_weights
 from tests import toy
 
@@ -52,7 +51,7 @@ def read_detections(folder: Path) -> list[dict]:
 
 
 def parse(*argv):
-    return default_argument_parser().parse_args([str(arg) for arg in argv])
+    return train_net.get_parser().parse_args([str(arg) for arg in argv])
 
 
 def test_one_pass_gives_the_plain_results(tmp_path, weights):
@@ -117,7 +116,7 @@ def test_train_net(tmp_path, weights):
     overrides = [f"train.init_checkpoint={weights}", override, "test_time_augmentation.merge=nms"]
     args = parse("--config-file", config_file, "--eval-only", *overrides)
     args.opts.append("test_time_augmentation.flip=False")
-    results = train_net.main(args)
+    results = train_net.run(args)
     assert results["bbox"]["AP50"] > 0
     assert results["bbox_TTA"] == pytest.approx(results["bbox"], nan_ok=True)
     log = (tmp_path / "output/log.txt").read_text()
@@ -125,7 +124,7 @@ def test_train_net(tmp_path, weights):
     assert "copypaste: Task: bbox_TTA\n" in log
     # The saved config holds the key as well.
     args = parse("--config-file", tmp_path / "output/config.yaml", "--eval-only", override)
-    assert set(train_net.main(args)) == {"bbox", "bbox_TTA"}
+    assert set(train_net.run(args)) == {"bbox", "bbox_TTA"}
 
     with pytest.raises(SystemExit) as exit_info:
         train_net.setup(parse("--config-file", config_file, "test_time_augmentation.mrge=nms"))
@@ -140,7 +139,7 @@ def test_train_net_with_yaml(tmp_path, weights, enabled):
     aug = {"ENABLED": enabled, "MIN_SIZES": "(96,)", "MAX_SIZE": 1333, "FLIP": False}
     for name, value in aug.items():
         args += [f"TEST.AUG.{name}", value]
-    results = train_net.main(parse(*args))
+    results = train_net.run(parse(*args))
     assert results["bbox"]["AP50"] > 0
     assert set(results) == ({"bbox", "bbox_TTA"} if enabled else {"bbox"})
     assert (output_dir / "inference_TTA").exists() == enabled

@@ -1,0 +1,32 @@
+"""Errors of commands as one sentence."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from typing import NoReturn
+
+# What a wrong argument, file or config raises. Anything else is a fault of ours: a traceback.
+EXPECTED = (OSError, KeyError, ValueError, AssertionError, ImportError)
+
+# What DataLoader makes of an error in a worker: the traceback as text, in an error of its type.
+_WORKER = re.compile(r"^Caught \w+ in DataLoader worker process \d+\.\nOriginal Traceback")
+
+
+def one_sentence(error: BaseException) -> str:
+    """The message of an error on one line, without the traceback of a DataLoader's worker."""
+    # KeyError puts its message in quotes.
+    message = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
+    if _WORKER.match(message):
+        lines = message.rstrip().splitlines()
+        # The message begins behind the last line of the traceback, which is indented.
+        start = max(i for i, line in enumerate(lines) if line.startswith("  ")) + 1
+        message = " ".join(lines[start:]).partition(": ")[2] or lines[-1]
+    return " ".join(message.split()) or repr(error)
+
+
+def fail(parser: argparse.ArgumentParser, error: BaseException | str) -> NoReturn:
+    """Ends the command with ``PROGRAM: sentence`` on standard error and exit code 1."""
+    sentence = error if isinstance(error, str) else one_sentence(error)
+    sys.exit(f"{parser.prog}: {sentence}")

@@ -1,0 +1,271 @@
+r"""Exports a trained model to a file that runs without this package.
+
+    python tools/export_model.py --config-file configs/demo/atss_mobilenetv2_trees.py \
+        --format onnx --output output/export train.init_checkpoint=output/demo/model_final.pth
+
+Flags are those of Detectron2's tools/deploy/export_model.py and stand before the overrides:
+key=value for a LazyConfig, KEY VALUE for yaml. --run-eval evaluates the model and the file on the
+config's test set, one after the other. What each format can do is in docs/deployment.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from .errors import EXPECTED, one_sentence
+
+if TYPE_CHECKING:
+    from detectron2.config import CfgNode
+    from omegaconf import DictConfig
+    from torch import Tensor, nn
+
+    from ..predictor import Predictor
+
+
+class Format(NamedTuple):
+    """What a value of --format stands for."""
+
+    export: str  # name of a function of atss_d2.export
+    file_name: str
+
+
+FORMATS = {
+    "torchscript": Format("export_torchscript", "model.ts"),
+    "onnx": Format("export_onnx", "model.onnx"),
+    "pt2": Format("export_pt2", "model.pt2"),
+    "aot_inductor": Format("export_aot_inductor", "model_aot.pt2"),
+}
+METHODS = ("tracing", "scripting")  # of atss_d2.export.torchscript
+DTYPES = ("float32", "float16", "bfloat16")
+_PHOTOGRAPH = (480, 640)  # height and width of the image that stands for a sample
+
+
+def get_parser() -> argparse.ArgumentParser:
+    """The command line; names of flags as in Detectron2's tool."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config-file", required=True, help="a .py or .yaml config, or its name")
+    parser.add_argument("--format", choices=FORMATS, default="torchscript")
+    parser.add_argument(
+        "--export-method",
+        choices=METHODS,
+        default="tracing",
+        help="scripting is for torchscript only (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--sample-image", help="image to trace with; default: noise of the size of test images"
+    )
+    parser.add_argument("--run-eval", action="store_true", help="evaluate the model and the file")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path("output/export"),
+        help="folder for model.ts, model.onnx, model.pt2 or model_aot.pt2, or the file itself "
+        "(default: %(default)s)",
+    )
+    parser.add_argument(
+        "--no-nms", action="store_true", help="the file gives candidates, for an NMS elsewhere"
+    )
+    parser.add_argument(
+        "--dtype", choices=DTYPES, default="float32", help="of backbone and head (%(default)s)"
+    )
+    parser.add_argument("--opset", type=int, help="of onnx; default: 20")
+    parser.add_argument("--int8", action="store_true", help="onnx: dynamic quantisation")
+    parser.add_argument(
+        "overrides",
+        nargs=argparse.REMAINDER,
+        metavar="key=value",
+        help="of the config, such as train.init_checkpoint=FILE; for yaml KEY VALUE",
+    )
+    return parser
+
+
+def check_flags(args: argparse.Namespace) -> None:
+    """
+    Raises:
+        ValueError: Flags exclude each other; the message names them.
+    """
+    if args.format != "torchscript" and args.export_method == "scripting":
+        raise ValueError(
+            f"--export-method scripting is for --format torchscript, not for {args.format}, which "
+            "is made by torch.export: leave --export-method out"
+        )
+    for flag, value in (("--opset", args.opset), ("--int8", args.int8 or None)):
+        if value is not None and args.format != "onnx":
+            raise ValueError(f"{flag} is for --format onnx, not for {args.format}: leave it out")
+    if args.int8 and args.dtype != "float32":
+        raise ValueError(
+            f"--int8 quantises a float32 model, not one of --dtype {args.dtype}: give one of them"
+        )
+    path = output_path(args)
+    if path.parent.is_file():
+        raise ValueError(
+            f"--output '{args.output}' is a file: give a folder, or a name that ends in "
+            f"{path.suffix}"
+        )
+    if args.sample_image and not os.path.isfile(args.sample_image):
+        raise ValueError(f"there is no image --sample-image '{args.sample_image}'")
+    if args.format == "onnx":
+        from ..export.checks import import_optional
+
+        runs_it = args.run_eval or args.int8
+        for package in ("onnx", "onnxscript", *(["onnxruntime"] if runs_it else [])):
+            import_optional(package)
+
+
+def output_path(args: argparse.Namespace) -> Path:
+    """The file to be written: ``--output`` itself or, in that folder, one of the usual name."""
+    file_name = FORMATS[args.format].file_name
+    is_file = args.output.suffix == Path(file_name).suffix and not args.output.is_dir()
+    return args.output if is_file else args.output / file_name
+
+
+def setup(args: argparse.Namespace) -> DictConfig | CfgNode:
+    """Loads the config and applies the overrides."""
+    from detectron2.config import CfgNode
+
+    from ..config import get_config_path, load_config
+    from ..engine import apply_overrides, apply_yaml_overrides, check_checkpoint, resolve_device
+
+    if not os.path.isfile(args.config_file):
+        args.config_file = get_config_path(args.config_file)
+    cfg = load_config(args.config_file)
+    if isinstance(cfg, CfgNode):
+        apply_yaml_overrides(cfg, args.overrides)
+        cfg.MODEL.DEVICE = resolve_device(cfg.MODEL.DEVICE)
+        if args.run_eval and not cfg.DATASETS.TEST:
+            raise ValueError("--run-eval: the config has no test set, set DATASETS.TEST")
+    else:
+        apply_overrides(cfg, args.overrides)
+        if args.run_eval and cfg.dataloader.get("evaluator") is None:
+            raise ValueError("--run-eval: the config has no dataloader.evaluator")
+    is_yaml = isinstance(cfg, CfgNode)
+    weights = cfg.MODEL.WEIGHTS if is_yaml else cfg.train.init_checkpoint
+    check_checkpoint(weights, for_use=True)
+    return cfg
+
+
+def make_sample(predictor: Predictor, path: str | None) -> Tensor:
+    """An image (1, 3, H, W) as the model gets it: from a file, or noise."""
+    import numpy as np
+
+    if path is None:
+        generator = np.random.default_rng(0)
+        image = generator.integers(0, 256, (*_PHOTOGRAPH, 3), dtype=np.uint8)
+    else:
+        image = path
+    return predictor.prepare(image)["image"][None]
+
+
+def export(predictor: Predictor, args: argparse.Namespace) -> Path:
+    """Writes the file that the flags describe."""
+    import torch
+
+    from .. import export as exporters
+    from ..export import Metadata, quantize_onnx, resizing_of
+
+    options: dict[str, Any] = {"with_nms": not args.no_nms, "dtype": getattr(torch, args.dtype)}
+    if args.format == "torchscript":
+        options["method"] = args.export_method
+    if args.opset is not None:
+        options["opset"] = args.opset
+    metadata = Metadata.from_model(
+        predictor.model,
+        class_names=predictor.class_names,
+        config=os.path.basename(args.config_file),
+        **resizing_of(predictor.augmentations),
+    )
+    sample = make_sample(predictor, args.sample_image)
+    write = functools.partial(
+        getattr(exporters, FORMATS[args.format].export),
+        predictor.model,
+        sample,
+        metadata=metadata,
+        **options,
+    )
+    if not args.int8:
+        return write(output_path(args))
+    with tempfile.TemporaryDirectory() as folder:
+        return quantize_onnx(write(Path(folder) / "float32.onnx"), output_path(args))
+
+
+def evaluate(cfg: DictConfig | CfgNode, model: nn.Module, folder: Path) -> dict[str, float]:
+    """Evaluates as train_net.py does; returns the metrics of boxes."""
+    from detectron2.config import CfgNode
+    from detectron2.engine import DefaultTrainer
+    from detectron2.evaluation import COCOEvaluator
+
+    from ..engine import do_test
+
+    if isinstance(cfg, CfgNode):
+        evaluators = [COCOEvaluator(name, output_dir=str(folder)) for name in cfg.DATASETS.TEST]
+        results = DefaultTrainer.test(cfg, model, evaluators)
+        if "bbox" not in results:  # of several test sets, the first
+            results = next(iter(results.values()))
+    else:
+        if "output_dir" in cfg.dataloader.evaluator:
+            cfg.dataloader.evaluator.output_dir = str(folder)
+        results = do_test(cfg, model)
+    return results["bbox"]
+
+
+def compare(cfg: DictConfig | CfgNode, model: nn.Module, path: Path) -> None:
+    """Evaluates the model and the file, and prints both."""
+    from tabulate import tabulate
+
+    from ..export import ExportedModel, load_exported
+
+    columns = {}
+    options = {} if path.suffix == ".onnx" else {"device": str(model.device)}
+    exported = ExportedModel(load_exported(path, **options))
+    for name, evaluated in (("model", model), ("file", exported)):
+        print(f"Evaluating the {name} ...", flush=True)
+        start = time.perf_counter()
+        columns[name] = evaluate(cfg, evaluated, path.parent / "inference" / path.name / name)
+        print(f"... took {time.perf_counter() - start:.1f} s", flush=True)
+    rows = [
+        (metric, value, columns["file"][metric], columns["file"][metric] - value)
+        for metric, value in columns["model"].items()
+    ]
+    headers = ("", "model", path.name, "difference")
+    print(tabulate(rows, headers, floatfmt=("", ".4f", ".4f", "+.6f")))
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command line; 2 for what cannot be done."""
+    parser = get_parser()
+    args = parser.parse_args(argv)
+    # Must be imported before Detectron2: silences the deprecation warnings of its import.
+    from ..predictor import Predictor
+
+    # isort: split
+    from detectron2.utils.logger import setup_logger
+
+    from ..warning_filters import filter_third_party_warnings
+
+    filter_third_party_warnings()
+    try:
+        check_flags(args)
+        cfg = setup(args)
+        for name in ("atss_d2", "detectron2", "fvcore"):
+            setup_logger(name=name)
+        predictor = Predictor(cfg)
+        path = export(predictor, args)
+        print(f"{path}: {path.stat().st_size / 1e6:.1f} MB")
+        if args.run_eval:
+            compare(cfg, predictor.model, path)
+    except (*EXPECTED, RuntimeError) as error:
+        parser.error(one_sentence(error))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,214 @@
+"""Trains or evaluates a model from a LazyConfig (.py) or a yaml config, on one or several GPUs.
+
+    python train_net.py --config-file configs/coco/atss_R_50_FPN_1x.py --num-gpus 8
+    python train_net.py --config-file configs/demo/atss_mobilenetv2_trees.py train.max_iter=100
+    python train_net.py --config-file configs/yaml/atss_R_50_FPN_1x.yaml SOLVER.BASE_LR 0.005
+
+--eval-only evaluates the checkpoint that train.init_checkpoint or MODEL.WEIGHTS names, without and,
+if the config has test_time_augmentation (in yaml TEST.AUG.ENABLED), with test-time augmentation.
+
+Put flags before the overrides: key=value for a LazyConfig, KEY VALUE for yaml. Without a GPU
+everything runs on the CPU (--num-gpus is then the number of processes).
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from typing import TYPE_CHECKING, Any
+
+from .ending import print_ending
+from .errors import EXPECTED, fail
+
+if TYPE_CHECKING:
+    from detectron2.config import CfgNode
+    from omegaconf import DictConfig
+    from torch import nn
+
+LAZY_KEYS = ("model", "dataloader", "optimizer", "lr_multiplier", "train")
+
+
+def get_parser() -> argparse.ArgumentParser:
+    """The command line; flags as in Detectron2's ``default_argument_parser``."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config-file", default="", metavar="FILE", help="a config, or its name")
+    parser.add_argument(
+        "--resume", action="store_true", help="continue from the last checkpoint of the output dir"
+    )
+    parser.add_argument("--eval-only", action="store_true", help="evaluate, do not train")
+    parser.add_argument("--num-gpus", type=int, default=1, help="GPUs per machine (%(default)s)")
+    parser.add_argument("--num-machines", type=int, default=1, help="machines (%(default)s)")
+    parser.add_argument("--machine-rank", type=int, default=0, help="of this machine, from 0")
+    parser.add_argument(
+        "--dist-url",
+        default="auto",
+        help='where processes meet; "auto" is a free port of this machine, several machines need '
+        "tcp://HOST:PORT of the first (default: %(default)s)",
+    )
+    parser.add_argument(
+        "opts",
+        nargs=argparse.REMAINDER,
+        default=[],
+        metavar="key=value",
+        help="overrides of the config, after the flags; for yaml KEY VALUE",
+    )
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command: one process, or as many as it asks for."""
+    args = get_parser().parse_args(argv)
+    # Must be imported before Detectron2: silences the deprecation warnings of its import.
+    import atss_d2  # noqa: F401
+
+    # isort: split
+    from detectron2.engine import launch
+
+    from ..data import DataError
+    from ..engine import check_dataset_files
+
+    cfg = setup(args)  # a wrong config stops here, not in each of the processes
+    try:
+        check_dataset_files(cfg, with_training=not args.eval_only)
+    except DataError as error:
+        fail(get_parser(), error)
+    is_alone = args.num_gpus * args.num_machines <= 1
+    launch(
+        run,
+        args.num_gpus,
+        num_machines=args.num_machines,
+        machine_rank=args.machine_rank,
+        dist_url=args.dist_url,
+        # A process of its own registers the data sets of the config file by executing it.
+        args=(args, cfg if is_alone else None),
+    )
+    return 0
+
+
+def setup(args: argparse.Namespace) -> DictConfig | CfgNode:
+    """Loads the config and applies the overrides; errors end the command in a sentence."""
+    from detectron2.config import CfgNode
+
+    from ..config import get_config_path, load_config
+    from ..engine import apply_overrides, apply_yaml_overrides, resolve_device
+
+    try:
+        if not args.config_file:
+            raise ValueError("which config? Give --config-file, for example coco/atss_R_50_FPN_1x")
+        if not os.path.isfile(args.config_file):
+            args.config_file = get_config_path(args.config_file)
+        cfg = load_config(args.config_file)
+        if isinstance(cfg, CfgNode):
+            apply_yaml_overrides(cfg, args.opts)
+            cfg.MODEL.DEVICE = resolve_device(cfg.MODEL.DEVICE)
+        else:
+            missing = [key for key in LAZY_KEYS if key not in cfg]
+            if missing:
+                raise ValueError(f"{args.config_file} does not define {', '.join(missing)}")
+            apply_overrides(cfg, args.opts)
+        check(cfg, args)
+        if isinstance(cfg, CfgNode):
+            cfg.freeze()
+    except EXPECTED as error:
+        fail(get_parser(), error)
+    return cfg
+
+
+def check(cfg: DictConfig | CfgNode, args: argparse.Namespace) -> None:
+    """Finds out early what would stop the run after minutes, or in each of the processes."""
+    import torch
+    from detectron2.config import CfgNode
+
+    from ..engine import check_categories, check_checkpoint
+
+    is_yaml = isinstance(cfg, CfgNode)
+    if args.num_machines > 1 and args.dist_url == "auto":
+        raise ValueError(
+            "--num-machines > 1 needs --dist-url tcp://HOST:PORT, an address of the first machine"
+        )
+    if not args.resume:
+        weights = cfg.MODEL.WEIGHTS if is_yaml else cfg.train.init_checkpoint
+        check_checkpoint(weights, for_use=args.eval_only)
+    if is_yaml and not args.eval_only and args.num_gpus > 1 and not torch.cuda.is_available():
+        raise ValueError(
+            "without a GPU, Detectron2's trainer of yaml configs runs in one process: give "
+            "--num-gpus 1 or a LazyConfig"
+        )
+    check_categories(cfg)
+
+
+def run(args: argparse.Namespace, cfg: DictConfig | CfgNode | None = None) -> dict[str, Any]:
+    """Runs one process of the job.
+
+    Args:
+        args: The command line.
+        cfg: The config, if this process has loaded it already.
+    """
+    from detectron2.config import CfgNode
+
+    from ..checkpoint import CheckpointError
+    from ..data import DataError
+    from ..engine import default_setup
+    from ..warning_filters import filter_third_party_warnings
+
+    filter_third_party_warnings()
+    cfg = setup(args) if cfg is None else cfg
+    default_setup(cfg, args)
+    try:
+        return run_yaml(cfg, args) if isinstance(cfg, CfgNode) else run_lazy(cfg, args)
+    except (CheckpointError, DataError) as error:
+        fail(get_parser(), error)
+
+
+def load_for_evaluation(
+    model: nn.Module, weights: str, output_dir: str, args: argparse.Namespace
+) -> None:
+    """Loads the weights that the config names; with --resume, the last ones of the run."""
+    from ..checkpoint import SafeCheckpointer
+    from ..engine import load_weights
+
+    checkpointer = SafeCheckpointer(model, output_dir)
+    if args.resume and checkpointer.has_checkpoint():
+        weights = checkpointer.get_checkpoint_file()
+    load_weights(model, weights)
+
+
+def run_lazy(cfg: DictConfig, args: argparse.Namespace) -> dict[str, Any]:
+    """Trains or evaluates a LazyConfig."""
+    from detectron2.utils import comm
+
+    from ..engine import build_model, do_test, do_train
+
+    if args.eval_only:
+        model = build_model(cfg)
+        load_for_evaluation(model, cfg.train.init_checkpoint, cfg.train.output_dir, args)
+        return do_test(cfg, model, with_tta=True)
+    results = do_train(cfg, resume=args.resume)
+    if comm.is_main_process():
+        print_ending(cfg, args.config_file, results)
+    return results
+
+
+def run_yaml(cfg: CfgNode, args: argparse.Namespace) -> dict[str, Any]:
+    """Trains or evaluates a yaml config."""
+    from ..engine import Trainer
+
+    if args.eval_only:
+        model = Trainer.build_model(cfg)
+        load_for_evaluation(model, cfg.MODEL.WEIGHTS, cfg.OUTPUT_DIR, args)
+        results = Trainer.test(cfg, model)
+        if cfg.TEST.AUG.ENABLED:
+            results.update(Trainer.test_with_TTA(cfg, model))
+        return results
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=args.resume)
+    trainer.train()
+    # What train() returns only for configs with expected results.
+    return trainer._last_eval_results
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,121 @@
+"""Names of classes and their original ids, on their way from a data set to its detections.
+
+``categories`` is a list in the order of the class indices 0..K-1 of a model, each a dict
+``{"id": ..., "name": ...}`` as in COCO's JSON. It stands in the config (a LazyConfig's key
+``categories``, yaml's ``MODEL.ATSS.CATEGORIES``) and in every checkpoint of a training run, so that
+a detection can be named without the data set.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
+from detectron2.utils.file_io import PathManager
+from omegaconf import DictConfig, OmegaConf
+
+Categories = list[dict[str, Any]]
+
+
+def parse_categories(value: Any, source: str = "categories") -> Categories:
+    """Checks a list of categories and returns it as plain dicts of ``id`` and ``name``.
+
+    Args:
+        value: A sequence of mappings with ``id`` and ``name``; None or empty gives ``[]``.
+        source: Where it was found, for errors.
+
+    Raises:
+        ValueError: It is something else, or an id occurs twice.
+    """
+    if value is None:
+        return []
+    if not isinstance(value, Sequence) or isinstance(value, str):
+        raise ValueError(f"{source} must be a list of {{id, name}}, got {value!r}")
+    categories = []
+    for entry in value:
+        if not isinstance(entry, Mapping) or not {"id", "name"} <= set(entry):
+            raise ValueError(f"{source}: an entry must have an id and a name, got {entry!r}")
+        if isinstance(entry["id"], bool) or not isinstance(entry["id"], int):
+            raise ValueError(f"{source}: the id of {entry['name']!r} is not an integer")
+        categories.append({"id": entry["id"], "name": str(entry["name"])})
+    ids = [category["id"] for category in categories]
+    if len(set(ids)) < len(ids):
+        twice = next(i for i in ids if ids.count(i) > 1)
+        raise ValueError(f"{source}: the id {twice} occurs twice")
+    return categories
+
+
+def categories_of_dataset(name: str) -> Categories:
+    """Categories of a registered data set, which need not have been loaded.
+
+    Args:
+        name: Its name in Detectron2's catalogs.
+
+    Returns:
+        From the metadata or, before the data set was loaded, from its JSON file; ``[]`` if neither
+        tells.
+
+    Raises:
+        FileNotFoundError: The metadata names a JSON file that does not exist.
+        ValueError: The file is not JSON, or its ``categories`` are not COCO's.
+    """
+    if name not in MetadataCatalog:
+        return []
+    metadata = MetadataCatalog.get(name)
+    names = metadata.get("thing_classes")
+    if names:
+        to_index = metadata.get("thing_dataset_id_to_contiguous_id") or {}
+        ids = {index: i for i, index in to_index.items()}
+        return [{"id": int(ids.get(i, i)), "name": str(n)} for i, n in enumerate(names)]
+    path = metadata.get("json_file")
+    return read_categories(path) if path else []
+
+
+def read_categories(path: str) -> Categories:
+    """``categories`` of a COCO JSON file, ordered by id as Detectron2 orders its classes.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It is not JSON, or its ``categories`` are not COCO's.
+    """
+    local = PathManager.get_local_path(path)
+    try:
+        with open(local, encoding="utf-8") as file:
+            content = json.load(file)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"There is no annotation file '{path}'") from None
+    except ValueError as error:
+        raise ValueError(f"'{path}' is not a JSON file: {error}") from None
+    categories = content.get("categories") if isinstance(content, dict) else None
+    parsed = parse_categories(categories, source=f"'{path}': categories")
+    return sorted(parsed, key=lambda category: category["id"])
+
+
+def config_categories(cfg: DictConfig | CfgNode) -> Categories:
+    """The categories that a config of either kind holds; ``[]`` if it holds none.
+
+    Raises:
+        ValueError: The key holds something else.
+    """
+    if isinstance(cfg, CfgNode):
+        node = cfg.MODEL.get("ATSS")
+        value, key = node.get("CATEGORIES") if node is not None else None, "MODEL.ATSS.CATEGORIES"
+    else:
+        value, key = cfg.get("categories"), "categories"
+        value = OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
+    return parse_categories(value, source=key)
+
+
+def set_config_categories(cfg: DictConfig | CfgNode, categories: Categories) -> None:
+    """Writes categories into a config of either kind, in place."""
+    if not isinstance(cfg, CfgNode):
+        cfg.categories = categories
+    elif cfg.MODEL.get("ATSS") is not None:
+        frozen = cfg.is_frozen()
+        cfg.defrost()
+        cfg.MODEL.ATSS.CATEGORIES = categories
+        if frozen:
+            cfg.freeze()

@@ -1,0 +1,230 @@
+"""What is wrong with the data sets, found before training: missing files, other classes."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import os
+from collections.abc import Callable, Iterator, Sequence
+
+from detectron2.config import CfgNode, instantiate
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.utils.file_io import PathManager
+from omegaconf import DictConfig, OmegaConf
+
+from ..data import DataError
+from ..data.categories import (
+    Categories,
+    categories_of_dataset,
+    config_categories,
+    set_config_categories,
+)
+
+# Meta-architecture -> yaml key of its number of classes.
+_YAML_NUM_CLASSES = {
+    "ATSS": "MODEL.ATSS.NUM_CLASSES",
+    "RetinaNet": "MODEL.RETINANET.NUM_CLASSES",
+    "RetinaNetWithMatcher": "MODEL.RETINANET.NUM_CLASSES",
+    "FCOS": "MODEL.FCOS.NUM_CLASSES",
+}
+# What Detectron2's loaders of annotations raise for files that are not what they expect.
+_LOADING_ERRORS = (OSError, LookupError, TypeError, ValueError, AssertionError, AttributeError)
+
+
+def check_categories(cfg: DictConfig | CfgNode) -> Categories:
+    """Compares the categories of the training and test sets with each other and with the model.
+
+    A data set whose categories are not known before it was loaded (registered by a function) is
+    left out; call this again when it was.
+
+    Args:
+        cfg: A config of either kind. If it names no categories, those that were found are written
+            into it, so that ``config.yaml`` has them.
+
+    Returns:
+        The categories, ``[]`` if unknown.
+
+    Raises:
+        FileNotFoundError: A data set's annotation file does not exist.
+        ValueError: They do not agree; the message names the data set, the values and the key.
+    """
+    found: dict[str, Categories] = {}
+    configured = config_categories(cfg)
+    if configured:
+        found["the config"] = configured
+    for name in dataset_names(cfg, "train", "test"):
+        categories = categories_of_dataset(name)
+        if categories:
+            found[f"the data set '{name}'"] = categories
+    if not found:
+        return []
+    (first, categories), *others = found.items()
+    for source, other in others:
+        _check_equal(first, categories, source, other)
+    key, num_classes = num_classes_of(cfg)
+    if num_classes is not None and num_classes != len(categories):
+        assignment = f"{key} {len(categories)}" if key.isupper() else f"{key}={len(categories)}"
+        raise ValueError(
+            f"{key} is {num_classes}, but {first} has {_count(categories)} "
+            f"({_some_names(categories)}): set {assignment}"
+        )
+    if not configured:
+        # A data set registered by a function has no ids of its own, they count from 0.
+        with_ids = [x for x in found.values() if [c["id"] for c in x] != list(range(len(x)))]
+        categories = (with_ids or [categories])[0]
+        set_config_categories(cfg, categories)
+    return categories
+
+
+def dataset_names(cfg: DictConfig | CfgNode, *splits: str) -> list[str]:
+    """Names of the data sets of ``splits``, "train" and "test", each once."""
+    if isinstance(cfg, CfgNode):
+        groups = [cfg.DATASETS[split.upper()] for split in splits]
+    else:
+        keys = (f"dataloader.{split}.dataset.names" for split in splits)
+        groups = [OmegaConf.select(cfg, key, default=None) or [] for key in keys]
+    names: list[str] = []
+    for group in groups:
+        names += [group] if isinstance(group, str) else list(group)
+    return list(dict.fromkeys(names))
+
+
+def num_classes_of(cfg: DictConfig | CfgNode) -> tuple[str, int | None]:
+    """The key of the model's number of classes, and the number; None if it is not known."""
+    if not isinstance(cfg, CfgNode):
+        value = OmegaConf.select(cfg, "model.num_classes", default=None)
+        return "model.num_classes", value if isinstance(value, int) else None
+    key = _YAML_NUM_CLASSES.get(cfg.MODEL.META_ARCHITECTURE)
+    if key is None:
+        return "", None
+    node = cfg
+    for part in key.split("."):
+        node = node.get(part)
+        if node is None:
+            return key, None
+    return key, node
+
+
+def _check_equal(first: str, categories: Categories, second: str, others: Categories) -> None:
+    if len(categories) != len(others):
+        raise ValueError(
+            f"{first} has {_count(categories)} ({_some_names(categories)}), but {second} has "
+            f"{len(others)} ({_some_names(others)}): both must list the same categories, also "
+            "those without a box"
+        )
+    for index, (one, other) in enumerate(zip(categories, others)):
+        # Ids may differ: Detectron2 maps those of each file to 0..K-1 in their order.
+        if one["name"].strip().casefold() != other["name"].strip().casefold():
+            raise ValueError(
+                f"class {index} is '{one['name']}' (id {one['id']}) in {first}, but "
+                f"'{other['name']}' (id {other['id']}) in {second}: both must list the same "
+                "categories in the same order of ids"
+            )
+
+
+def _count(categories: Sequence) -> str:
+    return f"{len(categories)} class{'es' if len(categories) != 1 else ''}"
+
+
+def _some_names(categories: Categories) -> str:
+    names = [category["name"] for category in categories]
+    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+
+
+def check_dataset_files(cfg: DictConfig | CfgNode, *, with_training: bool) -> None:
+    """Checks that the data sets are registered and that their files are there; reads none.
+
+    Args:
+        cfg: A config of either kind.
+        with_training: Look at the training sets as well as at the test sets.
+
+    Raises:
+        DataError: One is not; the message names it and says what to do.
+    """
+    for name in dataset_names(cfg, "train" if with_training else "test", "test"):
+        if name not in DatasetCatalog:
+            near = difflib.get_close_matches(name, DatasetCatalog.list(), n=3)
+            hint = f"did you mean {', '.join(near)}?" if near else "register it in the config file"
+            raise DataError(f"there is no data set '{name}'; {hint}")
+        metadata = MetadataCatalog.get(name)
+        json_file, image_root = metadata.get("json_file"), metadata.get("image_root")
+        for path, exists in ((json_file, PathManager.isfile), (image_root, PathManager.isdir)):
+            if path and "://" not in path and not exists(path):
+                raise DataError(f"the data set '{name}' needs '{path}', which {_not_there(path)}")
+
+
+def check_images(dataset: Sequence[dict] | None, what: str) -> None:
+    """Checks that the image files of a data set exist, by listing their folders.
+
+    Args:
+        dataset: Dicts in Detectron2's format; of others nothing is checked.
+        what: The data set, for the message.
+
+    Raises:
+        DataError: Images are missing; the message names one.
+    """
+    paths = [x.get("file_name", "") for x in dataset if isinstance(x, dict)]
+    paths = [path for path in paths if path and "://" not in path]
+    in_folder: dict[str, set[str]] = {}
+    for folder in {os.path.dirname(path) for path in paths}:
+        try:
+            in_folder[folder] = set(os.listdir(folder or "."))
+        except OSError:
+            in_folder[folder] = set()
+    missing = [x for x in paths if os.path.basename(x) not in in_folder[os.path.dirname(x)]]
+    if missing:
+        raise DataError(
+            f"{len(missing)} of {len(paths)} images of the {what} set do not exist, such as "
+            f"'{missing[0]}': correct the folder that the data set was registered with, or remove "
+            "them from its annotations"
+        )
+
+
+@contextlib.contextmanager
+def explained(cfg: DictConfig | CfgNode, split: str) -> Iterator[None]:
+    """Turns errors while a data set is loaded into a sentence with its name and file.
+
+    Args:
+        cfg: A config of either kind.
+        split: "train" or "test".
+
+    Raises:
+        DataError: In place of what was raised, which it has as its cause.
+    """
+    try:
+        yield
+    except DataError:
+        raise
+    except _LOADING_ERRORS as error:
+        names = dataset_names(cfg, split)
+        files = [
+            MetadataCatalog.get(name).get("json_file") for name in names if name in MetadataCatalog
+        ]
+        place = f"the {split} set {', '.join(map(repr, names))}"
+        if isinstance(error, FileNotFoundError) and error.filename:
+            path = os.fspath(error.filename)
+            raise DataError(f"{place} needs '{path}', which {_not_there(path)}") from error
+        source = f" ({', '.join(filter(None, files))})" if any(files) else ""
+        kind = "" if isinstance(error, OSError) else f"{type(error).__name__}: "
+        raise DataError(f"{place}{source} cannot be loaded: {kind}{error}") from error
+
+
+def load_test_set(cfg: DictConfig) -> tuple[Sequence[dict] | None, Callable | None]:
+    """The data set and the mapper of ``dataloader.test``, None where they are something else."""
+    node = cfg.dataloader.get("test")
+    if cfg.dataloader.get("evaluator") is None or node is None or "dataset" not in node:
+        return None, None
+    with explained(cfg, "test"):
+        dataset = instantiate(node.dataset)
+    if not isinstance(dataset, list):
+        return None, None
+    return dataset, instantiate(node.get("mapper"))
+
+
+def _not_there(path: str) -> str:
+    if "DETECTRON2_DATASETS" in os.environ or not path.startswith("datasets"):
+        return "does not exist: correct the path, or put it there"
+    return (
+        "does not exist: put it there, or set DETECTRON2_DATASETS to the folder that 'datasets' "
+        "stands for"
+    )

@@ -1,0 +1,158 @@
+"""Evaluation during training: how long it takes, and the best weights so far."""
+
+from __future__ import annotations
+
+import logging
+import math
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from detectron2.engine import HookBase, hooks
+from detectron2.evaluation.testing import flatten_results_dict
+from detectron2.utils import comm
+from torch import nn
+
+from ..checkpoint import SafeCheckpointer, load_file
+
+logger = logging.getLogger(__name__)
+
+BEST = "model_best"
+# Where COCOEvaluator leaves the detections of the last evaluation, and a copy of the best ones.
+DETECTIONS = "inference/coco_instances_results.json"
+BEST_DETECTIONS = "inference/coco_instances_results_best.json"
+
+
+class TimedEvalHook(hooks.EvalHook):
+    """Detectron2's ``EvalHook`` that knows how long evaluations take."""
+
+    def __init__(
+        self, eval_period: int, eval_function: Callable[[], dict], *, expected_seconds: float
+    ) -> None:
+        """
+        Args:
+            eval_period: Iterations between evaluations; 0: only one, after the last.
+            eval_function: Evaluates the model.
+            expected_seconds: Of an evaluation, before one was measured.
+        """
+        super().__init__(eval_period, eval_function)
+        self._expected_seconds = expected_seconds
+        self._seconds: list[float] = []
+
+    def _do_eval(self) -> None:
+        start = time.perf_counter()
+        super()._do_eval()
+        self._seconds.append(time.perf_counter() - start)
+
+    def seconds(self, finished: int) -> tuple[float, float]:
+        """Seconds of evaluations in this process, past and to come.
+
+        Args:
+            finished: Iterations that are done; an evaluation that is due after the last of them is
+                past.
+        """
+        past = sum(self._seconds)
+        mean = past / len(self._seconds) if self._seconds else self._expected_seconds
+        max_iter = self.trainer.max_iter
+        num_to_come = 1  # after the last iteration
+        if self._period > 0:
+            num_to_come += (max_iter - 1) // self._period - finished // self._period
+        return past, mean * num_to_come
+
+
+class BestCheckpoint(HookBase):
+    """Keeps the weights of the best evaluation as ``model_best.pth``.
+
+    As Detectron2's ``BestCheckpointer``, but the metric is in the file, so that a run that was
+    resumed does not begin anew; and ``last_checkpoint`` keeps naming what training resumes from.
+    Whoever evaluates calls :meth:`update`.
+
+    Attributes:
+        categories: Those of the model, for the file.
+        best: The metric of the file, None before there is one.
+        iteration: After which it was evaluated.
+        results: All of its results, flat: ``{"bbox/AP": ...}``.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        output_dir: str,
+        *,
+        metric: str,
+        is_resumed: bool,
+    ) -> None:
+        """
+        Args:
+            model: The model that is evaluated.
+            output_dir: Folder of the checkpoints.
+            metric: Key of the results, larger is better, such as ``"bbox/AP"``.
+            is_resumed: Whether a ``model_best.pth`` in the folder is of this run.
+        """
+        self._checkpointer = _WithoutTag(model, output_dir)
+        self.categories: list[dict[str, Any]] = []
+        self._metric = metric
+        self._is_resumed = is_resumed
+        self.path = Path(output_dir) / f"{BEST}.pth"
+        self.best: float | None = None
+        self.iteration: int | None = None
+        self.results: dict[str, float] = {}
+
+    def before_train(self) -> None:
+        if not comm.is_main_process() or not self._is_resumed or not self.path.is_file():
+            return
+        content = load_file(str(self.path))
+        if content.get("iteration", math.inf) < self.trainer.start_iter:
+            self.best, self.iteration = content.get("metric"), content["iteration"]
+            self.results = dict(content.get("results", {}))
+
+    def update(self, results: dict[str, Any]) -> None:
+        """Saves the model if these results of its evaluation are the best."""
+        flat = {key: float(value) for key, value in flatten_results_dict(results).items()}
+        if self._metric not in flat:
+            logger.warning(
+                f"train.best_checkpoint.metric is '{self._metric}', which is not among the results "
+                f"({', '.join(flat)}): no best checkpoint is kept"
+            )
+            return
+        value = flat[self._metric]
+        if not math.isfinite(value) or (self.best is not None and value <= self.best):
+            return
+        # After the last iteration Detectron2 counts one further.
+        iteration = min(self.trainer.iter, self.trainer.max_iter - 1)
+        self.best, self.iteration, self.results = value, iteration, flat
+        self._checkpointer.categories = self.categories
+        self._checkpointer.save(
+            BEST, iteration=self.iteration, metric=value, metric_name=self._metric, results=flat
+        )
+        detections = self.path.parent / DETECTIONS
+        if detections.is_file():
+            shutil.copyfile(detections, self.path.parent / BEST_DETECTIONS)
+
+
+class _WithoutTag(SafeCheckpointer):
+    """Leaves the file ``last_checkpoint`` alone."""
+
+    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
+        pass
+
+
+class BaseLRScheduler(hooks.LRScheduler):
+    """Detectron2's hook, which logs the base learning rate instead of the most common one."""
+
+    def __init__(self, *, base_lr: float, scheduler: Any) -> None:
+        """
+        Args:
+            base_lr: Learning rate of the config, that of parameters without a factor.
+            scheduler: As in Detectron2.
+        """
+        super().__init__(scheduler=scheduler)
+        self._base_lr = base_lr
+
+    def before_train(self) -> None:
+        super().before_train()
+        rates = [group.get("initial_lr") for group in self._optimizer.param_groups]
+        if self._base_lr in rates:
+            self._best_param_group_id = rates.index(self._base_lr)

@@ -1,0 +1,47 @@
+"""What a job does before anything else: log files, seeds, the device."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.engine import default_setup as detectron2_setup
+from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
+from omegaconf import DictConfig
+
+from .console import filter_console
+
+logger = logging.getLogger(__name__)
+
+
+def default_setup(cfg: DictConfig | CfgNode, args: argparse.Namespace) -> None:
+    """Detectron2's ``default_setup`` with a quieter console.
+
+    Environment, command line and config go to ``log.txt`` in the output folder alone.
+
+    Args:
+        cfg: A LazyConfig or a yaml config.
+        args: The command line, to be logged.
+    """
+    output_dir = cfg.OUTPUT_DIR if isinstance(cfg, CfgNode) else cfg.train.output_dir
+    rank = comm.get_rank()
+    # As detectron2_setup calls it, to the letter: a call that was made once changes nothing.
+    setup_logger(output_dir, distributed_rank=rank, name="fvcore")
+    setup_logger(output_dir, distributed_rank=rank)
+    setup_logger(output_dir, distributed_rank=rank, name="atss_d2")
+    filter_console("fvcore", "detectron2", "atss_d2")
+    # Warns, while the environment is looked at, that there is no GPU.
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
+    detectron2_setup(cfg, args)
+    logger.info(f"Output folder: {output_dir} (log.txt has the environment, config and model)")
+
+
+def resolve_device(name: str) -> str:
+    """Returns ``name``, or "cpu" when it asks for a GPU and there is none."""
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        logger.info("No GPU is available: running on the CPU")
+        return "cpu"
+    return name

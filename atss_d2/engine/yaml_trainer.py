@@ -1,0 +1,46 @@
+"""Detectron2's trainer of yaml configs, with safe loading and COCO evaluation."""
+
+from __future__ import annotations
+
+import logging
+import os
+import weakref
+
+from detectron2.config import CfgNode
+from detectron2.engine import DefaultTrainer
+from detectron2.evaluation import COCOEvaluator
+from torch import nn
+
+from ..checkpoint import SafeCheckpointer
+from ..data.categories import config_categories
+from ..modeling import DenseDetectorWithTTA
+
+logger = logging.getLogger(__name__)
+
+
+class Trainer(DefaultTrainer):
+    """Detectron2's trainer for yaml configs, with safe loading and COCO evaluation."""
+
+    def build_hooks(self) -> list:
+        """Detectron2's hooks; before them our checkpointer, which they take, takes its place."""
+        self.checkpointer = SafeCheckpointer(
+            self._trainer.model, self.cfg.OUTPUT_DIR, trainer=weakref.proxy(self)
+        )
+        self.checkpointer.categories = config_categories(self.cfg)
+        return super().build_hooks()
+
+    @classmethod
+    def build_evaluator(
+        cls, cfg: CfgNode, dataset_name: str, folder: str = "inference"
+    ) -> COCOEvaluator:
+        return COCOEvaluator(dataset_name, output_dir=os.path.join(cfg.OUTPUT_DIR, folder))
+
+    @classmethod
+    def test_with_TTA(cls, cfg: CfgNode, model: nn.Module) -> dict:
+        """As in Detectron2's train_net.py: results under keys that end with "_TTA"."""
+        logger.info("Running inference with test-time augmentation ...")
+        evaluators = [
+            cls.build_evaluator(cfg, name, folder="inference_TTA") for name in cfg.DATASETS.TEST
+        ]
+        results = cls.test(cfg, DenseDetectorWithTTA(cfg, model), evaluators)
+        return {f"{task}_TTA": result for task, result in results.items()}

@@ -1,0 +1,123 @@
+"""The pictures that a training run ends with: its worst validation images."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from .comparisons import ImageResults, load_results
+from .detections import parse_annotations
+from .images import output_names
+from .matching import match_detections
+
+# Images that are looked at to choose the score threshold and the worst: matching takes a while.
+_MAX_IMAGES = 500
+
+
+class Report(NamedTuple):
+    """Result of :func:`draw_worst_images`.
+
+    Args:
+        score_thresh: Score from which on detections have the best F1 at IoU 0.5.
+        f1: That F1, in 0..1.
+        pictures: Files, the worst image first.
+    """
+
+    score_thresh: float
+    f1: float
+    pictures: list[Path]
+
+
+class _Counts(NamedTuple):
+    """What counts of an image: detections outside of crowd regions, and objects."""
+
+    scores: torch.Tensor  # (D,)
+    is_hit: torch.Tensor  # (D,) bool
+    num_objects: int
+
+    def f1(self, score_thresh: float) -> float:
+        """1 for an image without objects and detections."""
+        shown = self.scores >= score_thresh
+        num_hits, num_shown = int((self.is_hit & shown).sum()), int(shown.sum())
+        total = num_shown + self.num_objects
+        return 2 * num_hits / total if total else 1.0
+
+    def num_mistakes(self, score_thresh: float) -> int:
+        shown = self.scores >= score_thresh
+        num_hits = int((self.is_hit & shown).sum())
+        return int(shown.sum()) + self.num_objects - 2 * num_hits
+
+
+def draw_worst_images(
+    dataset_name: str,
+    results: str | os.PathLike | list[dict],
+    output_dir: str | os.PathLike,
+    *,
+    num_pictures: int,
+) -> Report:
+    """Draws ground truth beside detections, the image of the lowest F1 first.
+
+    Detections are shown from the score on that gives the best F1 over all images (at most 500 of
+    them, evenly chosen), since that is the threshold that a person would choose.
+
+    Args:
+        dataset_name: In Detectron2's ``DatasetCatalog``.
+        results: Detections in COCO's format, or a JSON file with them.
+        output_dir: Gets PNG files whose names begin with their rank. Those of an earlier call are
+            removed.
+        num_pictures: Most pictures.
+
+    Raises:
+        ValueError: The results are of another data set.
+    """
+    images = load_results(dataset_name, results)
+    images = images[:: max(1, -(-len(images) // _MAX_IMAGES))]
+    counts = [_count(image) for image in images]
+    score_thresh, f1 = best_f1(counts)
+    order = sorted(
+        range(len(images)),
+        key=lambda i: (counts[i].f1(score_thresh), -counts[i].num_mistakes(score_thresh)),
+    )[:num_pictures]
+    output_dir = Path(output_dir)
+    output_dir.mkdir(parents=True, exist_ok=True)
+    for old in output_dir.glob("[0-9][0-9][0-9]_*.png"):
+        old.unlink()
+    pictures = []
+    for rank, (i, name) in enumerate(
+        zip(order, output_names([images[i].file_name for i in order])), start=1
+    ):
+        flat = str(Path(name).with_suffix(".png")).replace(os.sep, "_")
+        pictures.append(output_dir / f"{rank:03d}_{flat}")
+        images[i].draw(pictures[-1], score_thresh=score_thresh)
+    return Report(score_thresh, f1, pictures)
+
+
+def best_f1(counts: list[_Counts]) -> tuple[float, float]:
+    """The score threshold of the best F1, and that F1; (0.5, 0) without a right detection."""
+    if not counts:
+        return 0.5, 0.0
+    scores, order = torch.cat([c.scores for c in counts]).sort(descending=True)
+    is_hit = torch.cat([c.is_hit for c in counts])[order]
+    if not is_hit.any():
+        return 0.5, 0.0
+    num_objects = sum(c.num_objects for c in counts)
+    num_shown = torch.arange(1, len(scores) + 1)
+    f1 = 2 * is_hit.cumsum(0) / (num_shown + num_objects)  # showing the best 1, 2, ... of them
+    # Of equal scores all are shown or none.
+    is_last = torch.cat([scores[1:] != scores[:-1], torch.ones(1, dtype=torch.bool)])
+    best = int(f1.masked_fill(~is_last, -1).argmax())
+    # Rounded down to what a person types; nothing below it is shown that was not before.
+    return float(int(float(scores[best]) * 100) / 100), float(f1[best])
+
+
+def _count(image: ImageResults) -> _Counts:
+    instances = image.instances()
+    gt_boxes, gt_classes, is_crowd = parse_annotations(image.annotations)
+    matches = match_detections(instances, gt_boxes, gt_classes, is_crowd)
+    counted = ~matches.is_ignored
+    return _Counts(
+        instances.scores[counted], matches.is_hit[counted], num_objects=int((~is_crowd).sum())
+    )

@@ -1,0 +1,103 @@
+"""Starts the commands of atss_d2, so that ``--help`` need not wait for torch.
+
+``atss-d2 COMMAND ...`` after ``pip install``; in a checkout, ``train_net.py`` and the scripts in
+``tools/`` start the same commands. A command is a file of ``atss_d2/commands/``.
+
+``import atss_d2`` registers models in Detectron2 and takes seconds. A command parses its arguments
+first, so its module is imported here without the package around it; the first import of the rest of
+``atss_d2`` inside the command then runs ``atss_d2/__init__.py`` as usual.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import importlib.util
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+
+COMMANDS = {
+    "start-project": "write a config for your own data set",
+    "train": "train or evaluate a model",
+    "predict": "detect objects in images, videos or a webcam's pictures",
+    "export": "write a trained model for another runtime",
+    "predict-exported": "detect objects with an exported file",
+    "convert-weights": "convert weights of other implementations",
+}
+
+
+def run(command: str, argv: Sequence[str] | None = None) -> int:
+    """Runs a command.
+
+    Args:
+        command: A key of :data:`COMMANDS`.
+        argv: Its arguments. Default: those of this process.
+
+    Returns:
+        The exit code.
+    """
+    return _load(command).main(None if argv is None else list(argv))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The console script ``atss-d2``."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if not argv or argv[0] in ("-h", "--help"):
+        print(_usage())
+        return 0 if argv else 2
+    if argv[0] == "--version":
+        print(f"atss_d2 {_version()}")
+        return 0
+    command, *arguments = argv
+    if command not in COMMANDS:
+        near = difflib.get_close_matches(command, COMMANDS, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"commands: {', '.join(COMMANDS)}"
+        print(f"atss-d2: there is no command '{command}'; {hint}", file=sys.stderr)
+        return 2
+    sys.argv = [f"atss-d2 {command}", *arguments]  # the name that its messages begin with
+    return run(command)
+
+
+def _usage() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:{width}}  {text}" for name, text in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: atss-d2 COMMAND [arguments]   (atss-d2 COMMAND --help explains them)",
+            "",
+            *lines,
+        ]
+    )
+
+
+def _package_folder() -> Path:
+    spec = importlib.util.find_spec("atss_d2")  # does not execute it
+    if spec is None or spec.origin is None:
+        sys.exit("atss_d2 is not installed: pip install . in its checkout")
+    return Path(spec.origin).parent
+
+
+def _version() -> str:
+    text = (_package_folder() / "__init__.py").read_text(encoding="utf-8")
+    match = re.search(r'^__version__ = "([^"]+)"$', text, re.MULTILINE)
+    return match.group(1) if match else "unknown"
+
+
+def _load(command: str) -> ModuleType:
+    package = "atss_d2.commands"
+    if "atss_d2" not in sys.modules and package not in sys.modules:
+        folder = _package_folder() / "commands"
+        spec = importlib.util.spec_from_file_location(
+            package, folder / "__init__.py", submodule_search_locations=[str(folder)]
+        )
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[package] = module
+        spec.loader.exec_module(module)
+    return importlib.import_module(f"{package}.{command.replace('-', '_')}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
