@@ -100,7 +100,13 @@ def rule_options(rule: str, strides: list[int], num_anchors: int) -> st.SearchSt
             }
         )
     if rule == "topk":
-        return st.fixed_dictionaries({"topk": of([1, 2, 4, 9, 1000])})
+        return st.fixed_dictionaries(
+            {
+                "topk": of([1, 2, 4, 9, 1000]),
+                **inside,
+                "center_epsilon": of([0.01, 0.01, 0.0, None]),
+            }
+        )
     sampling = {
         "scale_range": {},
         "center_radius": {"radius": of([0.5, 1.0, 1.5])},

@@ -186,12 +186,14 @@ def fcos_match(
 ) -> list[int]:
     """FCOS's rule (arXiv 1904.01355, Sec. 3.2), plain or with one of two kinds of center sampling.
 
-    An anchor wanted by several boxes goes to the smallest; of equal areas to the lower index.
+    "If a location satisfies max(l, t, r, b) > m_i or max(l, t, r, b) < m_(i-1), it is set as a
+    negative sample": both ends belong to a range. An anchor wanted by several boxes goes to the
+    smallest; of equal areas to the lower index.
     """
     matched = []
     for level, anchors in enumerate(levels):
-        low = range_factor * strides[level - 1] if level else -1
-        high = range_factor * strides[level] if level + 1 < len(levels) else math.inf
+        m_before = range_factor * strides[level - 1] if level else -math.inf
+        m = range_factor * strides[level] if level + 1 < len(levels) else math.inf
         near = [_nearest(anchors, box, topk or len(anchors)) for box in boxes]
         for index, anchor in enumerate(map(as_float32, anchors)):
             rivals = []
@@ -203,26 +205,50 @@ def fcos_match(
                     reach = np.float32(radius * strides[level])
                     margin = min(margin, reach - abs(x - box_x), reach - abs(y - box_y))
                 inside = index in near[g] and margin > np.float32(center_epsilon)
-                if inside and low < max(distances) <= high:
+                is_negative = max(distances) > m or max(distances) < m_before
+                if inside and not is_negative:
                     rivals.append((_area(box), g))
             matched.append(min(rivals)[1] if rivals else -1)
     return matched
 
 
-def topk_match(levels: Levels, boxes: Sequence[Box], *, topk: int = 9) -> list[int]:
-    """The ``topk`` anchors of highest IoU of each box; at a tie the lower index.
+def topk_match(
+    levels: Levels,
+    boxes: Sequence[Box],
+    *,
+    topk: int = 9,
+    center_epsilon: float | None = 0.01,
+    inset: float = 0.0,
+) -> list[int]:
+    """The rule TOPK of the authors' release: the best anchors of a box, with their centre in it.
 
-    An anchor wanted by several boxes goes to the one of highest IoU; of equal ones to the lower
-    index.
+    The best have the highest IoU - distance / largest distance / 1000, where the largest distance
+    is that of the image: from the centre of any anchor to the centre of any box. At a tie the lower
+    index. An anchor wanted by several boxes goes to the one of highest IoU; of equal ones to the
+    lower index.
     """
     anchors = [as_float32(anchor) for level in levels for anchor in level]
+    boxes = [as_float32(box) for box in boxes]
+    distances = []
+    for box in boxes:
+        x, y = _center(box)
+        offsets = [(_center(anchor)[0] - x, _center(anchor)[1] - y) for anchor in anchors]
+        distances.append([np.sqrt(dx * dx + dy * dy) for dx, dy in offsets])
+    objects = [g for g in range(len(boxes)) if _has_area(boxes[g])]
+    largest = max([max(distances[g]) for g in objects], default=np.float32(0))
     best = [np.float32(0)] * len(anchors)
     matched = [-1] * len(anchors)
-    for g, box in enumerate(map(as_float32, boxes)):
-        ious = [box_iou(anchor, box) for anchor in anchors]
-        order = sorted(range(len(anchors)), key=lambda i: (-ious[i], i))
+    for g in objects:
+        ious = [box_iou(anchor, boxes[g]) for anchor in anchors]
+        values = [
+            iou - (d / largest / np.float32(1000) if largest > 0 else 0)
+            for iou, d in zip(ious, distances[g], strict=True)
+        ]
+        order = sorted(range(len(anchors)), key=lambda i: (-values[i], i))
         for i in order[:topk]:
-            if ious[i] > best[i]:
+            margin = min(_distances(anchors[i], boxes[g])) - np.float32(inset)
+            is_inside = center_epsilon is None or margin > np.float32(center_epsilon)
+            if is_inside and ious[i] > best[i]:
                 best[i], matched[i] = ious[i], g
     return matched
 

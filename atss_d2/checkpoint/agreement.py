@@ -19,7 +19,8 @@ def recipe_differences(model: ATSS, recipe: str) -> list[str]:
     """What a model computes otherwise than the implementation that its weights come from.
 
     Thresholds and numbers of candidates and detections, which are often changed on purpose, are
-    not looked at.
+    not looked at; nor is what only labels and losses depend on (``matcher.inset``,
+    ``centerness_inset``, ``floor_per_image``).
 
     Args:
         model: A built model.

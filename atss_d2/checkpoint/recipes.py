@@ -1,8 +1,10 @@
 """What other implementations of ATSS do differently, as settings of ours.
 
-A recipe holds what makes the weights of an implementation give the detections that they give there.
-:func:`apply_recipe` sets it in a config of either kind; ``configs/common/recipes.py`` gives it to
-LazyConfigs. Schedules, augmentation and learning rates are not part of a recipe.
+A recipe holds what makes the weights of an implementation give the detections that they give there,
+and what its labels and losses are made of, as far as we have settings for it (docs/checkpoints.md
+lists the rest). :func:`apply_recipe` sets it in a config of either kind;
+``configs/common/recipes.py`` gives it to LazyConfigs. Schedules, augmentation and learning rates
+are not part of a recipe.
 """
 
 from __future__ import annotations
@@ -31,8 +33,9 @@ class Recipe:
         title: What the implementation is.
         anchor_offset: Centre of the first anchor, in strides.
         center_shift: Pixels that centres lie beside that.
-        inset: Pixels taken off the distances from a centre to the sides of a box, in matchers and
-            in regression from points.
+        inset: Pixels taken off the distances from a centre to the sides of a box, in matchers, in
+            centerness targets and in regression from points.
+        floor_per_image: Whether an image without positives counts as one in the losses' normaliser.
         clamp_both_sides: Whether decoded dw and dh have a least value, too.
         p7_relu: Whether P7 is made from ReLU(P6).
         conv_bias: Whether the convolutions of the towers have a bias.
@@ -50,6 +53,7 @@ class Recipe:
     anchor_offset: float
     center_shift: float
     inset: float
+    floor_per_image: bool
     clamp_both_sides: bool
     p7_relu: bool
     conv_bias: bool
@@ -69,6 +73,7 @@ RECIPES: Mapping[str, Recipe] = {
         anchor_offset=0.5,
         center_shift=0.5,
         inset=0.5,
+        floor_per_image=False,
         clamp_both_sides=False,
         p7_relu=True,
         conv_bias=True,
@@ -85,6 +90,7 @@ RECIPES: Mapping[str, Recipe] = {
         anchor_offset=0.0,
         center_shift=0.0,
         inset=0.0,
+        floor_per_image=True,
         clamp_both_sides=True,
         p7_relu=False,
         conv_bias=False,
@@ -189,6 +195,8 @@ def _lazy_settings(node: DictConfig, recipe: Recipe) -> dict[str, Any]:
     return {
         **settings,
         "head.conv_bias": recipe.conv_bias,
+        "centerness_inset": recipe.inset,
+        "floor_per_image": recipe.floor_per_image,
         "test_score_type": recipe.score_type,
         "test_rank_by": recipe.rank_by,
         **_SAME_IN_ALL,
@@ -253,6 +261,8 @@ def _yaml_settings(cfg: CfgNode, recipe: Recipe) -> dict[str, Any]:
         "MODEL.ATSS.FPN.P7_RELU": recipe.p7_relu,
         "MODEL.RESNETS.STRIDE_IN_1X1": recipe.stride_in_1x1 and cfg.MODEL.RESNETS.NUM_GROUPS == 1,
         "MODEL.ATSS.HEAD.CONV_BIAS": recipe.conv_bias,
+        "MODEL.ATSS.CENTERNESS_INSET": recipe.inset,
+        "MODEL.ATSS.FLOOR_PER_IMAGE": recipe.floor_per_image,
         "MODEL.ATSS.TEST_SCORE_TYPE": recipe.score_type,
         "MODEL.ATSS.TEST_RANK_BY": recipe.rank_by,
         **{f"MODEL.ATSS.{name.upper()}": value for name, value in _SAME_IN_ALL.items()},

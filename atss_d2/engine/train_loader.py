@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
 from detectron2.config import instantiate
-from detectron2.data import build_detection_train_loader
+from detectron2.data import DatasetMapper, build_detection_train_loader
 from detectron2.data.samplers import TrainingSampler
 from detectron2.utils import comm
 from omegaconf import DictConfig
@@ -83,9 +83,9 @@ def build_train_loader(cfg: DictConfig, *, seed: int | None = None, start_iter: 
         return instantiate(cfg)
     kwargs = {name: cfg[name] for name in cfg if name not in ("_target_", "dataset")}
     dataset = instantiate(cfg.dataset)
-    if isinstance(dataset, list):
-        check_images(dataset, "training")
     kwargs = {name: instantiate(value) for name, value in kwargs.items()}
+    if isinstance(dataset, list) and isinstance(kwargs.get("mapper"), DatasetMapper):
+        check_images(dataset, "training")  # other mappers may read anything
     if isinstance(dataset, IterableDataset):
         _warn_of_new_order(start_iter, "its data set is a stream")
         return build_detection_train_loader(dataset=dataset, **kwargs)

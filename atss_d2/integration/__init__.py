@@ -51,8 +51,10 @@ def use_matcher(
     """Replaces the sample selection of a Detectron2 dense detector.
 
     Of a model, ``label_anchors`` is replaced for this one instance: parameters, ``state_dict`` and
-    inference are the same as before; copies and pickles of the model have it replaced, too. A node
-    of a LazyConfig keeps all of its keys and gets a key ``matcher``.
+    inference are the same as before; copies and pickles of the model have it replaced, too. If the
+    model has Detectron2's own ``forward_training`` and anchors, the matcher is told the sizes of
+    the feature maps, so that the host does not wait for a GPU. A node of a LazyConfig keeps all of
+    its keys and gets a key ``matcher``.
 
     Detectron2's FCOS knows no ignored anchors and cannot regress to a box that does not contain the
     centre of the anchor. Here, anchors that a matcher ignores have no classification loss, and

@@ -12,9 +12,11 @@ from typing import Any
 
 import torch
 from detectron2.modeling.meta_arch.fcos import FCOS
-from detectron2.structures import Boxes, Instances
+from detectron2.modeling.meta_arch.retinanet import RetinaNet
+from detectron2.structures import Boxes, ImageList, Instances
 from torch import Tensor, nn
 
+from ..modeling.anchor_generator import grid_sizes, makes_grids
 from ..modeling.atss import ATSS
 from ..modeling.build import check_parts
 from ..modeling.labels import ignore_flags, labels_from_matches
@@ -26,6 +28,8 @@ from ..modeling.matchers.geometry import box_centers, least_side_distance
 _FCOS_ANCHOR_SCALE = 8.0
 # A logit whose focal loss as background is 0 in any precision.
 _SURE_BACKGROUND = -100.0
+# How far apart the centres of the anchors of one location may be, in strides.
+_MAX_DEVIATION = 1e-4
 # What a detector needs to have.
 _PARTS = (
     "label_anchors",
@@ -47,7 +51,7 @@ def replace_label_anchors(
     """Gives one model another sample selection, or its own back; see :func:`use_matcher`."""
     _check_detector(model)
     if matcher is None:
-        for name in ("label_anchors", "losses"):
+        for name in ("label_anchors", "losses", "forward_training"):
             vars(model).pop(name, None)
         return model
     generator = model.anchor_generator
@@ -77,6 +81,12 @@ def replace_label_anchors(
     )
     if is_fcos:
         model.losses = functools.partial(_losses_without_ignored, model)
+    if _labels_grids(model):
+        model.forward_training = functools.partial(
+            _forward_training_on_grids, model, model.label_anchors
+        )
+    else:
+        vars(model).pop("forward_training", None)
     return model
 
 
@@ -89,6 +99,22 @@ def _check_detector(model: object) -> None:
             "use_matcher works with Detectron2's RetinaNet and FCOS and with detectors like them, "
             f"got {type(model).__name__}, which has no {', '.join(missing)}"
         )
+
+
+def _labels_grids(model: nn.Module) -> bool:
+    """Whether the anchors that a model labels are those that its generator makes for its maps."""
+    detectron2s = (RetinaNet.forward_training, FCOS.forward_training)
+    if getattr(type(model), "forward_training", None) not in detectron2s:
+        return False  # a subclass may label others
+    generator = model.anchor_generator
+    if not makes_grids(generator):
+        return False
+    # The anchors of a location share a centre, unless somebody has changed the cells.
+    for cell, stride in zip(generator.cell_anchors, generator.strides):
+        centers = box_centers(cell)  # (A, 2)
+        if not cell.is_meta and (centers - centers[0]).abs().max() > _MAX_DEVIATION * stride:
+            return False
+    return True
 
 
 def _accepted(arguments: dict[str, Any], function: Callable) -> dict[str, Any]:
@@ -133,6 +159,7 @@ class LabelAnchors:
         self.num_classes = num_classes
         self.sides = sides
         self.centers_inside = centers_inside
+        self.grid_sizes: Sequence[tuple[int, int]] | None = None  # of the maps of the present step
 
     @torch.no_grad()
     def __call__(
@@ -152,7 +179,10 @@ class LabelAnchors:
         if self.sides is not None:
             seen = [_squares(a.tensor, side) for a, side in zip(anchors, self.sides)]
         matched_idxs = self.matcher.match_batch(
-            seen, [x.gt_boxes for x in gt_instances], ignore_flags(gt_instances)
+            seen,
+            [x.gt_boxes for x in gt_instances],
+            ignore_flags(gt_instances),
+            self.grid_sizes,
         )  # (N, R)
         all_anchors = Boxes.cat(anchors).tensor  # (R, 4)
         gt_labels, boxes, _ = labels_from_matches(
@@ -167,6 +197,24 @@ class LabelAnchors:
 def _squares(anchors: Tensor, side: float) -> Tensor:
     centers = box_centers(anchors)  # (Ri, 2)
     return torch.cat((centers - side / 2, centers + side / 2), dim=1)
+
+
+def _forward_training_on_grids(
+    model: nn.Module,
+    label_anchors: LabelAnchors,
+    images: ImageList,
+    features: list[Tensor],
+    *args: Any,
+) -> dict[str, Tensor]:
+    """``forward_training`` of the class, which does not tell ``label_anchors`` the sizes of maps.
+
+    Without them the matcher would look at the anchors, for which the host waits for a GPU.
+    """
+    label_anchors.grid_sizes = grid_sizes(model.anchor_generator, features)
+    try:
+        return type(model).forward_training(model, images, features, *args)
+    finally:
+        label_anchors.grid_sizes = None
 
 
 def _losses_without_ignored(

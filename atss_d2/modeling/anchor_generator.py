@@ -11,6 +11,7 @@ from detectron2.modeling.anchor_generator import (
     BufferList,
     DefaultAnchorGenerator,
 )
+from torch import Tensor, nn
 
 # Arguments of ShiftedAnchorGenerator for which Detectron2 already has a key.
 ANCHOR_ARGS_WITH_OWN_KEY = ("sizes", "aspect_ratios", "strides", "offset")
@@ -52,3 +53,23 @@ class ShiftedAnchorGenerator(DefaultAnchorGenerator):
         """Reads Detectron2's own keys and ``MODEL.ATSS.ANCHOR_GENERATOR.CENTER_SHIFT``."""
         shift = cfg.MODEL.ATSS.ANCHOR_GENERATOR.CENTER_SHIFT
         return {**super().from_config(cfg, input_shape), "center_shift": shift}
+
+
+def makes_grids(generator: nn.Module) -> bool:
+    """Whether a generator is known to put anchors on grids; a subclass may put them elsewhere."""
+    return type(generator) in (DefaultAnchorGenerator, ShiftedAnchorGenerator)
+
+
+def grid_sizes(generator: nn.Module, features: Sequence[Tensor]) -> list[tuple[int, int]] | None:
+    """Sizes of the grids that the anchors of a generator lie on, known without a look at them.
+
+    Args:
+        generator: What makes the anchors.
+        features: L feature maps (N, C, Hi, Wi) that they are made for.
+
+    Returns:
+        (Hi, Wi) of the L levels; None unless :func:`makes_grids`: a matcher then looks for itself.
+    """
+    if not makes_grids(generator):
+        return None
+    return [tuple(feature.shape[-2:]) for feature in features]

@@ -11,12 +11,11 @@ from collections.abc import Sequence
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY, Backbone
-from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
 from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 from detectron2.structures import Boxes, ImageList, Instances
 from torch import Tensor, nn
 
-from .anchor_generator import ShiftedAnchorGenerator
+from .anchor_generator import grid_sizes
 from .build import build_parts, check_parts
 from .candidates import RANKINGS, SCORE_TYPES
 from .choices import check_choice
@@ -63,6 +62,8 @@ class ATSS(DenseDetector):
         box_reg_loss_weight: float = 2.0,
         centerness_weighted_box_loss: bool = True,
         centerness_loss_weight: float = 1.0,
+        centerness_inset: float = 0.0,
+        floor_per_image: bool = False,
         test_score_thresh: float = 0.05,
         test_topk_candidates: int = 1000,
         test_nms_thresh: float = 0.6,
@@ -93,6 +94,11 @@ class ATSS(DenseDetector):
             centerness_weighted_box_loss: Whether the box loss of a positive weighs as much as its
                 centerness target, if the head predicts centerness. Otherwise all weigh the same.
             centerness_loss_weight: Weight of the centerness loss.
+            centerness_inset: Pixels taken off each of the four distances that the centerness
+                target is made of. 0 is continuous geometry; 0.5 gives the targets of the authors'
+                inclusive-corner geometry.
+            floor_per_image: Whether an image without positives counts as one positive in the
+                number that classification and centerness losses are divided by, as in mmdetection.
             test_score_thresh: Least class score (before centerness) of a detection.
             test_topk_candidates: Most candidates per level before NMS.
             test_nms_thresh: IoU threshold of NMS.
@@ -124,6 +130,8 @@ class ATSS(DenseDetector):
         self.centerness_weighted_box_loss = centerness_weighted_box_loss
         self.box_reg_loss_weight = box_reg_loss_weight
         self.centerness_loss_weight = centerness_loss_weight
+        self.centerness_inset = centerness_inset
+        self.floor_per_image = floor_per_image
         self.test_score_thresh = test_score_thresh
         self.test_topk_candidates = test_topk_candidates
         self.test_nms_thresh = test_nms_thresh
@@ -146,6 +154,8 @@ class ATSS(DenseDetector):
         )
         if self.input_format not in ("BGR", "RGB"):
             raise ValueError(f'input_format must be "BGR" or "RGB", got "{self.input_format}"')
+        if self.centerness_inset < 0:
+            raise ValueError(f"centerness_inset must be >= 0, got {self.centerness_inset}")
         check_choice("box_reg_loss_type", self.box_reg_loss_type, BOX_REG_LOSS_TYPES)
         check_choice("test_score_type", self.test_score_type, SCORE_TYPES)
         check_choice("test_rank_by", self.test_rank_by, RANKINGS)
@@ -165,11 +175,8 @@ class ATSS(DenseDetector):
         """Labels the anchors and computes the losses."""
         logits, deltas, centerness = self._flatten_predictions(predictions)
         anchors = self.anchor_generator(features)
-        grid_sizes = None
-        # Not of a subclass, whose anchors may lie elsewhere: the matcher looks for itself.
-        if type(self.anchor_generator) in (DefaultAnchorGenerator, ShiftedAnchorGenerator):
-            grid_sizes = [tuple(feature.shape[-2:]) for feature in features]
-        gt_labels, matched_gt_boxes = self.label_anchors(anchors, gt_instances, grid_sizes)
+        sizes = grid_sizes(self.anchor_generator, features)
+        gt_labels, matched_gt_boxes = self.label_anchors(anchors, gt_instances, sizes)
         return self.losses(anchors, logits, gt_labels, deltas, matched_gt_boxes, centerness)
 
     def _flatten_predictions(
@@ -281,10 +288,14 @@ class ATSS(DenseDetector):
             row_anchors = Boxes.cat(anchors).tensor.repeat(num_images, 1)[rows]
             deltas = torch.cat(pred_anchor_deltas, dim=1).flatten(0, 1)[rows].float()
 
-            targets = centerness_targets(row_anchors, boxes) * is_positive
+            targets = centerness_targets(row_anchors, boxes, self.centerness_inset) * is_positive
             is_weighted = pred_centerness is not None and self.centerness_weighted_box_loss
             weights = targets if is_weighted else is_positive.to(targets.dtype)
-            num_positives, sum_weights = loss_normalizers(is_positive.sum(), weights.sum())
+            num_positives = is_positive.sum()
+            if self.floor_per_image:
+                of_images = ((gt_labels >= 0) & (gt_labels != self.num_classes)).sum(dim=1)  # (N,)
+                num_positives = of_images.clamp(min=1).sum()
+            num_positives, sum_weights = loss_normalizers(num_positives, weights.sum())
 
             # Weight 0 does not silence a background anchor whose box has overflowed: 0 x inf.
             deltas = torch.where(is_positive[:, None], deltas, 0.0)

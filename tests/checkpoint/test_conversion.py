@@ -461,11 +461,11 @@ def test_detections_are_theirs(variant, i, from_features):
 
 
 @pytest.mark.parametrize(
-    ("variant", "tolerance"),
-    [("authors.atss_box", 0.05), ("authors.atss_point", 0.05), ("mmdet", 1e-4)],
+    ("variant", "of_boxes"),
+    [("authors.atss_box", 0.012), ("authors.atss_point", 0.01), ("mmdet", 1e-6)],
 )
-def test_losses_are_theirs(variant, tolerance):
-    """Of the authors only nearly: inside of the GIoU their boxes are smaller by a pixel."""
+def test_losses_are_theirs(variant, of_boxes):
+    """The authors' box loss only nearly: inside of the GIoU their boxes are smaller by a pixel."""
     model = published_model(variant)
     gt_instances = [
         Instances(
@@ -480,6 +480,7 @@ def test_losses_are_theirs(variant, tolerance):
     names = {"loss_cls": "loss_cls", "loss_centerness": "loss_centerness"}
     names["loss_box_reg"] = "loss_bbox" if variant == "mmdet" else "loss_reg"
     for ours, theirs in names.items():
+        tolerance = of_boxes if ours == "loss_box_reg" else 1e-6
         assert losses[ours].item() == pytest.approx(
             published[f"{variant}.{theirs}"].item(), tolerance
         )
@@ -640,6 +641,7 @@ def test_the_report_speaks():
         "model.anchor_generator._target_=atss_d2.modeling.anchor_generator.ShiftedAnchorGenerator",
         "model.anchor_generator.center_shift=0.5",
         "model.matcher.inset=0.5",
+        "model.centerness_inset=0.5",
         "model.pixel_mean=[102.9801,115.9465,122.7717]",
     ]
     assert all(isinstance(value, str) for value in report.metadata().values())

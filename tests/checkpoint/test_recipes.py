@@ -18,6 +18,7 @@ from atss_d2.modeling import CenterSamplingMatcher, ShiftedAnchorGenerator, TopK
 from atss_d2.modeling.backbones import LastLevelP6P7, LastLevelP6P7WithoutReLU
 from atss_d2.modeling.box_coding import PointDistances
 from tests import reference, toy
+from tests.detectron2_models import Recorder
 
 published = reference.published()
 
@@ -40,7 +41,8 @@ def test_the_recipe_of_the_authors_by_hand():
     model = instantiate(r_50("authors").model)
     assert type(model.anchor_generator) is ShiftedAnchorGenerator
     assert (model.anchor_generator.offset, model.anchor_generator.center_shift) == (0.5, 0.5)
-    assert model.matcher.inset == 0.5
+    assert (model.matcher.inset, model.centerness_inset) == (0.5, 0.5)
+    assert model.floor_per_image is False
     assert type(model.backbone.top_block) is LastLevelP6P7
     assert model.head.cls_subnet[0].bias is not None
     block = model.backbone.bottom_up.res3[0]
@@ -56,7 +58,8 @@ def test_the_recipe_of_mmdetection_by_hand():
     model = instantiate(cfg.model)
     assert type(model.anchor_generator) is DefaultAnchorGenerator
     assert model.anchor_generator.offset == 0
-    assert model.matcher.inset == 0
+    assert (model.matcher.inset, model.centerness_inset) == (0, 0)
+    assert model.floor_per_image is True
     assert type(model.backbone.top_block) is LastLevelP6P7WithoutReLU
     assert model.head.cls_subnet[0].bias is None
     assert model.head.bbox_subnet[9].bias is None
@@ -97,6 +100,8 @@ def test_yaml_builds_what_a_lazy_config_builds(recipe, deform, groups):
     assert str(model.backbone) == str(other.backbone)
     assert str(model.head) == str(other.head)
     assert model.matcher.inset == other.matcher.inset
+    assert model.centerness_inset == other.centerness_inset
+    assert model.floor_per_image == other.floor_per_image
     assert type(model.box2box_transform) is type(other.box2box_transform)
     features = [torch.zeros(1, 1, side, side + 1) for side in (9, 5, 3, 2, 1)]
     for ours, theirs in zip(model.anchor_generator(features), other.anchor_generator(features)):
@@ -146,10 +151,11 @@ def test_points_have_an_inset_in_place_of_a_clamp(recipe, tmp_path):
 
 def test_matchers_without_an_inset_stay(tmp_path):
     cfg = toy_config(tmp_path)
-    cfg.model.matcher = L(TopKMatcher)()
-    assert type(instantiate(apply_recipe(cfg, "authors").model).matcher) is TopKMatcher
-    cfg.model.matcher = L(CenterSamplingMatcher)(strides=[8, 16])
-    assert instantiate(apply_recipe(cfg, "authors").model).matcher.inset == 0.5
+    cfg.model.matcher = L(Recorder)()
+    assert type(instantiate(apply_recipe(cfg, "authors").model).matcher) is Recorder
+    for matcher in (L(TopKMatcher)(), L(CenterSamplingMatcher)(strides=[8, 16])):
+        cfg.model.matcher = matcher
+        assert instantiate(apply_recipe(cfg, "authors").model).matcher.inset == 0.5
 
 
 # ------------------------------------------------------------------------- agreement of a model

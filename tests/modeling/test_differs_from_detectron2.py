@@ -123,14 +123,19 @@ def test_threshold_of_fcos():
 
 def test_edges_of_the_rule_of_fcos():
     theirs, ours = fcoses()
-    # (4, 4) is 64 px from the right side: the upper end of P3, 8 strides.
-    on_the_end = [d2.image([[0.0, 0, 68, 8]])]
-    between = [d2.image([[0.0, 0, 67.9, 8]])]
     ours.matcher.radius = theirs.center_sampling_radius = 10.0
-    (labels,), _ = labels_of(ours, on_the_end)
-    (expected,), _ = labels_of(theirs, on_the_end)
-    assert (labels[0], expected[0]) == (0, d2.NUM_CLASSES)
-    assert torch.equal(*(labels_of(model, between)[0] for model in (ours, theirs)))
+    first_of_p4 = len(d2.anchors_of(ours)[0])
+    for on_the_end, at in (
+        # (4, 4) of P3 is 64 px from the right side: the upper end of its range.
+        ([0.0, 0, 68, 8], 0),
+        # (8, 8) of P4 is 64 px from the right side: the lower end of its range.
+        ([0.0, 0, 72, 16], first_of_p4),
+    ):
+        (labels,), _ = labels_of(ours, [d2.image([on_the_end])])
+        (expected,), _ = labels_of(theirs, [d2.image([on_the_end])])
+        assert (labels[at], expected[at]) == (0, d2.NUM_CLASSES)
+        off_the_end = [d2.image([[*on_the_end[:2], on_the_end[2] - 0.1, on_the_end[3]]])]
+        assert torch.equal(*(labels_of(model, off_the_end)[0] for model in (ours, theirs)))
 
     # 900 and 899 square pixels: 1e8 less either is the same float32.
     boxes = [d2.image([[10.0, 10, 40, 40], [10.0, 10, 41, 39]])]

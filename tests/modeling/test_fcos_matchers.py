@@ -4,9 +4,12 @@ import pytest
 import torch
 from detectron2.modeling.meta_arch.fcos import FCOS
 from detectron2.structures import Boxes, Instances
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 
 from atss_d2.modeling.matchers import BACKGROUND, CenterSamplingMatcher, ScaleRangeMatcher
+from tests import reference_matching
 from tests.detector import ToyBackbone
 from tests.matching_scenes import grid
 
@@ -59,7 +62,7 @@ def test_labels_are_those_of_detectron2s_fcos(radius, offset):
     anchors = pyramid(offset=offset)
     gt_boxes = [random_boxes(count, generator) for count in (60, 1, 0, 8)]
     expected = detectron2_labels(anchors, gt_boxes, radius)
-    # There the epsilon is 0; random boxes have no distance of exactly the end of a range.
+    # There the epsilon is 0; random boxes have no distance of exactly an end of a range.
     matcher = CenterSamplingMatcher(radius=radius, center_epsilon=0.0)
     matched = matcher(anchors, gt_boxes)
     assert torch.equal(matched, expected)
@@ -71,8 +74,16 @@ def test_labels_are_those_of_detectron2s_fcos(radius, offset):
 
 def test_where_detectron2s_fcos_differs():
     anchors = pyramid()
-    # Centre (36, 36) of P3: the largest distance is 64, the end of the first range.
-    edge = torch.tensor([[-20.0, 0, 100, 72]])
+    # From the centre (40, 40) of the anchor (2, 2) of P4 the largest distance is 64, the upper end
+    # of P3 and the lower one of P4; from (36, 36) and (44, 44) of P3 it is 68.
+    edge = torch.tensor([[-24.0, -24, 104, 104]])
+    ours = CenterSamplingMatcher()(anchors, [edge])
+    theirs = detectron2_labels(anchors, [edge], 1.5)
+    at = len(anchors[0]) + 2 * (SIDE // 16) + 2
+    assert ours[0, at] == 0
+    assert theirs[0, at] == BACKGROUND
+    # From (36, 36) of P3 it is 64 as well; of the nearest centres of P4 it is 60 and 76.
+    edge = torch.tensor([[-28.0, 0, 100, 72]])
     ours = CenterSamplingMatcher()(anchors, [edge])
     theirs = detectron2_labels(anchors, [edge], 1.5)
     at = 4 * (SIDE // 8) + 4
@@ -99,23 +110,104 @@ def test_the_level_follows_from_the_size(side, level):
     assert positives_per_level(matched, anchors) == [4 if i == level else 0 for i in range(5)]
 
 
-def test_the_ends_of_the_ranges_by_hand():
-    # One anchor a level, all with the centre (0, 0): strides 8 and 16, range up to 2 strides.
-    anchors = [torch.tensor([[-4.0, -4, 4, 4]]), torch.tensor([[-8.0, -8, 8, 8]])] * 2
-    anchors = [a * s for a, s in zip(anchors, (1, 1, 4, 4), strict=True)]
-    matcher = ScaleRangeMatcher(strides=(8, 16, 32, 64), range_factor=2.0)
-    for largest, level in ((0.5, 0), (16, 0), (16.01, 1), (32, 1), (64, 2), (64.1, 3), (1e4, 3)):
+def levels_of(matched):
+    """Levels of the only box's anchors, one anchor a level."""
+    assert matched.shape[0] == 1
+    assert ((matched == 0) | (matched == BACKGROUND)).all()
+    return (matched[0] == 0).nonzero().flatten().tolist()
+
+
+def one_anchor_a_level(strides):
+    """All with the centre (0, 0)."""
+    return [torch.tensor([[-0.5, -0.5, 0.5, 0.5]]) * stride for stride in strides]
+
+
+@pytest.mark.parametrize("rule", [ScaleRangeMatcher, CenterSamplingMatcher])
+@pytest.mark.parametrize(
+    ("largest", "levels"),
+    [
+        (0.5, [0]),
+        (63.75, [0]),
+        (64, [0, 1]),
+        (64.25, [1]),
+        (127.75, [1]),
+        (128, [1, 2]),
+        (128.25, [2]),
+        (256, [2, 3]),
+        (512, [3, 4]),
+        (512.25, [4]),
+        (1024, [4]),  # the last level has no upper end
+        (1e4, [4]),
+    ],
+)
+@pytest.mark.parametrize("side", range(4))
+def test_both_ends_belong_to_a_range(rule, largest, levels, side):
+    """FCOS, Sec. 3.2: negative if max > m_i or max < m_(i-1); m = 0, 64, 128, 256, 512, inf."""
+    others = min(largest, 0.5)
+    box = torch.tensor([[-others, -others, others, others]])
+    box[0, side] = largest if side > 1 else -largest
+    options = {} if rule is ScaleRangeMatcher else {"radius": 1e4}
+    assert levels_of(rule(**options)(one_anchor_a_level(STRIDES), [box])) == levels
+
+
+def test_the_ends_of_other_ranges_by_hand():
+    strides = (8, 16, 32, 64)
+    matcher = ScaleRangeMatcher(strides=strides, range_factor=2.0)
+    for largest, levels in (
+        *((0.5, [0]), (16, [0, 1]), (16.01, [1]), (32, [1, 2]), (64, [2, 3]), (64.1, [3])),
+        *((128, [3]), (1e4, [3])),
+    ):
         box = torch.tensor([[-0.1, -0.2, 0.3, largest]])
-        matched = matcher(anchors, [box])[0]
-        assert matched.tolist() == [0 if i == level else BACKGROUND for i in range(4)], largest
+        assert levels_of(matcher(one_anchor_a_level(strides), [box])) == levels, largest
 
 
 def test_ranges_leave_no_gap_between_unusual_strides():
-    anchors = [torch.tensor([[-4.0, -4, 4, 4]])] * 3
-    matcher = ScaleRangeMatcher(strides=(4, 32, 40), range_factor=1.0)
-    for largest, level in ((4, 0), (5, 1), (32, 1), (33, 2), (50, 2)):
-        matched = matcher(anchors, [torch.tensor([[-1.0, -1, 1, largest]])])[0]
-        assert matched.tolist() == [0 if i == level else BACKGROUND for i in range(3)], largest
+    strides = (4, 32, 40)
+    matcher = ScaleRangeMatcher(strides=strides, range_factor=1.0)
+    for largest, levels in (
+        *((3, [0]), (4, [0, 1]), (5, [1]), (32, [1, 2]), (33, [2]), (40, [2]), (50, [2])),
+    ):
+        box = torch.tensor([[-1.0, -1, 1, largest]])
+        assert levels_of(matcher(one_anchor_a_level(strides), [box])) == levels, largest
+
+
+def test_the_inset_moves_the_ends():
+    """The authors' distances are half a pixel shorter, so 64 is 64.5 for us."""
+    matcher = ScaleRangeMatcher(inset=0.5)
+    for largest, levels in ((64, [0]), (64.5, [0, 1]), (64.75, [1]), (128.5, [1, 2])):
+        box = torch.tensor([[-1.0, -1, 1, largest]])
+        assert levels_of(matcher(one_anchor_a_level(STRIDES), [box])) == levels, largest
+
+
+@settings(max_examples=60, derandomize=True, deadline=None)
+@given(data=st.data())
+@pytest.mark.parametrize("options", [{}, {"radius": 1.5}, {"radius": None, "topk": 9}])
+def test_integer_boxes_are_labelled_as_by_the_loops(options, data):
+    """Integer boxes lie at exactly the end of a range all the time."""
+    strides = [8, 16, 32]
+    anchors = grid([(6, 6), (3, 3), (2, 2)], strides, [(1, 1)])
+    corner, side = st.integers(-16, 40), st.integers(1, 56)
+    boxes = data.draw(st.lists(st.tuples(corner, corner, side, side), min_size=1, max_size=4))
+    boxes = torch.tensor([[x, y, x + w, y + h] for x, y, w, h in boxes], dtype=torch.float32)
+    rule = CenterSamplingMatcher if options else ScaleRangeMatcher
+    options = {"strides": strides, "range_factor": data.draw(st.sampled_from([1, 2, 4])), **options}
+    matched = rule(**options)(anchors, [boxes])[0].tolist()
+    levels = [level.tolist() for level in anchors]
+    assert matched == reference_matching.fcos_match(levels, boxes.tolist(), **options)
+
+
+@settings(max_examples=60, derandomize=True, deadline=None)
+@given(data=st.data())
+def test_every_place_inside_a_box_has_one_level_or_two_that_meet(data):
+    """One anchor a level at the same place: no gap, and an overlap at the ends only."""
+    sides = data.draw(st.tuples(*[st.integers(1, 1100)] * 4))
+    box = torch.tensor([[-sides[0], -sides[1], sides[2], sides[3]]], dtype=torch.float32)
+    levels = levels_of(ScaleRangeMatcher()(one_anchor_a_level(STRIDES), [box]))
+    largest = max(sides)
+    if largest in (64, 128, 256, 512):
+        assert levels == [STRIDES.index(largest // 8), STRIDES.index(largest // 8) + 1]
+    else:
+        assert levels == [sum(largest > end for end in (64, 128, 256, 512))]
 
 
 def test_inset_shortens_all_four_distances():
@@ -126,7 +218,7 @@ def test_inset_shortens_all_four_distances():
     assert ScaleRangeMatcher(inset=0.48, **options)(anchors, [box]).tolist() == [[-1, 0]]
     assert (ScaleRangeMatcher(inset=0.5, **options)(anchors, [box]) == -1).all()  # 0 <= 0.01
     box = torch.tensor([[-3.0, -3, 3, 16.5]])
-    assert ScaleRangeMatcher(inset=0.5, **options)(anchors, [box]).tolist() == [[0, -1]]
+    assert ScaleRangeMatcher(inset=0.5, **options)(anchors, [box]).tolist() == [[0, 0]]  # 16
 
 
 def test_the_smallest_box_wins():

@@ -7,9 +7,11 @@ from hypothesis import strategies as st
 from atss_d2.modeling.matchers.selection import (
     BACKGROUND,
     Contest,
+    ordered_bits,
     positive_priority_keys,
     priority_keys,
     settle,
+    stable_topk,
 )
 
 
@@ -93,3 +95,17 @@ def test_keys_of_priorities_that_are_not_negative_sort_as_all_keys(bids):
         best = priorities.max(dim=0)  # of equal ones the first
         expected = torch.where(best.values > 0, best.indices, BACKGROUND)
         assert torch.equal(contest.winners()[0], expected)
+
+
+@settings(max_examples=200, derandomize=True)
+@given(data=st.data(), largest=st.booleans())
+def test_the_first_of_equal_values_is_taken_whatever_their_sign(data, largest):
+    value = st.one_of(
+        st.sampled_from([-1.0, -1e-3, -1e-45, -0.0, 0.0, 1e-45, 0.25, 1.0]),
+        st.floats(-1, 1, width=32),
+    )
+    values = data.draw(st.lists(value, min_size=1, max_size=12))
+    k = data.draw(st.integers(1, len(values)))
+    found = stable_topk(ordered_bits(torch.tensor([values])), k, largest=largest)[0].tolist()
+    sign = -1 if largest else 1
+    assert found == sorted(range(len(values)), key=lambda i: (sign * values[i], i))[:k]

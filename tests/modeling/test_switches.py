@@ -138,7 +138,9 @@ def predictions_of(model, batch):
     return levels, [m.tolist() for m in maps]
 
 
-def losses_by_loops(model, batch, *, centerness, weighted, loss, beta=0.11):
+def losses_by_loops(
+    model, batch, *, centerness, weighted, loss, beta=0.11, inset=0.0, floor_per_image=False
+):
     """Losses with the switches of Table 1, written down term by term."""
     levels, (logits, deltas, *centerness_logits) = predictions_of(model, batch)
     anchors = [anchor for level in levels for anchor in level]
@@ -150,12 +152,13 @@ def losses_by_loops(model, batch, *, centerness, weighted, loss, beta=0.11):
         matched = atss_match(levels, gt_boxes)
         labels = [gt_classes[m] if m >= 0 else model.num_classes for m in matched]
         cls += reference.focal_loss(logits[n], labels)
+        num_positives += floor_per_image and all(m < 0 for m in matched)
         for r, m in enumerate(matched):
             if m < 0:
                 continue
             num_positives += 1
             x1, y1, x2, y2 = anchors[r]
-            target = reference.centerness((x1 + x2) / 2, (y1 + y2) / 2, gt_boxes[m])
+            target = reference.centerness((x1 + x2) / 2, (y1 + y2) / 2, gt_boxes[m], inset)
             weight = target if centerness and weighted else 1.0
             sum_weights += weight
             if loss == "giou":
@@ -207,6 +210,47 @@ def test_losses_equal_the_loops(centerness, weighted, loss):
     expected = losses_by_loops(model, batch, centerness=centerness, weighted=weighted, loss=loss)
     assert list(losses) == list(expected)
     assert losses == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize(("inset", "floor_per_image"), [(0.5, False), (0.0, True), (2.0, True)])
+@pytest.mark.parametrize("weighted", [True, False])
+def test_losses_of_other_conventions_equal_the_loops(weighted, inset, floor_per_image):
+    options = {"inset": inset, "floor_per_image": floor_per_image}
+    model = build(
+        centerness_inset=inset,
+        floor_per_image=floor_per_image,
+        centerness_weighted_box_loss=weighted,
+    )
+    # Of the third and the fourth image none is positive: no boxes, a box between the centres.
+    batch = [image(BOXES), image(BOXES[1:2], seed=1), image(seed=2), image([[5.0, 5, 7, 7]])]
+    losses = {name: value.item() for name, value in model(batch).items()}
+    arguments = {"centerness": True, "weighted": weighted, "loss": "giou"}
+    expected = losses_by_loops(model, batch, **arguments, **options)
+    assert losses == pytest.approx(expected, rel=1e-4)
+    plain = losses_by_loops(model, batch, **arguments)
+    assert abs(losses["loss_centerness"] / plain["loss_centerness"] - 1) > 0.005
+
+
+def test_images_without_positives_count_in_the_floor():
+    """The same image, alone and beside three empty ones: P and P + 3 to divide by."""
+    batch = [image(BOXES), *[image(seed=i) for i in range(1, 4)]]
+    floored, plain = build(floor_per_image=True)(batch), build()(batch)
+    matched = atss_match(predictions_of(build(), batch)[0], BOXES)
+    num_positives = sum(m >= 0 for m in matched)
+    for name in ("loss_cls", "loss_centerness"):
+        ratio = (plain[name] / floored[name]).item()
+        assert ratio == pytest.approx((num_positives + 3) / num_positives)
+    assert torch.equal(floored["loss_box_reg"], plain["loss_box_reg"])
+    # Where every image has a positive, and where none has, there is nothing to count.
+    for batch in ([image(BOXES), image(BOXES[:1])], [image()]):
+        floored, plain = build(floor_per_image=True)(batch), build()(batch)
+        for name, loss in plain.items():
+            assert torch.equal(floored[name], loss)
+
+
+def test_the_inset_of_centerness_is_not_negative():
+    with pytest.raises(ValueError, match="centerness_inset must be >= 0, got -0.5"):
+        build(centerness_inset=-0.5)
 
 
 def test_beta_is_where_the_parabola_ends():

@@ -22,8 +22,9 @@ class CenterSamplingMatcher(ScaleRangeMatcher):
 
     - ``radius``: the centre of the anchor lies in the square of ``radius`` strides to each side of
       the centre of the box, clipped to the box (FCOS's later versions). Detectron2's FCOS differs
-      on edges only: there a distance of exactly the upper end belongs to no level instead of to
-      the lower one, ``center_epsilon`` is 0, and boxes above 1e8 square pixels get no positives.
+      on edges only: there a distance of exactly the end of a range belongs to neither of the two
+      levels that meet there, ``center_epsilon`` is 0, boxes above 1e8 square pixels get no
+      positives, and areas are compared in steps of 8 square pixels.
     - ``topk``: the anchor is one of the ``topk`` of its level whose centres are nearest to that
       of the box, at equal distance the lower index (the paper's Table 3, "center sampling").
 

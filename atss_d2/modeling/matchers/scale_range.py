@@ -22,12 +22,14 @@ class ScaleRangeMatcher(DenseMatcher):
     """Positives of a box are the anchors inside it, on the level that its size belongs to.
 
     An anchor is positive when its centre lies inside the box and the largest of the distances
-    from the centre to the four sides is in the range of its level: above ``range_factor`` times
-    the stride of the level before (no bound on the first level) up to and including
-    ``range_factor`` times its own stride (no bound on the last level). With the default arguments:
-    up to 64, 64 to 128, 128 to 256, 256 to 512, above 512 pixels. An anchor that is positive for
-    several boxes goes to the one of the smallest area, of equal areas to the lower index. All other
-    anchors are background, none is ignored.
+    from the centre to the four sides is in the range of its level: from ``range_factor`` times
+    the stride of the level before (no bound on the first level) to ``range_factor`` times its own
+    stride (no bound on the last level). With the default arguments: up to 64, 64 to 128, 128 to
+    256, 256 to 512, from 512 pixels on. Both ends belong to the range (FCOS, Sec. 3.2: negative is
+    a distance *below* the lower end or *above* the upper one), so anchors at exactly 64 pixels are
+    positive on two levels. An anchor that is positive for several boxes goes to the one of the
+    smallest area, of equal areas to the lower index. All other anchors are background, none is
+    ignored.
 
     Only the centres of the anchors count; the anchors of one location are labelled alike.
     """
@@ -95,10 +97,10 @@ class ScaleRangeMatcher(DenseMatcher):
             for distance in side_distance_bounds(centers, boxes[:, None])  # (m, Ri)
         )
         low, high = self._range(level)
-        return (least > self.center_epsilon) & (largest > low) & (largest <= high)
+        return (least > self.center_epsilon) & (largest >= low) & (largest <= high)
 
     def _range(self, level: int) -> tuple[float, float]:
-        """Bounds of the largest distance of the positives of a level, in pixels."""
+        """Least and most of the largest distance of the positives of a level, in pixels."""
         low = self.range_factor * self.strides[level - 1] if level > 0 else -math.inf
         is_last = level == len(self.strides) - 1
         return low, math.inf if is_last else self.range_factor * self.strides[level]

@@ -41,6 +41,11 @@ def stable_topk(values: Tensor, k: int, *, largest: bool) -> Tensor:
 
     ``topk`` promises no order among equal values, so it runs on integer keys: floats that are not
     negative sort like their bit patterns (-0.0 sorts below 0), the index fills the low bits.
+
+    Args:
+        values: (m, r) float32, none negative; or the :func:`ordered_bits` of any.
+        k: At most r.
+        largest: Whether the largest values are wanted.
     """
     keys = values.view(torch.int32).long() << 32
     idxs = torch.arange(values.shape[1], device=values.device)
@@ -82,6 +87,12 @@ def nearest_anchors_per_level(anchors: list[Tensor], boxes: Tensor, topk: int) -
     return torch.cat(candidates, dim=1)
 
 
+def ordered_bits(values: Tensor) -> Tensor:
+    """int32 (...) that sort like float32 values (...) of either sign; none is NaN."""
+    bits = (values + 0.0).view(torch.int32)  # + 0.0: -0.0 has the bits of a negative
+    return bits ^ ((bits >> 31) & 0x7FFFFFFF)  # negative floats sort against their bit patterns
+
+
 def priority_keys(priorities: Tensor, box_idxs: Tensor) -> Tensor:
     """int64 keys, 0 or more, that sort like float32 priorities; of equal ones the lower box wins.
 
@@ -89,9 +100,7 @@ def priority_keys(priorities: Tensor, box_idxs: Tensor) -> Tensor:
         priorities: (...) float32 of either sign, not NaN.
         box_idxs: Broadcastable to ``priorities``, index of the box that each belongs to.
     """
-    bits = (priorities + 0.0).view(torch.int32)  # + 0.0: -0.0 has the bits of a negative
-    # Negative floats sort against their bit patterns.
-    ordered = (bits ^ ((bits >> 31) & 0x7FFFFFFF)).long() + 2**31  # 0 to 2^32 - 1
+    ordered = ordered_bits(priorities).long() + 2**31  # 0 to 2^32 - 1
     return (ordered << _INDEX_BITS) | (2**_INDEX_BITS - 1 - box_idxs)
 
 

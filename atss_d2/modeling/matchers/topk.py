@@ -1,6 +1,6 @@
-"""Selection of a fixed number of anchors by IoU.
+"""Selection of a fixed number of anchors by IoU: the rule TOPK of the authors' release.
 
-Shapes: R anchors of all levels, M boxes of the batch, m boxes of a chunk.
+Shapes: N images, R anchors of all levels, M boxes of the batch, m boxes of a chunk.
 """
 
 from __future__ import annotations
@@ -9,47 +9,99 @@ import torch
 from torch import Tensor
 
 from .base import DenseMatcher
-from .geometry import paired_iou
-from .selection import box_chunks, priority_keys, settle, stable_topk
+from .geometry import box_centers, has_area, least_side_distance, paired_iou
+from .selection import box_chunks, ordered_bits, priority_keys, settle, stable_topk
+
+# What a distance as large as the largest one of the image takes off the IoU.
+_MAX_PENALTY_DIVISOR = 1000.0
 
 
 class TopKMatcher(DenseMatcher):
-    """Positives of a box are the ``topk`` anchors of highest IoU over all levels.
+    """Positives of a box are those of its ``topk`` best anchors whose centre lies inside it.
 
-    The authors' release has this rule for comparison. Anchors that do not overlap the box are
-    none of them. An anchor that is positive for several boxes goes to the one with the highest
+    The best anchors, over all levels, have the highest IoU - d / d_max / 1000: d is the distance
+    from the centre of the anchor to that of the box, d_max the largest such distance of the image,
+    over all of its anchors and boxes. So the IoU decides, and the distance among anchors of nearly
+    the same IoU. An anchor whose centre is not inside the box takes a place among the best without
+    being positive. An anchor that is positive for several boxes goes to the one with the highest
     IoU. All other anchors are background, none is ignored.
 
-    Ties, the same on every device: among anchors of equal IoU the lower index is taken, among
-    boxes of equal IoU the lower index gets the anchor.
+    This is the rule TOPK of the authors' release, which the paper does not mention; with
+    ``inset=0.5`` and their anchors it gives their labels.
+
+    Ties, the same on every device: among anchors that are equally good the lower index is taken,
+    among boxes of equal IoU the lower index gets the anchor.
     """
 
-    def __init__(self, *, topk: int = 9, ignore_iof_thresh: float | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        topk: int = 9,
+        center_epsilon: float | None = 0.01,
+        inset: float = 0.0,
+        ignore_iof_thresh: float | None = None,
+    ) -> None:
         """
         Args:
             topk: Anchors per box.
+            center_epsilon: A centre is inside a box when its distances to all four sides are
+                larger than this, in pixels. None: a positive need not have its centre inside its
+                box, it must only overlap it.
+            inset: Pixels taken off each of these distances, see :class:`ATSSMatcher`.
             ignore_iof_thresh: See :class:`DenseMatcher`.
 
         Raises:
             ValueError: An argument is out of range.
         """
         super().__init__(ignore_iof_thresh=ignore_iof_thresh)
-        if topk < 1:
-            raise ValueError(f"topk must be >= 1, got {topk}")
+        for name, value, least in (("topk", topk, 1), ("inset", inset, 0)):
+            if value < least:
+                raise ValueError(f"{name} must be >= {least}, got {value}")
+        if center_epsilon is not None and center_epsilon < 0:
+            raise ValueError(f"center_epsilon must be None or >= 0, got {center_epsilon}")
         self.topk = topk
+        self.center_epsilon = center_epsilon
+        self.inset = inset
 
     def match(
         self, anchors: list[Tensor], boxes: Tensor, image_idxs: Tensor, num_images: int
     ) -> Tensor:
         all_anchors = torch.cat(anchors)  # (R, 4)
+        centers = box_centers(all_anchors)  # (R, 2)
         k = min(self.topk, len(all_anchors))
+        largest = self._largest_distances(centers, boxes, image_idxs, num_images)  # (M, 1)
+        # A tensor: a GPU multiplies by the reciprocal of a number, which is rounded otherwise.
+        divisor = torch.full((1,), _MAX_PENALTY_DIVISOR, device=boxes.device)
         candidates, candidate_ious = [], []
         for rows in box_chunks(boxes, len(all_anchors)):
             ious = paired_iou(all_anchors, boxes[rows, None])  # (m, R)
-            candidates.append(stable_topk(ious, k, largest=True))  # (m, k)
-            candidate_ious.append(ious.gather(1, candidates[-1]))
-        ious = torch.cat(candidate_ious)  # (M, k)
+            penalties = _distances(centers, boxes[rows]).div_(largest[rows]).div_(divisor)
+            best = stable_topk(ordered_bits(ious - penalties), k, largest=True)  # (m, k)
+            candidates.append(best)
+            candidate_ious.append(ious.gather(1, best))
+        candidates, ious = torch.cat(candidates), torch.cat(candidate_ious)  # (M, k)
+        positive = ious > 0
+        if self.center_epsilon is not None:
+            margins = least_side_distance(centers[candidates], boxes[:, None])  # (M, k)
+            positive &= margins - self.inset > self.center_epsilon
         keys = priority_keys(ious, torch.arange(len(boxes), device=boxes.device)[:, None])
-        return settle(
-            torch.cat(candidates), ious > 0, keys, image_idxs, num_images, len(all_anchors)
-        )
+        return settle(candidates, positive, keys, image_idxs, num_images, len(all_anchors))
+
+    @staticmethod
+    def _largest_distances(
+        centers: Tensor, boxes: Tensor, image_idxs: Tensor, num_images: int
+    ) -> Tensor:
+        """d_max (M, 1) of the image of each box, above 0; boxes without area do not count."""
+        farthest = [
+            _distances(centers, boxes[rows]).amax(dim=1)  # (m,)
+            for rows in box_chunks(boxes, len(centers))
+        ]
+        farthest = torch.cat(farthest).masked_fill(~has_area(boxes), 0)  # (M,)
+        largest = farthest.new_zeros(num_images).scatter_reduce_(0, image_idxs, farthest, "amax")
+        return largest[image_idxs, None].clamp(min=torch.finfo(largest.dtype).tiny)
+
+
+def _distances(centers: Tensor, boxes: Tensor) -> Tensor:
+    """Distances (m, R) from centres (R, 2) to those of boxes (m, 4), in pixels."""
+    delta_x, delta_y = (centers - box_centers(boxes)[:, None]).unbind(dim=-1)
+    return delta_x.square().add_(delta_y.square()).sqrt_()
