@@ -14,7 +14,8 @@ from typing import Any
 import torch
 
 from .numpy_pickle import ForbiddenGlobalError, NotPlainError, load_pickle
-from .plain_parts import LeftOut, read_plain_parts
+from .plain_parts import read_plain_parts
+from .plain_values import LeftOut
 
 __all__ = ["CheckpointError", "CheckpointNotFoundError", "import_safetensors", "load_file"]
 

@@ -17,7 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from atss_d2.checkpoint import CheckpointError, load_file
-from atss_d2.checkpoint.plain_parts import LeftOut, read_plain_parts
+from atss_d2.checkpoint.plain_parts import read_plain_parts
+from atss_d2.checkpoint.plain_values import LeftOut
 from tests.checkpoint.test_loading import FORMATS, Call, hostile_contents, write
 
 # A checkpoint as mmengine's runner writes it. The classes exist in this process only.
