@@ -201,12 +201,12 @@ def evaluate(cfg: DictConfig | CfgNode, model: nn.Module, folder: Path) -> dict[
     """Evaluates as train_net.py does; returns the metrics of boxes."""
     from detectron2.config import CfgNode
     from detectron2.engine import DefaultTrainer
-    from detectron2.evaluation import COCOEvaluator
 
     from ..engine import do_test
+    from ..engine.evaluation import build_evaluator
 
     if isinstance(cfg, CfgNode):
-        evaluators = [COCOEvaluator(name, output_dir=str(folder)) for name in cfg.DATASETS.TEST]
+        evaluators = [build_evaluator(name, str(folder)) for name in cfg.DATASETS.TEST]
         results = DefaultTrainer.test(cfg, model, evaluators)
         if "bbox" not in results:  # of several test sets, the first
             results = next(iter(results.values()))
