@@ -18,6 +18,7 @@ from typing import Any
 from detectron2.config import CfgNode, LazyConfig
 from detectron2.config import get_cfg as get_detectron2_cfg
 from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
 
 from .safe_yaml import load_lazy_yaml, merge_yaml
 
@@ -113,7 +114,7 @@ def get_config_path(name: str) -> str:
 def _some(names: list[str]) -> list[str]:
     """The first config of each folder but those of the ablations, for a message."""
     first = {name.partition("/")[0]: name for name in reversed(names)}
-    return sorted(name for folder, name in first.items() if folder != "ablations") + ["..."]
+    return [*sorted(name for folder, name in first.items() if folder != "ablations"), "..."]
 
 
 def list_configs() -> list[str]:
@@ -195,7 +196,8 @@ def _place_and_reason(path: str, error: Exception) -> str:
     """File, line and message of an error in a config file."""
     if isinstance(error, SyntaxError):
         error = error.__cause__ if isinstance(error.__cause__, SyntaxError) else error
-        return f"config '{error.filename or path}', line {error.lineno}: {error.msg}"
+        file = error.filename if os.path.isfile(error.filename or "") else path
+        return f"config '{file}', line {error.lineno}: {error.msg}"
     lines = [
         frame.lineno
         for frame in traceback.extract_tb(error.__traceback__)
@@ -203,6 +205,8 @@ def _place_and_reason(path: str, error: Exception) -> str:
     ]
     place = f", line {lines[-1]}" if lines else ""
     message = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
+    if isinstance(error, OmegaConfBaseException):  # behind its first line is its own jargon
+        message = message.partition("\n")[0]
     return f"config '{path}'{place}: {' '.join(message.split()) or type(error).__name__}"
 
 

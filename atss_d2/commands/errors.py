@@ -20,13 +20,16 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Ends the command with the message and exit code 2."""
-        unknown = re.match(r"unrecognized arguments: (-[^\s=]+)", message)
+        first, _, rest = message.partition(": ")
         hint = ""
-        if unknown:
-            flags = [flag for action in self._actions for flag in action.option_strings]
-            near = difflib.get_close_matches(unknown[1], flags, n=1)
+        if first == "unrecognized arguments" and not rest.startswith("-"):
+            if "--opts" in self._option_string_actions:
+                hint = "; overrides come last on the line, behind --opts"
+        elif first == "unrecognized arguments":
+            flag = re.split(r"[\s=]", rest)[0]
+            near = difflib.get_close_matches(flag, self._option_string_actions, n=1)
             hint = f"; did you mean {near[0]}?" if near else f"; {self.prog} --help lists the flags"
-        elif message.startswith("the following arguments are required"):
+        elif first == "the following arguments are required":
             hint = f"; {self.prog} --help explains them"
         self.exit(2, f"{self.prog}: error: {' '.join(message.split())}{hint}\n")
 
