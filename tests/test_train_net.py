@@ -149,7 +149,7 @@ def test_saved_config_is_equal(finished):
     assert again.read_text() == (finished.output_dir / "config.yaml").read_text()
     original = finished.output_dir.parent / "original.yaml"
     cfg = load_config(finished.config_file)
-    cfg.categories = [{"id": i, "name": name} for i, name in enumerate(toy.CLASSES)]
+    cfg.categories = [{"id": i + 1, "name": name} for i, name in enumerate(toy.CLASSES)]
     detectron2.config.LazyConfig.save(cfg, str(original))
     assert yaml.unsafe_load(original.read_text()) == yaml.unsafe_load(again.read_text())
 

@@ -65,13 +65,12 @@ def categories_of_dataset(name: str) -> Categories:
     if name not in MetadataCatalog:
         return []
     metadata = MetadataCatalog.get(name)
-    names = metadata.get("thing_classes")
-    if names:
-        to_index = metadata.get("thing_dataset_id_to_contiguous_id") or {}
-        ids = {index: i for i, index in to_index.items()}
-        return [{"id": int(ids.get(i, i)), "name": str(n)} for i, n in enumerate(names)]
-    path = metadata.get("json_file")
-    return read_categories(path) if path else []
+    names, path = metadata.get("thing_classes"), metadata.get("json_file")
+    to_index = metadata.get("thing_dataset_id_to_contiguous_id")
+    if path and not (names and to_index):
+        return read_categories(path)
+    ids = {index: i for i, index in (to_index or {}).items()}
+    return [{"id": int(ids.get(i, i)), "name": str(n)} for i, n in enumerate(names or [])]
 
 
 def read_categories(path: str) -> Categories:

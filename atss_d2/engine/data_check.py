@@ -143,9 +143,12 @@ def check_dataset_files(cfg: DictConfig | CfgNode, *, with_training: bool) -> No
     """
     for name in dataset_names(cfg, "train" if with_training else "test", "test"):
         if name not in DatasetCatalog:
-            near = difflib.get_close_matches(name, DatasetCatalog.list(), n=3)
-            hint = f"did you mean {', '.join(near)}?" if near else "register it in the config file"
-            raise DataError(f"there is no data set '{name}'; {hint}")
+            near = difflib.get_close_matches(name, DatasetCatalog.list(), n=2, cutoff=0.85)
+            hint = f" (did you mean {' or '.join(near)}?)" if near else ""
+            raise DataError(
+                f"there is no data set '{name}'{hint}: a config file registers its own with "
+                "atss_d2.data.register_coco(name, json_file, image_root)"
+            )
         metadata = MetadataCatalog.get(name)
         json_file, image_root = metadata.get("json_file"), metadata.get("image_root")
         for path, exists in ((json_file, PathManager.isfile), (image_root, PathManager.isdir)):

@@ -58,7 +58,8 @@ class TimedEvalHook(hooks.EvalHook):
         max_iter = self.trainer.max_iter
         num_to_come = 1  # after the last iteration
         if self._period > 0:
-            num_to_come += (max_iter - 1) // self._period - finished // self._period
+            num_to_come += (max_iter - 1) // self._period
+            num_to_come -= min(finished, max_iter - 1) // self._period
         return past, mean * num_to_come
 
 

@@ -1,0 +1,155 @@
+"""Registration that may be repeated, and categories on their way from a data set to a config."""
+
+import functools
+import json
+
+import pytest
+from detectron2.config import get_cfg as get_detectron2_cfg
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from omegaconf import OmegaConf
+
+from atss_d2 import add_atss_config
+from atss_d2.config import load_config
+from atss_d2.data import register_coco
+from atss_d2.data.categories import (
+    categories_of_dataset,
+    config_categories,
+    parse_categories,
+    read_categories,
+    set_config_categories,
+)
+from atss_d2.data.registration import repeated_registration
+
+CATEGORIES = [{"id": 7, "name": "cat"}, {"id": 12, "name": "dog: small"}]
+
+
+@pytest.fixture(autouse=True)
+def unregistered():
+    """Forgets what a test registers."""
+    before = set(DatasetCatalog), set(MetadataCatalog)
+    yield
+    for name in set(DatasetCatalog) - before[0]:
+        DatasetCatalog.remove(name)
+    for name in set(MetadataCatalog) - before[1]:
+        MetadataCatalog.remove(name)
+
+
+def write_json(path, categories=CATEGORIES):
+    path.write_text(json.dumps({"images": [], "annotations": [], "categories": categories}))
+    return str(path)
+
+
+def test_the_same_registration_again_changes_nothing(tmp_path):
+    for _ in range(3):
+        register_coco("cats", tmp_path / "a.json", tmp_path)
+    assert MetadataCatalog.get("cats").json_file == str(tmp_path / "a.json")
+    with pytest.raises(ValueError, match=r"'cats' is already registered with .*a\.json"):
+        register_coco("cats", tmp_path / "b.json", tmp_path)
+
+
+SOURCE = """
+from atss_d2 import get_config
+from detectron2.data import DatasetCatalog
+from detectron2.data.datasets import register_coco_instances
+
+PATH = "one.json"
+register_coco_instances("from_config", {{}}, {json!r}, "images")
+DatasetCatalog.register("function", lambda: [{{"file_name": PATH}}])
+model = get_config("coco/atss_R_50_FPN_1x").model  # loads a config in a config
+"""
+
+
+def test_a_config_that_registers_is_loaded_any_number_of_times(tmp_path):
+    path = tmp_path / "config.py"
+    path.write_text(SOURCE.format(json="train.json"))
+    for _ in range(3):
+        load_config(path)
+    assert DatasetCatalog.get("function") == [{"file_name": "one.json"}]
+    # Detectron2's own rule holds outside of it.
+    with pytest.raises(AssertionError, match="already registered"):
+        DatasetCatalog.register("function", list)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [("train.json", "other.json"), ('PATH = "one', 'PATH = "two'), ("PATH}", "PATH, 1:2}")],
+)
+def test_another_content_under_the_same_name_is_an_error(tmp_path, change):
+    path = tmp_path / "config.py"
+    source = SOURCE.format(json="train.json")
+    path.write_text(source)
+    load_config(path)
+    assert change[0] in source
+    path.write_text(source.replace(*change))
+    with pytest.raises(ValueError, match="already registered with another content"):
+        load_config(path)
+
+
+def test_partial_functions_are_compared(tmp_path):
+    with repeated_registration():
+        for _ in range(2):
+            DatasetCatalog.register("partial", functools.partial(list, (1, 2)))
+        with pytest.raises(ValueError, match="another content"):
+            DatasetCatalog.register("partial", functools.partial(list, (1, 3)))
+
+
+def test_categories_come_from_the_file_before_the_data_set_was_loaded(tmp_path):
+    register_coco("cats", write_json(tmp_path / "a.json", CATEGORIES[::-1]), tmp_path)
+    assert categories_of_dataset("cats") == CATEGORIES  # in the order of their ids
+    assert categories_of_dataset("nobody knows it") == []
+
+
+def test_categories_come_from_the_metadata(tmp_path):
+    MetadataCatalog.get("by_function").set(thing_classes=["a", "b"])
+    assert categories_of_dataset("by_function") == [{"id": 0, "name": "a"}, {"id": 1, "name": "b"}]
+    coco = categories_of_dataset("coco_2017_val")
+    assert (len(coco), coco[0], coco[-1]) == (
+        80,
+        {"id": 1, "name": "person"},
+        {"id": 90, "name": "toothbrush"},
+    )
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "is not a JSON file"),
+        ("<html>", "is not a JSON file"),
+        ('{"categories": 3}', "must be a list"),
+        ('{"categories": ["cat"]}', "must have an id and a name"),
+        ('{"categories": [{"id": "1", "name": "cat"}]}', "not an integer"),
+        ('{"categories": [{"id": 1, "name": "a"}, {"id": 1, "name": "b"}]}', "id 1 occurs twice"),
+    ],
+)
+def test_wrong_files_are_named(tmp_path, content, message):
+    path = tmp_path / "a.json"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=message) as info:
+        read_categories(str(path))
+    assert str(path) in str(info.value)
+    with pytest.raises(FileNotFoundError, match="nowhere.json"):
+        read_categories(str(tmp_path / "nowhere.json"))
+
+
+def test_both_kinds_of_config_hold_categories(tmp_path):
+    lazy = OmegaConf.create({"model": {}})
+    yaml = get_detectron2_cfg()
+    add_atss_config(yaml)
+    yaml.freeze()
+    for cfg in (lazy, yaml):
+        assert config_categories(cfg) == []
+        set_config_categories(cfg, CATEGORIES)
+        assert config_categories(cfg) == CATEGORIES
+    assert yaml.is_frozen()
+    (tmp_path / "a.yaml").write_text(yaml.dump())
+    assert config_categories(load_config(tmp_path / "a.yaml")) == CATEGORIES
+    # A cfg of Detectron2 without our keys has no place for them.
+    other = get_detectron2_cfg()
+    set_config_categories(other, CATEGORIES)
+    assert config_categories(other) == []
+
+
+def test_values_that_are_no_categories_are_refused():
+    assert parse_categories(None) == []
+    with pytest.raises(ValueError, match="must be a list"):
+        parse_categories("cat")

@@ -1,0 +1,182 @@
+"""Data sets that do not fit the model, or are not there, are found before the first iteration."""
+
+import json
+from pathlib import Path
+
+import pytest
+from detectron2.config import get_cfg as get_detectron2_cfg
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+from atss_d2 import add_atss_config, get_config
+from atss_d2.data import DataError, register_coco
+from atss_d2.data.categories import config_categories
+from atss_d2.engine.data_check import (
+    check_categories,
+    check_dataset_files,
+    check_images,
+    explained,
+)
+
+THREE = [{"id": 3, "name": "car"}, {"id": 8, "name": "bus"}, {"id": 20, "name": "tram"}]
+
+
+@pytest.fixture
+def register(tmp_path):
+    """Registers a data set of no images with some categories; its file is returned."""
+    names = []
+
+    def register(name, categories=THREE):
+        (tmp_path / "images").mkdir(exist_ok=True)
+        path = tmp_path / f"{name}.json"
+        path.write_text(json.dumps({"images": [], "annotations": [], "categories": categories}))
+        register_coco(name, path, tmp_path / "images")
+        names.append(name)
+        return path
+
+    yield register
+    for name in names:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+
+
+def lazy(num_classes, train="check_train", test="check_val"):
+    cfg = get_config("coco/atss_R_50_FPN_1x")
+    cfg.model.num_classes = num_classes
+    cfg.dataloader.train.dataset.names = train
+    cfg.dataloader.test.dataset.names = test
+    return cfg
+
+
+def yaml(num_classes, meta_architecture="ATSS"):
+    cfg = get_detectron2_cfg()
+    add_atss_config(cfg)
+    cfg.MODEL.META_ARCHITECTURE = meta_architecture
+    node = cfg.MODEL.ATSS if meta_architecture == "ATSS" else cfg.MODEL.RETINANET
+    node.NUM_CLASSES = num_classes
+    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ("check_train",), ("check_val",)
+    return cfg
+
+
+@pytest.mark.parametrize(
+    ("build", "assignment"),
+    [
+        (lazy, "set model.num_classes=3"),
+        (yaml, "set MODEL.ATSS.NUM_CLASSES 3"),
+        (lambda n: yaml(n, "RetinaNet"), "set MODEL.RETINANET.NUM_CLASSES 3"),
+    ],
+)
+@pytest.mark.parametrize("num_classes", [1, 2, 5])
+def test_a_wrong_number_of_classes(register, build, assignment, num_classes):
+    register("check_train")
+    register("check_val")
+    with pytest.raises(ValueError, match="3 classes \\(car, bus, tram\\)") as info:
+        check_categories(build(num_classes))
+    assert assignment in str(info.value)
+    cfg = build(3)
+    assert check_categories(cfg) == THREE
+    assert config_categories(cfg) == THREE  # so that config.yaml and checkpoints have them
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (THREE[:2], "'check_val' has 2"),
+        ([THREE[0], {"id": 8, "name": "van"}, THREE[2]], "class 1 is 'bus' .* but 'van'"),
+        ([THREE[0], {"id": 30, "name": "bus"}, THREE[2]], "class 1 is 'bus' .* but 'tram'"),
+    ],
+)
+def test_training_and_validation_must_agree(register, other, message):
+    register("check_train")
+    register("check_val", other)
+    with pytest.raises(ValueError, match=message):
+        check_categories(lazy(3))
+
+
+def test_ids_and_spelling_may_differ(register):
+    register(
+        "check_train", [{**c, "id": i, "name": c["name"].upper()} for i, c in enumerate(THREE)]
+    )
+    register("check_val")
+    # A file whose ids count from 0 tells less than the other.
+    assert check_categories(lazy(3)) == THREE
+
+
+def test_the_config_must_agree_too(register):
+    register("check_train")
+    register("check_val")
+    cfg = lazy(3)
+    cfg.categories = THREE[::-1]
+    with pytest.raises(ValueError, match="class 0 is 'tram' .* in the config"):
+        check_categories(cfg)
+
+
+def test_nothing_known_is_no_error():
+    cfg = lazy(7, train="unknown_1", test="unknown_2")
+    assert check_categories(cfg) == []
+    assert "categories" not in cfg
+
+
+def test_recipes_on_coco_agree():
+    cfg = get_config("coco/atss_R_50_FPN_1x")
+    assert len(check_categories(cfg)) == 80
+
+
+def test_data_sets_that_are_not_there(register, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DETECTRON2_DATASETS", raising=False)
+    cfg = lazy(3)
+    with pytest.raises(DataError, match="there is no data set 'check_train': a config file"):
+        check_dataset_files(cfg, with_training=True)
+    path = register("check_train")
+    register("check_val")
+    cfg.dataloader.test.dataset.names = "check_vall"
+    with pytest.raises(DataError, match="no data set 'check_vall' \\(did you mean check_val"):
+        check_dataset_files(cfg, with_training=True)
+    cfg.dataloader.test.dataset.names = "check_val"
+    check_dataset_files(cfg, with_training=True)
+    path.unlink()
+    with pytest.raises(DataError, match=f"'check_train' needs '{path}', which does not exist"):
+        check_dataset_files(cfg, with_training=True)
+    check_dataset_files(cfg, with_training=False)
+    (tmp_path / "images").rmdir()
+    with pytest.raises(DataError, match="'check_val' needs '.*images', which does not exist"):
+        check_dataset_files(cfg, with_training=False)
+    with pytest.raises(DataError, match="instances_train2017.json', .* or set DETECTRON2_DATASETS"):
+        check_dataset_files(get_config("coco/atss_R_50_FPN_1x"), with_training=True)
+
+
+def test_images_that_are_not_there(tmp_path):
+    (tmp_path / "a.jpg").touch()
+    paths = [tmp_path / "a.jpg", tmp_path / "b.jpg", tmp_path / "nowhere" / "a.jpg"]
+    dataset = [{"file_name": str(path)} for path in paths]
+    check_images(dataset[:1], "training")
+    check_images([{"file_name": "s3://bucket/a.jpg"}, {"other": 1}], "training")
+    with pytest.raises(DataError, match="2 of 3 images of the training set .*b.jpg'"):
+        check_images(dataset, "training")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "not json",
+        "[]",
+        '{"images": []}',
+        '{"images": [{"id": 1}], "annotations": [], "categories": [{"id": 3, "name": "car"}]}',
+    ],
+)
+def test_annotations_that_are_not_coco(register, content):
+    path = register("check_val", THREE[:1])
+    path.write_text(content)
+    cfg = lazy(1, test="check_val")
+    message = f"the test set 'check_val' \\({path}\\) cannot be loaded"
+    with pytest.raises(DataError, match=message), explained(cfg, "test"):
+        DatasetCatalog.get("check_val")
+
+
+def test_other_errors_pass(register):
+    with pytest.raises(ZeroDivisionError), explained(lazy(1), "train"):
+        raise ZeroDivisionError
+    with pytest.raises(DataError, match="^as it was$"), explained(lazy(1), "train"):
+        raise DataError("as it was")
+    with pytest.raises(DataError, match="needs 'x.json'"), explained(lazy(1), "train"):
+        Path("x.json").read_text()
