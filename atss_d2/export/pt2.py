@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -14,6 +15,7 @@ from torch.export import Dim, ExportedProgram
 
 from ..data.download import replacing
 from ..modeling import ATSS
+from ..modeling.nms import kept_by_nms
 from .checks import (
     check_dtype,
     check_free_sizes,
@@ -76,9 +78,21 @@ def export_pt2(
 
 @torch.no_grad()
 def export_program(
-    model: ATSS, sample: Tensor, *, with_nms: bool = True, dtype: torch.dtype = torch.float32
+    model: ATSS,
+    sample: Tensor,
+    *,
+    with_nms: bool = True,
+    dtype: torch.dtype = torch.float32,
+    kept_by_nms: Callable[..., Tensor] = kept_by_nms,
 ) -> ExportedProgram:
     """A model as a graph whose batch, height and width are free, see :func:`export_pt2`.
+
+    Args:
+        model: See :func:`export_pt2`, as for the next three.
+        sample: An image.
+        with_nms: Whether NMS is inside.
+        dtype: Type of backbone and head.
+        kept_by_nms: See :class:`ExportableDetector`.
 
     Raises:
         ValueError: ``model`` or ``sample`` cannot be exported.
@@ -92,7 +106,7 @@ def export_program(
     check_sample(sample)
     # In the usual layout: of one by channels, exporters note that sides must not be 1.
     model = to_precision(model, dtype).to(memory_format=torch.contiguous_format)
-    detector = ExportableDetector(model, with_nms=with_nms)
+    detector = ExportableDetector(model, with_nms=with_nms, kept_by_nms=kept_by_nms)
     # Nothing is computed on it. Sides differ from each other and are long enough for several cells
     # (and windows of a Swin transformer) on every level, so that no size equals another by chance.
     side = 8 * max(model.anchor_generator.strides)

@@ -49,19 +49,19 @@ def scenes(draw):
         "max_detections": draw(st.sampled_from([1, 10, 400])),
     }
     image_size = draw(st.sampled_from([(40, 60), (80, 20), (200, 200)]))
-    return anchors, logits, deltas, centerness, image_size, options, nms_options, num_classes
+    return anchors, logits, deltas, centerness, image_size, options, nms_options
 
 
 @settings(max_examples=150, derandomize=True)
 @given(scenes())
 def test_detections_are_those_of_each_image_alone(scene):
-    anchors, logits, deltas, centerness, image_size, options, nms_options, num_classes = scene
+    anchors, logits, deltas, centerness, image_size, options, nms_options = scene
     options["box2box_transform"] = box2box_transform()
     candidates = candidates_of_batch(anchors, logits, deltas, centerness, image_size, **options)
     num_places = len(anchors) * options["topk_candidates"]
     num_images = len(logits[0])
     assert candidates[0].shape == (num_images, num_places, 4)
-    found = detections_of_batch(*candidates, num_classes=num_classes, **nms_options)
+    found = detections_of_batch(*candidates, **nms_options)
     assert [len(x[0]) for x in found] == [nms_options["max_detections"]] * 3
     for i in range(num_images):
         expected = postprocess(
@@ -103,7 +103,7 @@ def test_the_best_of_fewer_than_asked_for():
 
 def test_a_nan_in_one_image_changes_no_other():
     boxes = random_boxes(30).expand(2, -1, -1).clone()
-    args = {"num_classes": 1, "nms_thresh": 0.3, "max_detections": 30}
+    args = {"nms_thresh": 0.3, "max_detections": 30}
     scores, classes = torch.rand(30).expand(2, -1).clone(), torch.zeros(2, 30, dtype=torch.int64)
     expected = detections_of_batch(boxes, scores, classes, **args)
     scores[0, 3] = float("nan")
@@ -124,7 +124,7 @@ def test_each_pair_of_image_and_class_is_suppressed_alone(num_images, num_classe
     scores = torch.rand(num_images, 200)
     classes = torch.randint(0, num_classes, (num_images, 200))
     is_candidate = torch.rand(num_images, 200) > 0.2
-    kept = kept_by_nms(boxes, scores, classes, is_candidate, num_classes, iou_thresh)
+    kept = kept_by_nms(boxes, scores, classes, is_candidate, iou_thresh)
     expected = torch.zeros_like(kept)
     for i in range(num_images):
         for k in range(num_classes):
@@ -146,7 +146,7 @@ def test_far_cells_keep_the_precision_of_boxes():
     boxes = torch.stack((first, second), dim=1).reshape(1, -1, 4)
     scores = torch.tensor([0.9, 0.8]).repeat(num_classes)[None]
     classes = torch.arange(num_classes).repeat_interleave(2)[None]
-    kept = kept_by_nms(boxes, scores, classes, scores > 0, num_classes, 0.5).reshape(-1, 2)
+    kept = kept_by_nms(boxes, scores, classes, scores > 0, 0.5).reshape(-1, 2)
     assert kept[:, 0].all()
     assert kept[:, 1].tolist() == [False, True] * (num_classes // 2)
 
@@ -156,7 +156,7 @@ def test_no_candidate_at_all(num_places):
     boxes = torch.rand(2, num_places, 4)
     nothing = torch.zeros(2, num_places, dtype=torch.bool)
     zeros = torch.zeros(2, num_places)
-    assert not kept_by_nms(boxes, zeros, zeros.long(), nothing, 3, 0.5).any()
+    assert not kept_by_nms(boxes, zeros, zeros.long(), nothing, 0.5).any()
 
 
 def test_clipping_a_batch_is_clipping_each_image():
