@@ -400,7 +400,7 @@ def test_boxes_without_area_take_no_places(select, num_outside, monkeypatch):
     """Boxes beside the image have the best scores, and clipping leaves a line of each."""
     monkeypatch.setattr(candidates_module, "select_survivors", select)
     outside = [[-30, 5, -10, 30], [70, 0, 90, 30], [5, -9, 20, 0], [5, 40, 20, 40]]
-    boxes = (outside * num_outside)[:num_outside] + [[5, 5, 9, 9], [20, 20, 30, 30.5]]
+    boxes = [*(outside * num_outside)[:num_outside], [5, 5, 9, 9], [20, 20, 30, 30.5]]
     logits = [[4.0, 4.0]] * num_outside + [[1.0, -9], [-9, 2.0]]
     found = run(
         [level(boxes, logits)], image_size=(40, 60), max_detections=2, topk_candidates=10**4

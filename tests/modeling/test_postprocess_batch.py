@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision.ops import nms
 
+from atss_d2.modeling import nms as nms_module
 from atss_d2.modeling.box_coding import box2box_transform
 from atss_d2.modeling.candidates import NO_SCORE, RANKINGS, SCORE_TYPES, select_fixed_number
 from atss_d2.modeling.nms import kept_by_nms
@@ -16,6 +17,7 @@ from atss_d2.modeling.postprocess import (
     detections_of_batch,
     postprocess,
 )
+from atss_d2.modeling.scripting import without_jit_warnings
 from tests.detector import random_boxes
 
 
@@ -149,6 +151,33 @@ def test_far_cells_keep_the_precision_of_boxes():
     kept = kept_by_nms(boxes, scores, classes, scores > 0, 0.5).reshape(-1, 2)
     assert kept[:, 0].all()
     assert kept[:, 1].tolist() == [False, True] * (num_classes // 2)
+
+
+@pytest.mark.parametrize("num_images", [1, 3, 8])
+def test_each_image_has_an_nms_of_its_own(num_images, monkeypatch):
+    """One for all would compare each box with those of all other images."""
+    sizes = []
+    monkeypatch.setattr(
+        nms_module, "_kept_in_image", lambda b, s, t: sizes.append(len(b)) or torch.ones_like(s) > 0
+    )
+    boxes, classes = torch.zeros(num_images, 20, 4), torch.zeros(num_images, 20, dtype=torch.int64)
+    kept_by_nms(boxes, torch.rand(num_images, 20), classes, classes == 0, 0.5)
+    assert sizes == [22] * num_images  # and two that always stay
+
+
+def test_a_trace_takes_any_number_of_images():
+    def inputs(num_images):
+        boxes = torch.stack([random_boxes(40) for _ in range(num_images)])
+        return boxes, torch.rand(num_images, 40), torch.randint(0, 3, (num_images, 40))
+
+    def kept(boxes, scores, classes):
+        return kept_by_nms(boxes, scores, classes, scores > 0.2, 0.5)
+
+    with without_jit_warnings():
+        traced = torch.jit.trace(kept, inputs(1), check_trace=False)
+    for num_images in (1, 2, 5):
+        example = inputs(num_images)
+        assert torch.equal(traced(*example), kept(*example))
 
 
 @pytest.mark.parametrize("num_places", [1, 5])
