@@ -17,7 +17,6 @@ import detectron2.data.transforms as T
 import numpy as np
 import torch
 from detectron2.config import CfgNode, configurable
-from detectron2.layers import batched_nms
 from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -26,6 +25,7 @@ from ..data.images import read_image
 from .box_voting import soft_vote, vote
 from .choices import check_choice
 from .matchers.geometry import box_areas
+from .nms import batched_nms
 from .postprocess import clip_boxes
 from .precision import widen
 
