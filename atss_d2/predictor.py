@@ -6,7 +6,6 @@ import copy
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import detectron2.data.transforms as T
 import numpy as np
@@ -18,12 +17,7 @@ from detectron2.structures import Boxes, Instances
 from omegaconf import DictConfig, OmegaConf
 
 from .config import load_config
-from .data.categories import (
-    Categories,
-    categories_of_dataset,
-    config_categories,
-    parse_categories,
-)
+from .data.categories import Categories, find_categories
 from .data.images import read_image
 from .data.test_loader import same_size_batches
 from .engine import (
@@ -100,7 +94,9 @@ class Predictor:
         checkpoint = load_weights(self.model, weights)
         self.model.eval()
         self.batch_size = batch_size
-        categories = self._find_categories(cfg, weights, checkpoint)
+        categories = find_categories(
+            checkpoint, cfg, self._datasets, getattr(self.model, "num_classes", None)
+        )
         self.has_names = bool(categories)
         self.categories: Categories = categories or unnamed_categories(
             getattr(self.model, "num_classes", 0)
@@ -137,44 +133,6 @@ class Predictor:
         )
         self._input_format = cfg.INPUT.FORMAT
         return cfg, cfg.MODEL.WEIGHTS
-
-    def _find_categories(
-        self, cfg: DictConfig | CfgNode, weights: str, checkpoint: dict[str, Any]
-    ) -> Categories:
-        """Those of the first source that knows all K classes; ``[]`` if none does."""
-
-        def of_checkpoint() -> Categories:
-            return parse_categories(checkpoint.get("categories"), source=f"'{weights}'")
-
-        sources = [
-            ("the checkpoint", of_checkpoint),
-            ("the config", lambda: config_categories(cfg)),
-        ]
-        for name in dict.fromkeys(self._datasets):
-            sources.append(
-                (f"the data set '{name}'", lambda name=name: categories_of_dataset(name))
-            )
-        num_classes = getattr(self.model, "num_classes", None)  # other models may not say
-        for source, read in sources:
-            try:
-                categories = read()
-            except (OSError, ValueError) as error:  # such as annotations that are not here
-                logger.info(f"No class names from {source}: {error}")
-                continue
-            if categories and num_classes in (None, len(categories)):
-                return categories
-            if categories:
-                logger.warning(
-                    f"The class names of {source} are ignored: they are {len(categories)}, but the "
-                    f"model has {num_classes} classes"
-                )
-        logger.warning(
-            "The names of the classes are unknown, so their numbers from 0 are used: neither the "
-            "checkpoint, nor the config, nor its data sets have them. Set `categories` of the "
-            "config to OmegaConf.create([{'id': ..., 'name': ...}, ...]), in yaml "
-            "MODEL.ATSS.CATEGORIES to such a list"
-        )
-        return []
 
     def _metadata(self) -> Metadata:
         """A copy, since Detectron2's own must not change once it is set."""

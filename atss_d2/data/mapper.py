@@ -12,6 +12,7 @@ from detectron2.data import detection_utils as utils
 from detectron2.data.transforms import TransformList
 from detectron2.structures import BoxMode, Instances
 
+from .download import DataError
 from .images import read_image
 
 __all__ = ["BoxDatasetMapper"]
@@ -69,10 +70,12 @@ class BoxDatasetMapper(DatasetMapper):
 
         Returns:
             What `DatasetMapper` returns.
+
+        Raises:
+            DataError: The image cannot be read, or has another size than its annotations say.
         """
         dataset_dict = copy.deepcopy(dataset_dict)  # the catalog's own stays as it is
-        image = read_image(dataset_dict["file_name"], self.image_format)
-        utils.check_image_size(dataset_dict, image)
+        image = self._read(dataset_dict)
         sem_seg_file = dataset_dict.pop("sem_seg_file_name", None)
         sem_seg = None if sem_seg_file is None else read_image(sem_seg_file, "L").squeeze(2)
         aug_input = T.AugInput(image, sem_seg=sem_seg)
@@ -90,6 +93,18 @@ class BoxDatasetMapper(DatasetMapper):
         elif "annotations" in dataset_dict:
             self._transform_annotations(dataset_dict, transforms, image_shape)
         return dataset_dict
+
+    def _read(self, dataset_dict: dict) -> np.ndarray:
+        try:
+            image = read_image(dataset_dict["file_name"], self.image_format)
+            utils.check_image_size(dataset_dict, image)
+        except Exception as error:  # decoders raise all kinds
+            name = f"the image '{dataset_dict.get('file_name')}'"
+            if "image_id" in dataset_dict:
+                name += f" (image_id {dataset_dict['image_id']})"
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise DataError(f"{name} cannot be used: {reason}") from error
+        return image
 
     def _transform_annotations(
         self, dataset_dict: dict, transforms: TransformList, image_shape: tuple[int, int]

@@ -18,6 +18,7 @@ from ..data import BoxDatasetMapper
 from ..data.categories import config_categories
 from ..modeling import DenseDetectorWithTTA
 from .amp import Detectron2AMPTrainer, with_grad_scaler
+from .data_check import explained
 from .evaluation import build_evaluator
 
 logger = logging.getLogger(__name__)
@@ -47,13 +48,16 @@ class Trainer(DefaultTrainer):
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> Iterable[list[dict]]:
         """Detectron2's, with our mapper: grey images of 16 bits keep their contrast."""
-        return build_detection_train_loader(cfg, mapper=BoxDatasetMapper(cfg, is_train=True))
+        mapper = BoxDatasetMapper(cfg, is_train=True)
+        with explained(cfg, "train"):
+            return build_detection_train_loader(cfg, mapper=mapper)
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Iterable[list[dict]]:
         """The same for a test set."""
         mapper = BoxDatasetMapper(cfg, is_train=False)
-        return build_detection_test_loader(cfg, dataset_name, mapper=mapper)
+        with explained(cfg, "test"):
+            return build_detection_test_loader(cfg, dataset_name, mapper=mapper)
 
     @classmethod
     def build_evaluator(

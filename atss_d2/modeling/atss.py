@@ -323,6 +323,7 @@ class ATSS(DenseDetector):
             }
             if pred_centerness is not None:
                 centerness = torch.cat(pred_centerness, dim=1).flatten()[rows]
+                centerness = torch.where(is_positive, centerness, 0.0)  # 0 x inf, again
                 loss_centerness = (centerness_loss(centerness, targets) * is_positive).sum()
                 losses["loss_centerness"] = loss_centerness * (
                     self.centerness_loss_weight / num_positives

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.nn.modules.utils import _pair
 from torchvision.ops import deform_conv2d
 
+from . import flop_count  # noqa: F401  (has fvcore count the operator)
 from .precision import widen
 
 __all__ = ["DeformBottleneckBlock", "DeformConv2d", "ModulatedDeformConvPack"]

@@ -17,7 +17,6 @@ import detectron2.data.transforms as T
 import numpy as np
 import torch
 from detectron2.config import CfgNode, configurable
-from detectron2.layers import batched_nms
 from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -27,6 +26,7 @@ from .box_voting import soft_vote, vote
 from .build import detections_per_image
 from .choices import check_choice
 from .matchers.geometry import box_areas
+from .nms import batched_nms
 from .postprocess import clip_boxes
 from .precision import widen
 

@@ -170,9 +170,7 @@ class Tiling:
         if overview is not None and self.overview_size is not None:
             scale = np.tile(np.divide(self._image_size, self.overview_size), 2)
             boxes = (overview.boxes * scale).astype(overview.boxes.dtype)
-            # Free of the margins on both sides, a tile need see whole only what is shorter.
-            longest = self.overlap - 2 * self._margin
-            is_large = (boxes[:, 2:] - boxes[:, :2]).max(axis=1, initial=0) > longest
+            is_large = (boxes[:, 2:] - boxes[:, :2]).max(axis=1, initial=0) > self.overlap
             parts.append(overview._replace(boxes=boxes).select(is_large))
             are_cut.append(np.zeros(is_large.sum(), bool))
         merged, is_cut = concatenate(parts), np.concatenate(are_cut)

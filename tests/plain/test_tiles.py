@@ -66,8 +66,7 @@ def test_every_object_is_found_once_and_whole(scene, overlap):
 def test_small_objects_need_no_overview(scene):
     size, boxes, rng = scene
     tiling = Tiling(*size, size=200, overlap=0.5)
-    longest = 0.5 * 200 - 2 * 2
-    boxes = boxes[(boxes[:, 2:] - boxes[:, :2]).max(axis=1) <= longest]
+    boxes = boxes[(boxes[:, 2:] - boxes[:, :2]).max(axis=1) <= 0.5 * 200]
     tiles = perfect_detector(tiling, boxes, rng.uniform(0.1, 1, len(boxes)))
     merged = tiling.merge(tiles, None, 0.6)
     order = np.argsort(merged.classes)
@@ -108,6 +107,17 @@ def test_a_cut_object_is_the_neighbors():
     merged = TILING.merge([left, right], None, 0.5)
     assert merged.boxes.tolist() == [[170, 10, 230, 50]]
     np.testing.assert_allclose(merged.scores, [0.4])
+
+
+def test_a_part_taken_for_something_else_is_not_kept():
+    """Where the neighbor sees more, what a tile makes of a part does not count, whatever it is."""
+    left = detections([[165, 0, 200, 90], [170, 10, 198, 50]], [0.99, 0.9], [0, 1])
+    right = detections([[70, 10, 130, 50]], [0.4])
+    merged = TILING.merge([left, right], None, 0.5)
+    assert merged.boxes.tolist() == [[170, 10, 230, 50]]
+    # Boxes that reach back beyond the neighbor's border stay: no tile sees more of them.
+    left = detections([[90, 0, 200, 90]], [0.99], [1])
+    assert len(TILING.merge([left, right], None, 0.5).boxes) == 2
 
 
 def test_the_same_object_in_two_tiles_is_found_once():
