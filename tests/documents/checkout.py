@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pickle
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -101,14 +103,25 @@ class Checkout:
             "PIP_NO_INDEX": "1",
             **{f"{scheme}_proxy": "http://127.0.0.1:9" for scheme in ("http", "https")},
         }
-        return subprocess.run(
-            command,
-            cwd=self.folder,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=timeout,
+        # Files and not pipes: a process in the background would keep a pipe open.
+        paths = [self.folder.parent / name for name in ("stdout", "stderr")]
+        with open(paths[0], "w") as stdout, open(paths[1], "w") as stderr:
+            process = subprocess.Popen(
+                command,
+                cwd=self.folder,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=stdout,
+                stderr=stderr,
+                start_new_session=True,
+            )
+            try:
+                process.wait(timeout)
+            finally:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)  # with what a failed script has left
+        return subprocess.CompletedProcess(
+            command, process.returncode, *(path.read_text(errors="replace") for path in paths)
         )
 
     # What documents take for granted

@@ -25,7 +25,13 @@ _SMALL_TREES = (
     "dataloader.train.mapper.augmentations.7.shape=[64,64] "
     "dataloader.test.mapper.augmentations.0.factor=0.2"
 )
-_SMALL_SHAPES = "train.max_iter=2 dataloader.train.total_batch_size=1"
+_SMALL_SHAPES = "train.max_iter=2 dataloader.train.total_batch_size=2"
+_LARGE = "configs/coco/atss_R_101_FPN_2x.py"
+_SHAPES = "configs/demo/atss_mobilenetv2_shapes.py"
+_FREE_PORT = (
+    "PORT=$(python -c \"import socket; s = socket.create_server(('127.0.0.1', 0)); "
+    'print(s.getsockname()[1])")'
+)
 _LOW = "model.test_score_thresh=0.0"  # an untrained head has low scores
 
 # Code that looks at what a block has left.
@@ -69,11 +75,19 @@ TABLE: dict[str, tuple[Entry, ...]] = {
         Entry(
             "# COCO under $DETECTRON2_DATASETS",
             replace={
+                # A smaller model, and two processes that meet on this machine instead of two.
+                f"python train_net.py --config-file {_LARGE} --num-gpus 8": (
+                    f"{_FREE_PORT}\n"
+                    f"python train_net.py --config-file {_SHAPES} --num-machines 2 "
+                    "--machine-rank 1 --dist-url tcp://127.0.0.1:$PORT "
+                    f"{_SMALL_SHAPES} &\n"
+                    f"python train_net.py --config-file {_SHAPES} --num-gpus 1"
+                ),
+                "--machine-rank 0 --dist-url tcp://HOST:PORT": (
+                    f"--machine-rank 0 --dist-url tcp://127.0.0.1:$PORT {_SMALL_SHAPES}\nwait $!"
+                ),
                 "--num-gpus 8": "--num-gpus 1",
                 "total_batch_size=8": "total_batch_size=2",
-                # Two machines: two processes that meet on this one.
-                "python train_net.py --config-file configs/coco/atss_R_101_FPN_2x.py --num-gpus 1"
-                " \\\n    --num-machines 2 --machine-rank 0 --dist-url tcp://HOST:PORT": ":",
             },
             append={
                 "configs/coco/atss_R_50_FPN_1x.py": _SMALL,
