@@ -169,7 +169,6 @@ def find_categories(
     logger.warning(
         "The names of the classes are unknown, so their numbers from 0 are used: neither the "
         "checkpoint, nor the config, nor its data sets have them. Set `categories` of the config "
-        "to {id: 'name', ...}, in yaml MODEL.ATSS.CATEGORIES to "
-        "such a list"
+        "to {id: 'name', ...}, in yaml MODEL.ATSS.CATEGORIES to [{'id': ..., 'name': ...}, ...]"
     )
     return []
