@@ -120,15 +120,17 @@ def _next_command(cfg: DictConfig, config_file: str, weights: Path, threshold: f
 
 
 def _an_image_folder(cfg: DictConfig) -> str:
-    from detectron2.data import MetadataCatalog
+    from detectron2.data import DatasetCatalog, MetadataCatalog
     from detectron2.utils.file_io import PathManager
 
     names = cfg.dataloader.test.dataset.names
-    if isinstance(names, str) and names in MetadataCatalog:
-        root = MetadataCatalog.get(names).get("image_root")
-        if root and PathManager.isdir(root):
-            return PathManager.get_local_path(root)
-    return "IMAGES"
+    if not isinstance(names, str) or names not in DatasetCatalog:
+        return "IMAGES"
+    root = MetadataCatalog.get(names).get("image_root")
+    if root and PathManager.isdir(root):
+        return PathManager.get_local_path(root)
+    dataset = DatasetCatalog.get(names)
+    return str(Path(dataset[0]["file_name"]).parent) if dataset else "IMAGES"
 
 
 def _read_best(output_dir: Path) -> dict[str, Any] | None:

@@ -6,6 +6,7 @@ import contextlib
 import datetime
 import io
 import logging
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -62,9 +63,8 @@ def filter_console(*names: str) -> None:
     """Puts the filter on the console handlers of loggers; a second call changes nothing."""
     for name in names:
         for handler in logging.getLogger(name).handlers:
-            if isinstance(handler, logging.StreamHandler) and not isinstance(
-                handler, logging.FileHandler
-            ):
+            # Detectron2's handler of log.txt is a StreamHandler, too.
+            if getattr(handler, "stream", None) in (sys.stdout, sys.stderr):
                 handler.addFilter(_filter)  # does nothing if it is there
 
 

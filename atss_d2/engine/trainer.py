@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import math
 import os
 import time
 from collections.abc import Callable
@@ -106,6 +107,8 @@ def _summary(results: dict[str, Any]) -> str:
     metrics = results.get("bbox")
     if not isinstance(metrics, dict):
         return f"{', '.join(results)} evaluated"
+    if math.isnan(metrics.get("AP", 0.0)):
+        return "nothing was detected"
     shown = (name for name in ("AP", "AP50", "AP75", "AR") if name in metrics)
     return "  ".join(f"{name} {metrics[name]:.1f}" for name in shown)
 

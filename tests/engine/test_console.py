@@ -24,17 +24,18 @@ pytestmark = pytest.mark.usefixtures("toy_data")
 
 
 @pytest.fixture
-def shown():
+def shown(monkeypatch):
     """A logger's console, filtered, and its log file."""
     logger = logging.getLogger("detectron2")
     before = logger.handlers[:], logger.level, logger.propagate
     stream, file = logging.StreamHandler(io.StringIO()), logging.StreamHandler(io.StringIO())
-    logger.handlers[:] = [stream]
+    logger.handlers[:] = [stream, file]
     logger.setLevel(logging.DEBUG)
     logger.propagate = False
-    filter_console("detectron2")
-    filter_console("detectron2")
-    logger.addHandler(file)
+    with monkeypatch.context() as patch:
+        patch.setattr("sys.stdout", stream.stream)
+        filter_console("detectron2")
+        filter_console("detectron2")
     yield stream.stream, file.stream
     logger.handlers[:], logger.level, logger.propagate = before
 
