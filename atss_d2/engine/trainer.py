@@ -310,15 +310,18 @@ def _enabled(cfg: DictConfig, name: str) -> bool:
     return bool(cfg.train.get(name, {}).get("enabled", False))
 
 
-def load_weights(model: nn.Module, path: str) -> None:
+def load_weights(model: nn.Module, path: str) -> dict[str, Any]:
     """Loads a checkpoint into a model that is to be used as it is.
 
     Args:
         model: Of the same number of classes as the file.
         path: As for :class:`SafeCheckpointer`; ``""`` loads nothing.
 
+    Returns:
+        What else the file holds, such as ``categories``.
+
     Raises:
         FileNotFoundError: The file does not exist; the message names it.
         CheckpointError: The file asks for code, is damaged, or does not fit the model.
     """
-    SafeCheckpointer(model).load(path)
+    return SafeCheckpointer(model).load(path)
