@@ -70,7 +70,12 @@ setup(
     extras_require={
         "opencv": ["opencv-python-headless"],
         "export": read_requirements("export.txt"),
-        "dev": read_requirements("dev.txt") + read_requirements("export.txt"),
+        "convert": read_requirements("convert.txt"),
+        "dev": [
+            line
+            for name in ("dev.txt", "export.txt", "convert.txt")
+            for line in read_requirements(name)
+        ],
     },
     cmdclass={"build_py": BuildWithConfigs},
 )

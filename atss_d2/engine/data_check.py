@@ -27,6 +27,7 @@ _YAML_NUM_CLASSES = {
     "RetinaNetWithMatcher": "MODEL.RETINANET.NUM_CLASSES",
     "FCOS": "MODEL.FCOS.NUM_CLASSES",
 }
+_PLACEHOLDERS = ("my_train", "my_val")  # of configs/custom/
 # What Detectron2's loaders of annotations raise for files that are not what they expect.
 _LOADING_ERRORS = (OSError, LookupError, TypeError, ValueError, AssertionError, AttributeError)
 
@@ -142,6 +143,11 @@ def check_dataset_files(cfg: DictConfig | CfgNode, *, with_training: bool) -> No
         DataError: One is not; the message names it and says what to do.
     """
     for name in dataset_names(cfg, "train" if with_training else "test", "test"):
+        if name not in DatasetCatalog and name in _PLACEHOLDERS:
+            raise DataError(
+                f"'{name}' stands for a data set of your own: tools/start_project.py writes a "
+                "config with yours, or register it in a config as docs/custom_dataset.md shows"
+            )
         if name not in DatasetCatalog:
             near = difflib.get_close_matches(name, DatasetCatalog.list(), n=2, cutoff=0.85)
             hint = f" (did you mean {' or '.join(near)}?)" if near else ""

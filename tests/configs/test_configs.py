@@ -17,11 +17,15 @@ from torch import nn
 
 from atss_d2 import ATSS, get_config, list_configs
 from atss_d2.config import get_config_path, load_config
+from atss_d2.data import DataError
+from atss_d2.engine.data_check import check_dataset_files
+from atss_d2.engine.evaluation import COCOEvaluatorWithAR
 
 ROOT = Path(get_config_path("coco/atss_R_50_FPN_1x")).parents[2]
 LAZY = list_configs()
 # Those with multi-scale testing are the same models: test_tta_configs.py.
 COCO = [name for name in LAZY if name.startswith("coco/") and not name.endswith("_tta")]
+CUSTOM = ["custom/atss_R_50", "custom/atss_mobilenetv2"]
 YAML = sorted(path.name for path in (ROOT / "configs/yaml").glob("atss_*.yaml"))
 
 # Parameters, frozen ones included.
@@ -152,6 +156,39 @@ def test_the_demo_models_build(configs):
     for name in demos:
         with torch.device("meta"):
             assert isinstance(instantiate(configs[name].model), ATSS)
+
+
+@pytest.mark.parametrize("name", CUSTOM)
+def test_configs_for_your_data_are_neutral(configs, name):
+    """No augmentation of a certain kind of photographs; what training needs is switched on."""
+    cfg = configs[name]
+    model = instantiate(cfg.model)
+    assert isinstance(model, ATSS)
+    assert model.test_nms_thresh == 0.6
+    assert (cfg.model.num_classes, cfg.model.head.num_classes) == (1, 1)
+    augmentations = [instantiate(x) for x in cfg.dataloader.train.mapper.augmentations]
+    kinds = [type(x).__name__ for x in augmentations]
+    colors = ["RandomBrightness", "RandomContrast", "RandomSaturation"]
+    assert kinds == ["ResizeShortestEdge", "RandomFlip", *colors]
+    assert (augmentations[1].horizontal, augmentations[1].vertical) == (True, False)
+    low, high = augmentations[0].short_edge_length
+    (test_resize,) = (instantiate(x) for x in cfg.dataloader.test.mapper.augmentations)
+    assert low < test_resize.short_edge_length[0] <= high
+    assert cfg.dataloader.evaluator._target_ is COCOEvaluatorWithAR
+    assert cfg.train.best_checkpoint.enabled
+    assert cfg.train.report.enabled
+    assert cfg.train.clip_gradients.enabled
+    rgb = name == "custom/atss_mobilenetv2"
+    assert cfg.train.init_checkpoint.endswith("mobilenet_v2.pth" if rgb else "MSRA/R-50.pkl")
+    assert cfg.dataloader.train.mapper.image_format == ("RGB" if rgb else "BGR")
+
+
+@pytest.mark.parametrize("name", CUSTOM)
+def test_configs_for_your_data_ask_for_them(configs, name):
+    with pytest.raises(DataError, match="'my_train' stands for .* tools/start_project.py writes"):
+        check_dataset_files(configs[name], with_training=True)
+    with pytest.raises(DataError, match="'my_val' stands for a data set of your own"):
+        check_dataset_files(configs[name], with_training=False)
 
 
 @pytest.mark.parametrize("name", COCO)

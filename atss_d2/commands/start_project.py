@@ -1,0 +1,383 @@
+"""Write a config for your own data set, and say what is in it and what is wrong with it.
+
+    python tools/start_project.py --train train.json images --val val.json images --output widgets
+
+A data set is a COCO JSON and the folder of its images, or a single folder: of Pascal VOC's or
+YOLO's format (these need `pip install 'atss_d2[convert]'`), or with a COCO JSON in it. Without
+--val a part of the training images is kept for validation. In the output folder appear
+
+    config.py   some twenty lines that you may change, each choice with its reason
+    data.png    images with their boxes, sizes of objects, classes
+    train.json, val.json   where the data set had to be split, converted or mended
+
+The last lines printed are the next three commands: train, predict, export.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import shutil
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .errors import EXPECTED, fail
+
+if TYPE_CHECKING:
+    from ..data.custom.checking import Checked
+
+# Implementations whose weights are converted when they are loaded: names of recipes.
+_FOREIGN = ("mmdet", "authors")
+_NUM_PICTURED = 14
+_NUM_PREDICTED = 4
+# Scripts of a checkout that start the commands of atss_d2_cli.
+_DOORS = {"train": "train_net.py", "predict": "tools/demo.py", "export": "tools/export_model.py"}
+
+
+def get_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--train",
+        nargs="+",
+        required=True,
+        metavar="PATH",
+        help="a COCO JSON and the folder of its images; or a folder",
+    )
+    parser.add_argument(
+        "--val",
+        nargs="+",
+        metavar="PATH",
+        help="the same for validation; default: a part of --train, chosen by image",
+    )
+    parser.add_argument("--output", required=True, type=Path, help="folder of the project")
+    parser.add_argument(
+        "--model",
+        choices=("mobilenetv2", "r50"),
+        help="default: r50 with a GPU, mobilenetv2 without",
+    )
+    parser.add_argument(
+        "--weights",
+        metavar="FILE",
+        help="fine-tune a trained detector: a checkpoint of ours, or an R-50 of another "
+        "implementation, mmdet://FILE or authors://FILE; default: an ImageNet backbone",
+    )
+    parser.add_argument(
+        "--val-fraction",
+        type=float,
+        metavar="F",
+        help="part of the images for validation, without --val (default: 0.2)",
+    )
+    parser.add_argument("--seed", type=int, help="of that choice (default: 0)")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace the files of an earlier call"
+    )
+    return parser
+
+
+def check_flags(args: argparse.Namespace) -> None:
+    """
+    Raises:
+        ValueError: Flags exclude each other or have wrong values; the message names them.
+    """
+    for flag, value in (("--val-fraction", args.val_fraction), ("--seed", args.seed)):
+        if args.val and value is not None:
+            raise ValueError(f"{flag} is for a split, but --val gives a validation set: drop one")
+    args.val_fraction = 0.2 if args.val_fraction is None else args.val_fraction
+    args.seed = 0 if args.seed is None else args.seed
+    if not 0 < args.val_fraction < 1:
+        raise ValueError(f"--val-fraction must be between 0 and 1, got {args.val_fraction}")
+    if args.seed < 0:
+        raise ValueError(f"--seed must not be negative, got {args.seed}")
+    if args.output.exists() and not args.output.is_dir():
+        raise ValueError(f"--output '{args.output}' is a file: give a folder")
+    foreign, _, path = (args.weights or "").rpartition("://")
+    if foreign in _FOREIGN and args.model == "mobilenetv2":
+        raise ValueError(f"--weights {args.weights} is for --model r50, not for mobilenetv2")
+    if args.weights and foreign in (*_FOREIGN, "") and not os.path.isfile(path):
+        raise ValueError(f"--weights: there is no file '{path}'")
+    written = args.output / "config.py"
+    if written.exists() and not args.overwrite:
+        raise ValueError(
+            f"'{written}' exists: give another --output, or --overwrite to replace it and its data "
+            "files"
+        )
+    inputs = {os.path.realpath(path) for path in (*args.train, *(args.val or ()))}
+    for name in ("train.json", "val.json"):
+        if os.path.realpath(args.output / name) in inputs:
+            raise ValueError(
+                f"'{args.output / name}' would be replaced by what is made of it: give another "
+                "--output"
+            )
+
+
+def read_parts(args: argparse.Namespace) -> tuple[Checked, Checked]:
+    """Reads, checks and, without ``--val``, splits.
+
+    Raises:
+        DataError: A data set cannot be used.
+    """
+    from ..data import DataError
+    from ..data.custom import checking, images, reading, splitting
+
+    train = checking.check(reading.read_source(args.train))
+    if args.val:
+        val = checking.check(reading.read_source(args.val))
+        checking.unite_categories(train, val)
+        checking.report_shared_images(train, val)
+        return train, val
+    groups = images.group_equal_files(train.files.values())
+    ids = {id(file): i for i, file in train.files.items()}
+    groups = [[ids[id(file)] for file in group] for group in groups]
+    try:
+        parts = splitting.split_images(
+            train.content, fraction=args.val_fraction, seed=args.seed, groups=groups
+        )
+    except ValueError as error:
+        raise DataError(f"'{train.source.place}': {error}") from None
+    train, val = checking.divide(train, *parts)
+    checking.report_empty_classes(train, val)
+    return train, val
+
+
+def choose_model(args: argparse.Namespace, *, has_gpu: bool) -> tuple[str, str]:
+    """The model and why it was chosen."""
+    if args.model:
+        return args.model, "as --model says"
+    if args.weights and args.weights.startswith(tuple(f"{name}://" for name in _FOREIGN)):
+        return "r50", "the model of --weights"
+    if has_gpu:
+        return "r50", "there is a GPU; --model mobilenetv2 is smaller and faster"
+    return "mobilenetv2", "there is no GPU; --model r50 is larger and would take many hours"
+
+
+def find_weights(args: argparse.Namespace, model: str) -> tuple[Path | str | None, str]:
+    """What training starts from, None if that is the config's own; and a sentence if it lacks."""
+    if args.weights is None:
+        return find_backbone(args.output) if model == "mobilenetv2" else (None, "")
+    name, _, path = args.weights.rpartition("://")
+    if not name:
+        return Path(path), ""
+    # The prefix may stand before a URL.
+    is_file = name in _FOREIGN
+    return (f"{name}://{os.path.abspath(path)}" if is_file else args.weights), ""
+
+
+def find_backbone(folder: Path) -> tuple[Path | None, str]:
+    """Finds or fetches the small model's ImageNet weights.
+
+    Returns:
+        The file, or None where it could not be fetched, and then a sentence about that.
+    """
+    from ..data import DataError, dataset_root, prepare_pretrained
+    from ..data.pretrained import PRETRAINED_FILE
+
+    checkout = _checkout()
+    for root in (dataset_root(), folder, *([checkout / "datasets"] if checkout else [])):
+        if (root / PRETRAINED_FILE).is_file():
+            return root / PRETRAINED_FILE, ""
+    print("\nFetching the ImageNet weights of MobileNetV2 (8 MB) ...", flush=True)
+    try:
+        return prepare_pretrained(folder), ""
+    except DataError as error:
+        return None, (
+            f"the ImageNet weights of MobileNetV2 could not be fetched ({error}); before you "
+            "train, run `python tools/prepare_data.py --pretrained` where they can be, and set "
+            "train.init_checkpoint to the file that it names"
+        )
+
+
+def write_json(part: Checked, path: Path) -> Path:
+    """The JSON file of a part: its own or, where something was changed, a new one."""
+    import json
+
+    if not part.is_changed:
+        return part.source.json_file
+    _write(path, json.dumps(part.content, ensure_ascii=False))
+    return path
+
+
+def _write(path: Path, text: str) -> None:
+    """Writes a file, complete or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def draw_page(train: Checked, path: Path, **options) -> None:
+    """Writes ``data.png`` with images that together show many classes."""
+    import numpy as np
+
+    from ..data.custom.statistics import choose_examples
+    from ..visualization.data_page import LabeledImage, draw_data_page
+
+    column = {category["id"]: k for k, category in enumerate(train.categories)}
+    shown = choose_examples(train.content, _NUM_PICTURED)
+    annotations = {image_id: [] for image_id in shown}
+    for annotation in train.content["annotations"]:
+        if annotation["image_id"] in annotations:
+            annotations[annotation["image_id"]].append(annotation)
+    images = [
+        LabeledImage(
+            train.files[image_id].path,
+            np.array([a["bbox"] for a in found], np.float64).reshape(-1, 4),
+            np.array([column[a["category_id"]] for a in found], np.int64),
+            np.array([bool(a["iscrowd"]) for a in found], bool),
+        )
+        for image_id, found in annotations.items()
+    ]
+    draw_data_page(path, images, **options)
+
+
+def next_commands(args: argparse.Namespace, val: Checked) -> list[tuple[str, str]]:
+    """The next three commands as they are typed in this folder, each with what it is for."""
+    config, output = _relative(args.output / "config.py"), args.output / "output"
+    weights = _relative(output / "model_best.pth")
+    paths = [file.path for file in val.files.values()]
+    if args.val:  # their folder
+        paths = [Counter(path.parent for path in paths).most_common(1)[0][0]]
+    value = weights if shlex.quote(weights) == weights else f"'{weights}'"  # for Hydra's grammar
+    inputs = [_relative(path) for path in paths[:_NUM_PREDICTED]]
+    predictions, export = (_relative(args.output / name) for name in ("predictions", "export"))
+    flags = ["--config-file", config]
+    commands = (
+        ("train", flags),
+        ("predict", [*flags, "--weights", weights, "--input", *inputs, "--output", predictions]),
+        (
+            "export",
+            [*flags, "--format", "onnx", "--output", export, f"train.init_checkpoint={value}"],
+        ),
+    )
+    return [(name, shlex.join([*_program(name), *arguments])) for name, arguments in commands]
+
+
+def _program(command: str) -> list[str]:
+    """How a command is started where this one was started."""
+    root = _checkout()
+    if root is None:
+        return ["atss-d2", command]
+    python = shutil.which("python")
+    is_ours = python is not None and Path(python).parent == Path(sys.executable).parent
+    return ["python" if is_ours else _relative(sys.executable), _relative(root / _DOORS[command])]
+
+
+def _checkout() -> Path | None:
+    """The checkout whose tools/start_project.py was started; None for ``atss-d2``."""
+    script = Path(sys.argv[0])
+    return script.resolve().parent.parent if script.name == "start_project.py" else None
+
+
+def _relative(path: str | Path) -> str:
+    """A path as short as it can be typed here."""
+    absolute = os.path.abspath(path)
+    relative = os.path.relpath(absolute)
+    return absolute if relative.startswith(os.pardir) else relative
+
+
+def run(args: argparse.Namespace) -> None:
+    """Reads, checks, chooses, writes.
+
+    Raises:
+        DataError: The data cannot be used; nothing was written.
+        ValueError: The command line contradicts itself.
+        OSError: A file cannot be written.
+    """
+    check_flags(args)
+    import torch
+
+    from ..data.custom import settings as choices
+    from ..data.custom.config_file import config_text
+    from ..data.custom.statistics import count, describe
+
+    print("Reading the data set ...", flush=True)
+    train, val = read_parts(args)
+    statistics, val_statistics = count(train.content), count(val.content)
+    has_gpu = torch.cuda.is_available()
+    model, reason = choose_model(args, has_gpu=has_gpu)
+    settings = choices.choose(
+        model, statistics, val_statistics, has_gpu=has_gpu, is_trained=args.weights is not None
+    )
+
+    print(f"\n{describe(statistics, val_statistics)}")
+    warnings = []
+    for name, part in (("train" if args.val else "data set", train), ("val", val)):
+        warnings += [f"{name}: {finding}" for finding in part.findings]
+    for name, part in (("train", statistics), ("val", val_statistics)):
+        warnings.append(choices.describe_too_large(part, settings, name))
+    args.output.mkdir(parents=True, exist_ok=True)
+    weights, problem = find_weights(args, model)
+    warnings = [text for text in [*warnings, problem] if text]
+    print(f"\n{'Warnings:' if warnings else 'Nothing odd was found.'}")
+    for text in warnings:
+        print(f"  - {text}")
+
+    files = [
+        (write_json(part, args.output / f"{name}.json"), part.source.image_root)
+        for name, part in (("train", train), ("val", val))
+    ]
+    num_classes = len(train.categories)
+    counts = (
+        f"{num_classes} class{'es' * (num_classes != 1)}, {len(train.files)} images to train on"
+    )
+    counts += f", {len(val.files)} to validate"
+    draw_page(
+        train,
+        args.output / "data.png",
+        title=f"{args.output.resolve().name}: {counts}",
+        class_names=[category["name"] for category in train.categories],
+        sizes={"train": statistics.sizes, "val": val_statistics.sizes},
+        class_counts={
+            "train": statistics.objects_per_class,
+            "val": val_statistics.objects_per_class,
+        },
+        resize_factor=choices.median_factor(statistics, settings),
+        anchor_sides=choices.anchor_sides(settings),
+    )
+    commands = next_commands(args, val)
+    text = config_text(
+        args.output,
+        settings,
+        train.categories,
+        train=files[0],
+        val=files[1],
+        title=f"{counts}. Yours to change.",
+        command=commands[0][1],
+        init_checkpoint=weights,
+    )
+    _write(args.output / "config.py", text)
+    print(f"\nModel: {model} ({reason})")
+    print("Written:")
+    written = [path for path, _ in files if path.parent.resolve() == args.output.resolve()]
+    for path in (*written, args.output / "data.png", args.output / "config.py"):
+        print(f"  {_relative(path)}")
+    print("\nNext:")
+    for name, command in commands:
+        print(f"  # {name}\n  {command}")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command; what is wrong with data or arguments is one sentence."""
+    parser = get_parser()
+    args = parser.parse_args(argv)
+    from ..data import DataError
+    from ..warning_filters import filter_third_party_warnings
+
+    filter_third_party_warnings()
+    try:
+        run(args)
+    except (*EXPECTED, DataError) as error:
+        fail(parser, error)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,133 @@
+"""Checks a data set in COCO's format; what would stop or mislead a training is left out.
+
+Detectron2 and pycocotools take files on trust: a missing image stops the training in the middle,
+a repeated annotation id at its start, an annotation with id 0 is never matched, a box of NaN turns
+the losses to NaN. What can be mended without guessing is mended; what cannot is left out; both are
+said. Where most of a set would have to be left out, something else is wrong, and that is an error.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+from ..categories import parse_categories
+from ..download import DataError
+from .annotation_checks import check_annotations
+from .checked import Checked
+from .image_checks import check_images
+from .images import group_equal_files, inspect_images
+from .reading import Source
+
+
+def check(source: Source, *, inspect: Callable = inspect_images) -> Checked:
+    """Checks a data set and leaves out what cannot be used.
+
+    Args:
+        source: As it was read.
+        inspect: Looks at the image files.
+
+    Raises:
+        DataError: It is not COCO's format, or too much is broken; one sentence says what.
+    """
+    place = source.place
+    for key in ("images", "annotations", "categories"):
+        if not isinstance(source.content.get(key), list):
+            raise DataError(
+                f"'{place}' has no list '{key}': a COCO JSON has images, annotations and categories"
+            )
+        if not all(isinstance(entry, dict) for entry in source.content[key]):
+            raise DataError(f"'{place}': '{key}' must be a list of objects with keys")
+        if not source.content[key]:
+            raise DataError(f"'{place}' has no {key}: there is nothing to train on")
+    try:
+        categories = parse_categories(source.content["categories"], f"'{place}': categories")
+    except ValueError as error:
+        raise DataError(str(error)) from None
+    categories.sort(key=lambda category: category["id"])
+    content = {"info": {}, **source.content, "categories": categories}
+    checked = Checked(content, source, {})
+    checked.is_changed = source.json_file is None
+    names = Counter(category["name"] for category in categories)
+    checked.report(
+        (f"'{name}'" for name, n in names.items() if n > 1),
+        "class name{s} {are} used by several ids",
+    )
+    check_images(checked, inspect)
+    check_annotations(checked)
+    return checked
+
+
+def unite_categories(train: Checked, val: Checked) -> None:
+    """Gives both parts the classes of either, in place; classes without boxes are findings.
+
+    Raises:
+        DataError: An id has different names in the two.
+    """
+    _adopt_ids(train, val)
+    names: dict[int, str] = {}
+    for part in (train, val):
+        for category in part.categories:
+            name = names.setdefault(category["id"], category["name"])
+            if name != category["name"]:
+                raise DataError(
+                    f"class id {category['id']} is '{name}' in '{train.source.place}' but "
+                    f"'{category['name']}' in '{val.source.place}': give both the same categories"
+                )
+    categories = [{"id": i, "name": names[i]} for i in sorted(names)]
+    for part in (train, val):
+        if part.categories != categories:
+            missing = [f"'{c['name']}'" for c in categories if c not in part.categories]
+            part.report(
+                missing, "class{es} {are} listed in the other part only", "added", changes=True
+            )
+            part.content["categories"] = categories
+    report_empty_classes(train, val)
+
+
+def _adopt_ids(*parts: Checked) -> None:
+    """Numbers the classes of Pascal VOC parts, which have names only, alike in both parts."""
+    named = [part for part in parts if part.source.format == "Pascal VOC"]
+    numbered = [part for part in parts if part.source.format != "Pascal VOC"]
+    ids = {c["name"]: c["id"] for part in numbered for c in part.categories}
+    new = {c["name"] for part in named for c in part.categories} - set(ids)
+    first = max(ids.values(), default=0) + 1
+    ids.update({name: first + i for i, name in enumerate(sorted(new))})
+    for part in named:
+        changed = {category["id"]: ids[category["name"]] for category in part.categories}
+        categories = [{**c, "id": ids[c["name"]]} for c in part.categories]
+        part.content["categories"] = sorted(categories, key=lambda category: category["id"])
+        for annotation in part.content["annotations"]:
+            annotation["category_id"] = changed[annotation["category_id"]]
+
+
+def report_empty_classes(train: Checked, val: Checked | None = None) -> None:
+    """Adds findings about classes that have no box."""
+    for part, consequence in ((train, "not to be learned"), (val, "without an AP")):
+        if part is not None:
+            used = {annotation["category_id"] for annotation in part.content["annotations"]}
+            empty = [f"'{c['name']}'" for c in part.categories if c["id"] not in used]
+            part.report(empty, "class{es} {have} no box", consequence)
+
+
+def report_shared_images(train: Checked, val: Checked) -> None:
+    """Adds a finding about images that are in both parts, by their content."""
+    val_files = {id(file) for file in val.files.values()}
+    cases = []
+    for group in group_equal_files([*train.files.values(), *val.files.values()]):
+        in_val = [file for file in group if id(file) in val_files]
+        in_train = [file for file in group if id(file) not in val_files]
+        if in_val and in_train:
+            cases += [f"'{file.path.name}'" for file in in_val]
+    val.report(cases, "image{s} {are} also in train", "AP will look better than it is")
+
+
+def divide(checked: Checked, train: dict[str, Any], val: dict[str, Any]) -> tuple[Checked, Checked]:
+    """The two parts of a data set that was split; what was odd in it stays with the first."""
+    parts = []
+    for content in (train, val):
+        files = {image["id"]: checked.files[image["id"]] for image in content["images"]}
+        parts.append(Checked(content, checked.source, files, is_changed=True))
+    parts[0].findings += checked.findings
+    return parts[0], parts[1]

@@ -1,0 +1,145 @@
+"""Finds out what a person means by ``--train PATH [PATH]`` and reads it as COCO's format."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..download import DataError
+
+_LABEL_FOLDERS = ("Annotations", "annotations", "labels", "xml")
+_IMAGE_FOLDERS = ("JPEGImages", "images", "Images")
+_JSON_NAMES = ("_annotations.coco.json", "annotations.json", "labels.json")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data set as it was found.
+
+    Args:
+        content: COCO's dict of ``images``, ``annotations`` and ``categories``; nothing in it has
+            been checked but that it is a dict.
+        image_root: Folder that the ``file_name`` of the images are relative to.
+        json_file: Where ``content`` was read from; None if it was converted.
+        format: Such as ``"COCO"``, for messages.
+    """
+
+    content: dict[str, Any]
+    image_root: Path
+    json_file: Path | None
+    format: str
+
+    @property
+    def place(self) -> str:
+        """The file or folder, for messages."""
+        return str(self.json_file or self.image_root)
+
+
+def read_source(paths: Sequence[str]) -> Source:
+    """Reads a data set.
+
+    Args:
+        paths: A COCO JSON and the folder of its images; or a single folder that holds one, or that
+            is in Pascal VOC's or YOLO's format (docs/custom_dataset.md lists the layouts).
+
+    Raises:
+        DataError: There is no data set of these formats, or it cannot be read.
+    """
+    first, *rest = (Path(path).expanduser() for path in paths)
+    if not first.exists():
+        raise DataError(f"'{first}' does not exist: give an annotation file or a folder")
+    if len(rest) > 1:
+        raise DataError(f"give a JSON file and the folder of its images, not {len(paths)} paths")
+    if first.is_file():
+        if first.suffix.lower() in (".yaml", ".yml"):
+            raise DataError(
+                f"'{first}' names several parts: give the folder of one of them, for example "
+                f"'{first.parent / 'train'}'; its yaml is found there"
+            )
+        if not rest:
+            raise DataError(f"'{first}' needs the folder of its images: give both, in this order")
+        if not rest[0].is_dir():
+            raise DataError(f"'{rest[0]}' is not a folder: give the folder of the images")
+        return Source(read_json(first), rest[0], first, "COCO")
+    if rest:
+        raise DataError(
+            f"'{first}' is a folder: give a JSON file and the folder of its images, or one folder"
+        )
+    return _read_folder(first)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Reads a JSON file whose top level is a dict.
+
+    Raises:
+        DataError: It cannot be read, or holds something else.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise DataError(f"cannot read '{path}': {error.strerror}") from None
+    except ValueError as error:  # also of bytes that are not text
+        raise DataError(f"'{path}' is not a JSON file: {error}") from None
+    if not isinstance(content, dict):
+        raise DataError(
+            f"'{path}' holds a {type(content).__name__}, not COCO's object of images, annotations "
+            "and categories: is it a file of results?"
+        )
+    return content
+
+
+def _read_folder(folder: Path) -> Source:
+    from . import conversion
+
+    for name in _JSON_NAMES:
+        if (folder / name).is_file():
+            images = _first_folder(folder, _IMAGE_FOLDERS) or folder
+            return Source(read_json(folder / name), images, folder / name, "COCO")
+    images, labels = _images_and_labels(folder)
+    if _holds(labels, ".xml"):
+        return Source(conversion.read_voc_folder(images, labels), images, None, "Pascal VOC")
+    yaml = _find_yaml(folder)
+    if _holds(labels, ".txt") and yaml is not None:
+        return Source(conversion.read_yolo_folder(images, labels, yaml), images, None, "YOLO")
+    if _holds(labels, ".txt"):
+        raise DataError(
+            f"'{labels}' holds YOLO labels, but neither it nor a folder above has a data.yaml with "
+            "the names of the classes: write one with `names: [first, second, ...]`"
+        )
+    raise DataError(
+        f"'{folder}' holds none of {', '.join(_JSON_NAMES)} (COCO), *.xml (Pascal VOC) or *.txt "
+        "(YOLO) in it or in its folder of labels: give a COCO JSON and the folder of its images"
+    )
+
+
+def _images_and_labels(folder: Path) -> tuple[Path, Path]:
+    """The two folders of a VOC or YOLO set; ``folder`` itself where they are not apart."""
+    images = _first_folder(folder, _IMAGE_FOLDERS)
+    labels = _first_folder(folder, _LABEL_FOLDERS)
+    # Ultralytics' layout: images/train beside labels/train, and one gives images/train.
+    if labels is None and "images" in folder.parts:
+        position = len(folder.parts) - 1 - folder.parts[::-1].index("images")
+        beside = Path(*folder.parts[:position], "labels", *folder.parts[position + 1 :])
+        labels = beside if beside.is_dir() else None
+    return images or folder, labels or folder
+
+
+def _first_folder(folder: Path, names: Sequence[str]) -> Path | None:
+    return next((folder / name for name in names if (folder / name).is_dir()), None)
+
+
+def _holds(folder: Path, suffix: str) -> bool:
+    return any(path.suffix.lower() == suffix for path in folder.iterdir())
+
+
+def _find_yaml(folder: Path) -> Path | None:
+    """The data.yaml of a YOLO set: in the folder or up to two above it."""
+    folder = folder.absolute()
+    for place in (folder, *list(folder.parents)[:2]):
+        found = sorted([*place.glob("data.y*ml"), *place.glob("dataset.y*ml")])
+        if found:
+            return found[0]
+    return None
