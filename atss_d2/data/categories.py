@@ -28,7 +28,8 @@ def parse_categories(value: Any, source: str = "categories") -> Categories:
     """Checks a list of categories and returns it as plain dicts of ``id`` and ``name``.
 
     Args:
-        value: A sequence of mappings with ``id`` and ``name``; None or empty gives ``[]``.
+        value: A sequence of mappings with ``id`` and ``name``, or one mapping of ids to names, as a
+            .py config writes it (LazyConfig drops lists); None or empty gives ``[]``.
         source: Where it was found, for errors.
 
     Raises:
@@ -36,6 +37,8 @@ def parse_categories(value: Any, source: str = "categories") -> Categories:
     """
     if value is None:
         return []
+    if isinstance(value, Mapping):
+        value = [{"id": i, "name": name} for i, name in value.items()]
     if not isinstance(value, Sequence) or isinstance(value, str):
         raise ValueError(f"{source} must be a list of {{id, name}}, got {value!r}")
     categories = []
@@ -166,7 +169,6 @@ def find_categories(
     logger.warning(
         "The names of the classes are unknown, so their numbers from 0 are used: neither the "
         "checkpoint, nor the config, nor its data sets have them. Set `categories` of the config "
-        "to OmegaConf.create([{'id': ..., 'name': ...}, ...]), in yaml MODEL.ATSS.CATEGORIES to "
-        "such a list"
+        "to {id: 'name', ...}, in yaml MODEL.ATSS.CATEGORIES to [{'id': ..., 'name': ...}, ...]"
     )
     return []

@@ -149,6 +149,12 @@ def test_both_kinds_of_config_hold_categories(tmp_path):
     assert config_categories(other) == []
 
 
+def test_a_config_file_may_write_ids_and_names(tmp_path):
+    path = tmp_path / "config.py"
+    path.write_text('categories = {7: "cat", 12: "dog: small"}\nmodel = {}\n')
+    assert config_categories(load_config(path)) == CATEGORIES
+
+
 def test_values_that_are_no_categories_are_refused():
     assert parse_categories(None) == []
     with pytest.raises(ValueError, match="must be a list"):

@@ -204,7 +204,7 @@ def test_names_and_ids_are_in_the_file(exported):
     for file_format, (path, _, _) in exported.items():
         metadata = load_exported(path).metadata
         assert metadata.class_names == toy.CLASSES, file_format
-        assert metadata.category_ids == (7, 3), file_format
+        assert metadata.category_ids == (1, 2), file_format
 
 
 def test_the_most_detections_and_tiles(predict_exported, exported, photos, tmp_path, capsys):

@@ -65,6 +65,7 @@ def unite_categories(train: Checked, val: Checked) -> None:
     Raises:
         DataError: An id has different names in the two.
     """
+    _adopt_ids(train, val)
     names: dict[int, str] = {}
     for part in (train, val):
         for category in part.categories:
@@ -83,6 +84,22 @@ def unite_categories(train: Checked, val: Checked) -> None:
             )
             part.content["categories"] = categories
     report_empty_classes(train, val)
+
+
+def _adopt_ids(*parts: Checked) -> None:
+    """Numbers the classes of Pascal VOC parts, which have names only, alike in both parts."""
+    named = [part for part in parts if part.source.format == "Pascal VOC"]
+    numbered = [part for part in parts if part.source.format != "Pascal VOC"]
+    ids = {c["name"]: c["id"] for part in numbered for c in part.categories}
+    new = {c["name"] for part in named for c in part.categories} - set(ids)
+    first = max(ids.values(), default=0) + 1
+    ids.update({name: first + i for i, name in enumerate(sorted(new))})
+    for part in named:
+        changed = {category["id"]: ids[category["name"]] for category in part.categories}
+        categories = [{**c, "id": ids[c["name"]]} for c in part.categories]
+        part.content["categories"] = sorted(categories, key=lambda category: category["id"])
+        for annotation in part.content["annotations"]:
+            annotation["category_id"] = changed[annotation["category_id"]]
 
 
 def report_empty_classes(train: Checked, val: Checked | None = None) -> None:

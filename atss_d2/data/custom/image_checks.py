@@ -87,7 +87,7 @@ def check_images(checked: Checked, inspect: Callable) -> None:
     checked.report(
         deep,
         "image{s} {have} more than 8 bits a channel",
-        "convert them to 8 bits to choose the range",
+        "convert them to 8 bits if you want to choose the range",
     )
     grey = sum(modes[mode] for mode in ("1", "L", "LA"))
     if grey:

@@ -16,7 +16,7 @@ from pycocotools.cocoeval import COCOeval
 from atss_d2.data import DataError
 from atss_d2.data.custom.checking import check, report_shared_images, unite_categories
 from atss_d2.data.custom.images import group_equal_files, inspect_images
-from atss_d2.data.custom.reading import read_source
+from atss_d2.data.custom.reading import Source, read_source
 from tests.drawn_set import draw_set
 
 
@@ -337,6 +337,36 @@ def test_equal_classes_change_nothing(pair):
     unite_categories(train, val)
     assert not train.is_changed
     assert not val.is_changed
+
+
+@pytest.mark.parametrize("formats", [("Pascal VOC", "Pascal VOC"), ("COCO", "Pascal VOC")])
+def test_classes_that_have_names_only_are_matched_by_name(tmp_path, formats):
+    """Pascal VOC has no ids: a class that one part lacks must not shift the others."""
+    parts, expected = [], []
+    for seed, format_name in enumerate(formats):
+        content = draw_set(tmp_path / str(seed), 8, seed=seed)
+        names = {c["id"]: c["name"] for c in content["categories"]}
+        if format_name == "Pascal VOC":
+            present = sorted(set(names.values()) - ({"disc"} if seed else set()))
+            content["annotations"] = [
+                {**a, "category_id": present.index(names[a["category_id"]]) + 1}
+                for a in content["annotations"]
+                if names[a["category_id"]] in present
+            ]
+            content["categories"] = [{"id": i + 1, "name": n} for i, n in enumerate(present)]
+        names = {c["id"]: c["name"] for c in content["categories"]}
+        expected.append([names[a["category_id"]] for a in content["annotations"]])
+        parts.append(check(Source(content, tmp_path / str(seed), None, format_name)))
+    unite_categories(*parts)
+    assert parts[0].categories == parts[1].categories
+    assert sorted(c["name"] for c in parts[0].categories) == ["disc", "square", "triangle"]
+    if formats[0] == "COCO":
+        assert [c["id"] for c in parts[0].categories] == [3, 7, 40]
+    for part, names_of_boxes in zip(parts, expected):
+        names = {c["id"]: c["name"] for c in part.categories}
+        found = [names[a["category_id"]] for a in part.content["annotations"]]
+        assert found == names_of_boxes
+        assert part.categories == sorted(part.categories, key=lambda c: c["id"])
 
 
 def test_other_names_of_the_same_ids_are_refused(pair):
