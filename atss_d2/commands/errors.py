@@ -27,7 +27,8 @@ class Parser(argparse.ArgumentParser):
                 hint = "; overrides come last on the line, behind --opts"
         elif first == "unrecognized arguments":
             flag = re.split(r"[\s=]", rest)[0]
-            near = difflib.get_close_matches(flag, self._option_string_actions, n=1)
+            known = [x for x in self._option_string_actions if x not in ("-h", "--help")]
+            near = difflib.get_close_matches(flag, known, n=1)
             hint = f"; did you mean {near[0]}?" if near else f"; {self.prog} --help lists the flags"
         elif first == "the following arguments are required":
             hint = f"; {self.prog} --help explains them"

@@ -11,7 +11,10 @@ from omegaconf import DictConfig
 from atss_d2 import get_config
 from atss_d2.engine import build_model
 from tests import foreign_checkpoints as foreign
+from tests.documents.blocks import read
 from tests.documents.checkout import Checkout
+
+_BY_HAND = 'get_config("custom/atss_mobilenetv2")'
 
 
 def prepare(checkout: Checkout, document: str) -> None:
@@ -61,7 +64,15 @@ def _mmdet_weights(checkout: Checkout) -> None:
 
 
 def _own_configs(checkout: Checkout) -> None:
-    """``my_config.py`` and ``my_config.yaml``, as docs/custom_dataset.md shows them."""
+    """``my_config.py`` and ``my_config.yaml`` of an R-50 for other classes."""
+    (text,) = [x.text for x in read("docs/custom_dataset.md") if _BY_HAND in x.text]
+    text = text.replace(_BY_HAND, 'get_config("custom/atss_R_50")')
+    (checkout.folder / "my_config.py").write_text(text)
+    (checkout.folder / "my_config.yaml").write_text(
+        "_BASE_: configs/yaml/atss_R_50_FPN_1x.yaml\n"
+        "MODEL: {ATSS: {NUM_CLASSES: 6}}\n"
+        "DATASETS: {TRAIN: [shapes_train], TEST: [shapes_val]}\n"
+    )
 
 
 NEEDS: dict[str, tuple[Callable[[Checkout], None], ...]] = {

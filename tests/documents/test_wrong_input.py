@@ -19,7 +19,7 @@ CASES = {
     "python train_net.py --config-file my_confg.py": "no config 'my_confg.py'; available: coco/",
     "python train_net.py --config-file unfinished.py": "config 'unfinished.py', line 3: '(' was",
     f"python train_net.py --config-file {CONFIG}": "tools/start_project.py writes a config",
-    f"{PREDICT} coco/atss_R_50 --weights x.pth": "did you mean coco/atss_R_50_FPN_1x",
+    f"{PREDICT} coco/atss_R_50 --weights x.pth": "did you mean custom/atss_R_50, coco/atss_R_50_FPN_1x",
     f"{PREDICT} {CONFIG} --weights page.pth": "'page.pth' is a web page and no checkpoint: downl",
     f"python tools/export_model.py --config-file {CONFIG}": (
         "is a backbone to start training with, not a trained detector: give train.init_checkpoint="
@@ -45,7 +45,7 @@ CASES = {
     "python tools/ablate.py --rows table4/k3 train.max_itr=3": "did you mean train.max_iter",
     # Flags.
     "python train_net.py --config CONFIG --num_gpus 1": "--num_gpus; did you mean --num-gpus?",
-    f"{PREDICT} CONFIG --weight x.pth --theshold 0.3": "did you mean --confidence-threshold?",
+    f"{PREDICT} CONFIG --weight x.pth --threshold 0.3": "did you mean --confidence-threshold?",
     f"{PREDICT} CONFIG model.num_classes=3": "overrides come last on the line, behind --opts",
     "python tools/export_model.py --config-file CONFIG --fromat onnx": "did you mean --format?",
     "python tools/predict_exported.py model.onnx": "required: image; predict_exported.py --help",
