@@ -72,7 +72,7 @@ class BestCheckpoint(HookBase):
 
     Attributes:
         categories: Those of the model, for the file.
-        best: The metric of the file, None before there is one.
+        best: The metric of the file, None before there is one; minus infinity where it was NaN.
         iteration: After which it was evaluated.
         results: All of its results, flat: ``{"bbox/AP": ...}``.
     """
@@ -119,7 +119,9 @@ class BestCheckpoint(HookBase):
             )
             return
         value = flat[self._metric]
-        if not math.isfinite(value) or (self.best is not None and value <= self.best):
+        if not math.isfinite(value):  # Nothing was detected. The file exists whatever happens.
+            value = -math.inf
+        if self.best is not None and value <= self.best:
             return
         # After the last iteration Detectron2 counts one further.
         iteration = min(self.trainer.iter, self.trainer.max_iter - 1)

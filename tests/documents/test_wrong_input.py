@@ -19,7 +19,7 @@ CASES = {
     "python train_net.py --config-file my_confg.py": "no config 'my_confg.py'; available: coco/",
     "python train_net.py --config-file unfinished.py": "config 'unfinished.py', line 3: '(' was",
     f"python train_net.py --config-file {CONFIG}": "tools/start_project.py writes a config",
-    f"{PREDICT} coco/atss_R_50 --weights x.pth": "did you mean custom/atss_R_50, coco/atss_R_50_FPN_1x",
+    f"{PREDICT} coco/atss_R_50 --weights x.pth": "did you mean custom/atss_R_50, coco/atss_R_50_",
     f"{PREDICT} {CONFIG} --weights page.pth": "'page.pth' is a web page and no checkpoint: downl",
     f"python tools/export_model.py --config-file {CONFIG}": (
         "is a backbone to start training with, not a trained detector: give train.init_checkpoint="

@@ -185,6 +185,21 @@ def test_the_best_metric_survives_resuming(tmp_path, monkeypatch):
     assert run.checkpoint("model_best")["metric"] == 3.0
 
 
+def test_a_best_checkpoint_is_kept_even_if_nothing_was_detected(tmp_path, monkeypatch):
+    """Else the next command of the documents would miss its file, or take that of an old run."""
+    nan = float("nan")
+    with_scores(monkeypatch, [nan, nan, 5.0, nan])
+    run = toy.Run(tmp_path, **BEST).train()
+    assert run.checkpoint("model_best")["iteration"] == 8
+    with_scores(monkeypatch, [nan] * 4)
+    run.train()
+    best = run.checkpoint("model_best")
+    assert (best["iteration"], best["metric"]) == (2, -float("inf"))
+    with_scores(monkeypatch, [0.0] * 4)
+    run.train()
+    assert run.checkpoint("model_best")["metric"] == 0.0
+
+
 def test_a_metric_that_is_not_there_is_named(tmp_path, monkeypatch, caplog):
     with_scores(monkeypatch, [1.0] * 4)
     overrides = {**BEST, "train.best_checkpoint": {"enabled": True, "metric": "bbox/APx"}}
