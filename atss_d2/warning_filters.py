@@ -3,6 +3,7 @@
 Standard library only, so that it can be used before anything else is imported.
 """
 
+import os
 import warnings
 
 # Beginnings of messages, each raised inside the library that is named.
@@ -22,3 +23,14 @@ def filter_third_party_warnings() -> None:
     """Ignores these messages, and no others, for the rest of the process (or context)."""
     for message in _MESSAGES:
         warnings.filterwarnings("ignore", message=message)
+
+
+def filter_in_child_processes() -> None:
+    """Ignores, in Python processes that this one starts, what Detectron2's import warns of.
+
+    A spawned process unpickles what it runs, and so imports Detectron2, before any code of ours.
+    """
+    option = "ignore:`torch.jit."
+    options = [x for x in os.environ.get("PYTHONWARNINGS", "").split(",") if x]
+    if option not in options:
+        os.environ["PYTHONWARNINGS"] = ",".join([*options, option])

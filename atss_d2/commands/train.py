@@ -14,6 +14,7 @@ everything runs on the CPU (--num-gpus is then the number of processes).
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import sys
 from typing import TYPE_CHECKING, Any
@@ -66,9 +67,11 @@ def main(argv: list[str] | None = None) -> int:
 
     # isort: split
     from detectron2.engine import launch
+    from torch.multiprocessing import ProcessExitedException
 
     from ..data import DataError
     from ..engine import check_dataset_files
+    from ..warning_filters import filter_in_child_processes
 
     cfg = setup(args)  # a wrong config stops here, not in each of the processes
     try:
@@ -76,15 +79,21 @@ def main(argv: list[str] | None = None) -> int:
     except DataError as error:
         fail(get_parser(), error)
     is_alone = args.num_gpus * args.num_machines <= 1
-    launch(
-        run,
-        args.num_gpus,
-        num_machines=args.num_machines,
-        machine_rank=args.machine_rank,
-        dist_url=args.dist_url,
-        # A process of its own registers the data sets of the config file by executing it.
-        args=(args, cfg if is_alone else None),
-    )
+    filter_in_child_processes()
+    # Tells that the other processes are ended when one has failed.
+    logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)
+    try:
+        launch(
+            run,
+            args.num_gpus,
+            num_machines=args.num_machines,
+            machine_rank=args.machine_rank,
+            dist_url=args.dist_url,
+            # A process of its own registers the data sets of the config file by executing it.
+            args=(args, cfg if is_alone else None),
+        )
+    except ProcessExitedException as error:
+        return error.exit_code or 1  # the process has said why
     return 0
 
 
