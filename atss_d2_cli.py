@@ -4,8 +4,9 @@
 ``tools/`` start the same commands. A command is a file of ``atss_d2/commands/``.
 
 ``import atss_d2`` registers models in Detectron2 and takes seconds. A command parses its arguments
-first, so its module is imported here without the package around it; the first import of the rest of
-``atss_d2`` inside the command then runs ``atss_d2/__init__.py`` as usual.
+first, so its module is imported here without the package around it, and so is ``atss_d2.plain``,
+all that ``predict-exported`` needs for an .onnx file. The first import of the rest of ``atss_d2``
+inside a command then runs ``atss_d2/__init__.py`` as usual.
 """
 
 from __future__ import annotations
@@ -86,17 +87,26 @@ def _version() -> str:
     return match.group(1) if match else "unknown"
 
 
+# Packages that are imported without `atss_d2` around them: they need neither torch nor Detectron2.
+_LIGHT = ("commands", "plain")
+
+
 def _load(command: str) -> ModuleType:
-    package = "atss_d2.commands"
-    if "atss_d2" not in sys.modules and package not in sys.modules:
-        folder = _package_folder() / "commands"
-        spec = importlib.util.spec_from_file_location(
-            package, folder / "__init__.py", submodule_search_locations=[str(folder)]
-        )
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[package] = module
-        spec.loader.exec_module(module)
-    return importlib.import_module(f"{package}.{command.replace('-', '_')}")
+    if "atss_d2" not in sys.modules:
+        for name in _LIGHT:
+            _import_alone(f"atss_d2.{name}", _package_folder() / name)
+    return importlib.import_module(f"atss_d2.commands.{command.replace('-', '_')}")
+
+
+def _import_alone(package: str, folder: Path) -> None:
+    if package in sys.modules:
+        return
+    spec = importlib.util.spec_from_file_location(
+        package, folder / "__init__.py", submodule_search_locations=[str(folder)]
+    )
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[package] = module
+    spec.loader.exec_module(module)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,12 +12,13 @@ import numpy as np
 import torch
 from detectron2.config import CfgNode, instantiate
 from detectron2.data import Metadata, MetadataCatalog
-from detectron2.data.detection_utils import read_image
 from detectron2.modeling import build_model as build_yaml_model
-from detectron2.structures import Instances
+from detectron2.structures import Boxes, Instances
 from omegaconf import DictConfig, OmegaConf
 
 from .config import load_config
+from .data.categories import Categories, find_categories
+from .data.images import read_image
 from .data.test_loader import same_size_batches
 from .engine import (
     apply_overrides,
@@ -25,6 +27,12 @@ from .engine import (
     load_weights,
     resolve_device,
 )
+from .modeling.nms import batched_nms
+from .plain.coco import unnamed_categories
+from .plain.detections import Detections
+from .plain.tiles import TILE_OVERLAP, TILE_SIZE, Tiling
+
+logger = logging.getLogger(__name__)
 
 Image = str | Path | np.ndarray
 
@@ -42,7 +50,13 @@ class Predictor:
 
     Attributes:
         model: The detector, in evaluation mode.
-        metadata: Detectron2's metadata of the config's test data set.
+        has_names: Whether the names of the classes are known. They are looked for in the
+            checkpoint, then in the config, then in the metadata or the JSON file of its test and
+            training data sets.
+        categories: ``{"id": ..., "name": ...}`` of the K classes, in the order of
+            ``pred_classes``: the ids and names of the data set that the model was trained on.
+            Without names, the numbers of the classes.
+        metadata: Detectron2's metadata of the config's test data set, with these names and ids.
     """
 
     def __init__(
@@ -72,49 +86,68 @@ class Predictor:
             raise ValueError(f"batch_size must be >= 1, got {batch_size}")
         cfg = load_config(config)
         build = self._build_from_yaml if isinstance(cfg, CfgNode) else self._build_from_lazy
-        configured_weights = build(cfg, device, overrides)
+        self._datasets: list[str] = []
+        cfg, configured_weights = build(cfg, device, overrides)
         weights = str(weights) if weights is not None else configured_weights
         if not weights:
             raise ValueError("no weights: give a checkpoint, the config does not name one")
-        load_weights(self.model, weights)
+        checkpoint = load_weights(self.model, weights)
         self.model.eval()
         self.batch_size = batch_size
+        categories = find_categories(
+            checkpoint, cfg, self._datasets, getattr(self.model, "num_classes", None)
+        )
+        self.has_names = bool(categories)
+        self.categories: Categories = categories or unnamed_categories(
+            getattr(self.model, "num_classes", 0)
+        )
+        self.metadata = self._metadata()
 
     def _build_from_lazy(
         self, cfg: DictConfig, device: str | None, overrides: Sequence[str]
-    ) -> str:
+    ) -> tuple[DictConfig, str]:
         cfg = apply_overrides(copy.deepcopy(cfg), overrides)
         if device is not None:
             cfg.train.device = device
         self.model = build_model(cfg)
-        # A data set that is not in Detectron2's catalog has no names.
-        self.metadata: Metadata = _metadata(
-            OmegaConf.select(cfg, "dataloader.test.dataset.names", default=[])
-        )
+        for part in ("test", "train"):
+            names = OmegaConf.select(cfg, f"dataloader.{part}.dataset.names", default=[])
+            self._datasets += [names] if isinstance(names, str) else list(names or [])
         self._augmentations = T.AugmentationList(
             list(instantiate(cfg.dataloader.test.mapper.augmentations))
         )
         self._input_format = cfg.dataloader.test.mapper.image_format
-        return cfg.train.init_checkpoint
+        return cfg, cfg.train.init_checkpoint
 
-    def _build_from_yaml(self, cfg: CfgNode, device: str | None, overrides: Sequence[str]) -> str:
+    def _build_from_yaml(
+        self, cfg: CfgNode, device: str | None, overrides: Sequence[str]
+    ) -> tuple[CfgNode, str]:
         cfg = cfg.clone()
         cfg.defrost()
         apply_yaml_overrides(cfg, overrides)
         cfg.MODEL.DEVICE = resolve_device(device or cfg.MODEL.DEVICE)
         self.model = build_yaml_model(cfg)
-        self.metadata = _metadata(cfg.DATASETS.TEST)
+        self._datasets += [*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN]
         self._augmentations = T.AugmentationList(
             [T.ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)]
         )
         self._input_format = cfg.INPUT.FORMAT
-        return cfg.MODEL.WEIGHTS
+        return cfg, cfg.MODEL.WEIGHTS
+
+    def _metadata(self) -> Metadata:
+        """A copy, since Detectron2's own must not change once it is set."""
+        name = next(iter(self._datasets), None)
+        known = MetadataCatalog.get(name).as_dict() if name in MetadataCatalog.list() else {}
+        if self.has_names:
+            ids = [category["id"] for category in self.categories]
+            known["thing_classes"] = self.class_names
+            known["thing_dataset_id_to_contiguous_id"] = {x: i for i, x in enumerate(ids)}
+        return Metadata(**known)
 
     @property
     def class_names(self) -> list[str]:
-        """Names of the K classes; their numbers where the data set has no names."""
-        names = self.metadata.get("thing_classes")
-        return list(names) if names else [str(i) for i in range(self.model.num_classes)]
+        """Names of the K classes; their numbers where the names are unknown."""
+        return [category["name"] for category in self.categories]
 
     @torch.no_grad()  # not inference_mode, whose boxes could not be changed in place
     def __call__(self, images: Image | Sequence[Image]) -> Instances | list[Instances]:
@@ -141,6 +174,59 @@ class Predictor:
                 results[x["index"]] = output["instances"].to("cpu")
         return results
 
+    def detect_tiles(
+        self,
+        image: Image,
+        *,
+        tile_size: int = TILE_SIZE,
+        tile_overlap: float = TILE_OVERLAP,
+        score_thresh: float = 0.0,
+    ) -> Instances:
+        """Detects objects of a large photograph in overlapping tiles.
+
+        One pass gives at most ``max_detections_per_image`` detections and may shrink the
+        photograph until small objects vanish. Here this holds for each tile.
+        :meth:`~atss_d2.plain.tiles.Tiling.merge` says what becomes of boxes at the tiles' borders
+        and of objects larger than the overlap. Tiles are of one size and run in batches.
+
+        Args:
+            image: A file name or an (H, W, 3) uint8 array in BGR order.
+            tile_size: Side of a tile, pixels of the photograph.
+            tile_overlap: Fraction of ``tile_size`` that neighboring tiles share at least.
+            score_thresh: Detections below this score are left out.
+
+        Returns:
+            Instances as of a call, except that there may be any number.
+
+        Raises:
+            FileNotFoundError: There is no such file.
+            ValueError: ``image`` is neither a file name nor an array as above, or a tile is smaller
+                than 32 pixels or shares more than nine tenths with its neighbors.
+        """
+        image = self._read(image)
+        height, width = image.shape[:2]
+        tiling = Tiling(width, height, size=tile_size, overlap=tile_overlap)
+        most = getattr(self.model, "max_detections_per_image", None)
+        merged, num_full = tiling.detect(
+            image,
+            lambda images: [to_detections(x) for x in self(images)],
+            iou_thresh=self.model.test_nms_thresh,
+            score_thresh=score_thresh,
+            max_detections=most,
+            nms=nms_with_torch,
+        )
+        if num_full:
+            logger.warning(
+                f"{num_full} tiles have {most} detections, the most that a pass gives "
+                "(max_detections_per_image): more objects may be there; use smaller tiles"
+            )
+        return Instances(
+            (height, width),
+            pred_boxes=Boxes(torch.from_numpy(merged.boxes)),
+            scores=torch.from_numpy(merged.scores),
+            pred_classes=torch.from_numpy(merged.classes),
+        )
+
     @property
     def augmentations(self) -> list[T.Augmentation]:
         """What the config does to test images, resizing as a rule."""
@@ -155,13 +241,7 @@ class Predictor:
         Raises:
             ValueError: It is neither.
         """
-        if isinstance(image, (str, Path)):
-            image = read_image(str(image), format="BGR")
-        if not isinstance(image, np.ndarray) or image.dtype != np.uint8:
-            kind = image.dtype if isinstance(image, np.ndarray) else type(image).__name__
-            raise ValueError(f"{_IMAGE_RULE}, got {kind}")
-        if image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
-            raise ValueError(f"{_IMAGE_RULE}, got shape {image.shape}")
+        image = self._read(image)
         height, width = image.shape[:2]
         if self._input_format == "RGB":
             image = image[:, :, ::-1]
@@ -170,7 +250,30 @@ class Predictor:
         pixels = np.ascontiguousarray(aug_input.image.transpose(2, 0, 1))
         return {"image": torch.from_numpy(pixels), "height": height, "width": width}
 
+    @staticmethod
+    def _read(image: Image) -> np.ndarray:
+        if isinstance(image, (str, Path)):
+            image = read_image(image, "BGR")
+        if not isinstance(image, np.ndarray) or image.dtype != np.uint8:
+            kind = image.dtype if isinstance(image, np.ndarray) else type(image).__name__
+            raise ValueError(f"{_IMAGE_RULE}, got {kind}")
+        if image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
+            raise ValueError(f"{_IMAGE_RULE}, got shape {image.shape}")
+        return image
 
-def _metadata(names: str | Sequence[str]) -> Metadata:
-    names = [names] if isinstance(names, str) else list(names)
-    return MetadataCatalog.get(names[0]) if names else Metadata()
+
+def to_detections(instances: Instances) -> Detections:
+    """Instances on the CPU as plain arrays."""
+    return Detections(
+        instances.pred_boxes.tensor.numpy(),
+        instances.scores.numpy(),
+        instances.pred_classes.numpy(),
+    )
+
+
+def nms_with_torch(
+    boxes: np.ndarray, scores: np.ndarray, classes: np.ndarray, iou_thresh: float
+) -> np.ndarray:
+    """:func:`~atss_d2.modeling.nms.batched_nms` of arrays."""
+    arrays = (torch.from_numpy(x) for x in (boxes, scores, classes))
+    return batched_nms(*arrays, iou_thresh).numpy()

@@ -5,7 +5,7 @@
     python -m benchmarks --quick                 # does it run? Tiny sizes, about a minute
     python -m benchmarks --document docs/performance.md   # also fills its tables and picture
     python -m benchmarks --report --document docs/performance.md   # only that, of earlier runs
-    python -m benchmarks deployment --document docs/deployment.md  # tables of exported models
+    python -m benchmarks deployment exported_nms --document docs/deployment.md  # exported models
 
 Results of earlier runs of other cases stay in the JSON file, with the machine that they were made
 on. Let nothing else run meanwhile: ratios bear it, their spread does not.

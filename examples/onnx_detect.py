@@ -1,5 +1,7 @@
 """Detects objects in an image with an .onnx file: onnxruntime, numpy and Pillow, no torch.
 
+Writes a list of {category, score, bbox}, bbox as [x, y, width, height] in pixels.
+
 Usage: python onnx_detect.py model.onnx photo.jpg detections.json
 """
 
@@ -14,7 +16,9 @@ model_path, image_path, output_path = sys.argv[1:]
 session = onnxruntime.InferenceSession(model_path, providers=["CPUExecutionProvider"])
 about = json.loads(session.get_modelmeta().custom_metadata_map["atss_d2"])
 
-image = ImageOps.exif_transpose(Image.open(image_path)).convert("RGB")
+image = ImageOps.exif_transpose(Image.open(image_path))
+if image.mode.startswith(("I", "F")):
+    sys.exit("scale grey images of 16 bits to 8 bits first: they would turn white")
 size = image.size
 if about["resize_factor"]:
     size = [max(1, round(side * about["resize_factor"])) for side in size]
@@ -22,15 +26,17 @@ elif about["shortest_edge"]:
     factor = about["shortest_edge"] / min(size)
     factor = min(factor, (about["max_size"] or np.inf) / max(size))
     size = [int(side * factor + 0.5) for side in size]
-pixels = np.asarray(image.resize(size, Image.Resampling.BILINEAR))
+pixels = np.asarray(image.convert("RGB").resize(size, Image.Resampling.BILINEAR))
 if about["input_format"] == "BGR":
     pixels = pixels[:, :, ::-1]
 images = np.ascontiguousarray(pixels.transpose(2, 0, 1)[None]).astype(about["input_dtype"])
 
 boxes, scores, classes, num_detections = session.run(None, {"images": images})
 boxes *= np.tile(np.divide(image.size, size), 2).astype(np.float32)  # in pixels of the photograph
+boxes[..., 2:] -= boxes[..., :2]  # [x, y, width, height], as in COCO
+names = about["class_names"]
 detections = [
-    {"box": boxes[0, i].tolist(), "score": float(scores[0, i]), "class": about["class_names"][c]}
+    {"category": names[c], "score": float(scores[0, i]), "bbox": boxes[0, i].tolist()}
     for i, c in enumerate(classes[0, : num_detections[0]])
 ]
 with open(output_path, "w") as file:

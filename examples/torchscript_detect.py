@@ -1,5 +1,7 @@
 """Detects objects in an image with a TorchScript file: torch, torchvision and Pillow.
 
+Writes a list of {category, score, bbox}, bbox as [x, y, width, height] in pixels.
+
 Usage: python torchscript_detect.py model.ts photo.jpg detections.json
 """
 
@@ -16,7 +18,9 @@ files = {"atss_d2": ""}
 model = torch.jit.load(model_path, _extra_files=files)
 about = json.loads(files["atss_d2"])
 
-image = ImageOps.exif_transpose(Image.open(image_path)).convert("RGB")
+image = ImageOps.exif_transpose(Image.open(image_path))
+if image.mode.startswith(("I", "F")):
+    sys.exit("scale grey images of 16 bits to 8 bits first: they would turn white")
 size = image.size
 if about["resize_factor"]:
     size = [max(1, round(side * about["resize_factor"])) for side in size]
@@ -24,7 +28,7 @@ elif about["shortest_edge"]:
     factor = about["shortest_edge"] / min(size)
     factor = min(factor, (about["max_size"] or np.inf) / max(size))
     size = [int(side * factor + 0.5) for side in size]
-pixels = np.asarray(image.resize(size, Image.Resampling.BILINEAR))
+pixels = np.asarray(image.convert("RGB").resize(size, Image.Resampling.BILINEAR))
 if about["input_format"] == "BGR":
     pixels = pixels[:, :, ::-1]
 images = np.ascontiguousarray(pixels.transpose(2, 0, 1)[None]).astype(about["input_dtype"])
@@ -33,8 +37,10 @@ with torch.inference_mode():
     outputs = model(torch.from_numpy(images))
 boxes, scores, classes, num_detections = (x.numpy() for x in outputs)
 boxes *= np.tile(np.divide(image.size, size), 2).astype(np.float32)  # in pixels of the photograph
+boxes[..., 2:] -= boxes[..., :2]  # [x, y, width, height], as in COCO
+names = about["class_names"]
 detections = [
-    {"box": boxes[0, i].tolist(), "score": float(scores[0, i]), "class": about["class_names"][c]}
+    {"category": names[c], "score": float(scores[0, i]), "bbox": boxes[0, i].tolist()}
     for i, c in enumerate(classes[0, : num_detections[0]])
 ]
 with open(output_path, "w") as file:

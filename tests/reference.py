@@ -225,6 +225,7 @@ def detections(
         )
         for score, k, box in candidates
     ]
+    candidates = [c for c in candidates if c[2][2] > c[2][0] and c[2][3] > c[2][1]]
     candidates.sort(key=lambda c: -c[0])
     kept: list[tuple[float, int, list[float]]] = []
     for score, k, box in candidates:

@@ -1,4 +1,5 @@
 import copy
+import json
 import pickle
 from pathlib import Path
 
@@ -10,9 +11,10 @@ import torch
 import yaml
 from detectron2.config import LazyCall as L
 from detectron2.config import LazyConfig, instantiate
-from detectron2.data import MetadataCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import register_coco_instances
 from detectron2.engine import DefaultPredictor
-from detectron2.structures import Boxes, Instances
+from detectron2.structures import Boxes, Instances, pairwise_iou
 from omegaconf import OmegaConf
 from PIL import UnidentifiedImageError
 from torch import nn
@@ -205,7 +207,7 @@ class StubModel(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(1))
-        self.num_classes = 3
+        self.num_classes = 2
         self.batches: list[list[dict]] = []
 
     def forward(self, batched_inputs: list[dict]) -> list[dict]:
@@ -271,6 +273,21 @@ def test_pixels_are_those_of_the_test_mapper(stub_predictor, toy_data, image_for
     assert blue < 40
 
 
+def test_16_bit_grey_files_as_the_test_mapper_sees_them(stub_predictor, tmp_path):
+    grey = np.tile(np.arange(90, dtype=np.uint8), (70, 1))
+    for name, pixels in (("8", grey), ("16", grey.astype(np.uint16) * 257)):
+        cv2.imwrite(str(tmp_path / f"{name}.png"), pixels)
+    predictor = stub_predictor()
+    mapper = instantiate(lazy_config().dataloader.test.mapper)
+    for name in ("8", "16"):
+        predictor(tmp_path / f"{name}.png")
+    first, second = (batch[0]["image"] for batch in predictor.model.batches)
+    torch.testing.assert_close(first, second, rtol=0, atol=0)
+    record = {"file_name": str(tmp_path / "16.png"), "height": 70, "width": 90}
+    torch.testing.assert_close(mapper(record)["image"], first, rtol=0, atol=0)
+    assert first.float().std() > 20
+
+
 def test_other_augmentations_of_the_test_mapper(stub_predictor):
     augmentations = [L(T.Resize)(shape=[32, 64])]
     predictor = stub_predictor(**{"dataloader.test.mapper.augmentations": augmentations})
@@ -290,11 +307,147 @@ def test_detections_are_the_users_own(predictor, toy_data):
 
 def test_class_names(stub_predictor):
     assert stub_predictor().class_names == list(toy.CLASSES)
-    numbers = ["0", "1", "2"]  # of a model with three classes
+    train, test = (f"dataloader.{part}.dataset.names" for part in ("train", "test"))
     for names in ("no_such_dataset", ["no_such_dataset"], []):
-        assert stub_predictor(**{"dataloader.test.dataset.names": names}).class_names == numbers
+        # Those of the training set, if there is one.
+        assert stub_predictor(**{test: names}).class_names == list(toy.CLASSES)
+        predictor = stub_predictor(**{test: names, train: names})
+        assert predictor.class_names == ["0", "1"]
+        assert predictor.categories == [{"id": 0, "name": "0"}, {"id": 1, "name": "1"}]
+        assert not predictor.has_names
+        assert predictor.metadata.get("thing_classes") is None
     elsewhere = L(list)()  # a data set that is not in the catalog
-    assert stub_predictor(**{"dataloader.test.dataset": elsewhere}).class_names == numbers
+    keys = {"dataloader.test.dataset": elsewhere, "dataloader.train.dataset": elsewhere}
+    assert stub_predictor(**keys).class_names == ["0", "1"]
+
+
+def categories(*names: str, first_id: int = 1) -> list[dict]:
+    return [{"id": first_id + 2 * i, "name": name} for i, name in enumerate(names)]
+
+
+@pytest.fixture
+def registered(tmp_path):
+    """``registered(name, names)`` registers a data set of which only the JSON file is there."""
+    datasets = []
+
+    def register(name: str, names: list[str] | None) -> str:
+        path = tmp_path / f"{name}.json"
+        if names is not None:
+            # Not in the order of the ids, which Detectron2's classes have.
+            content = {"categories": categories(*names, first_id=11)[::-1]}
+            path.write_text(json.dumps({"images": [], "annotations": [], **content}))
+        register_coco_instances(name, {}, str(path), str(tmp_path))
+        datasets.append(name)
+        return name
+
+    yield register
+    for name in datasets:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+
+
+def test_names_come_from_the_checkpoint_then_the_config_then_the_data(
+    weights, tmp_path, registered, caplog
+):
+    cfg = lazy_config()
+    cfg.dataloader.train.dataset.names = registered("names_train", ["t0", "t1"])
+    cfg.dataloader.test.dataset.names = registered("names_test", ["v0", "v1"])
+    MetadataCatalog.get("names_test")  # exists, without thing_classes: nothing was loaded
+    predictor = Predictor(cfg, weights)
+    assert predictor.categories == categories("v0", "v1", first_id=11)
+    assert "thing_classes" not in MetadataCatalog.get("names_test").as_dict()
+
+    cfg.dataloader.test.dataset.names = registered("names_gone", None)  # no such file
+    assert Predictor(cfg, weights).class_names == ["t0", "t1"]
+
+    cfg.categories = categories("c0", "c1")
+    assert Predictor(cfg, weights).categories == categories("c0", "c1")
+
+    named = tmp_path / "named.pth"
+    state = torch.load(weights)
+    torch.save({**state, "categories": categories("w0", "w1", first_id=5)}, named)
+    predictor = Predictor(cfg, named)
+    assert predictor.categories == categories("w0", "w1", first_id=5)
+    assert predictor.class_names == predictor.metadata.thing_classes == ["w0", "w1"]
+    assert predictor.metadata.thing_dataset_id_to_contiguous_id == {5: 0, 7: 1}
+    assert predictor.has_names
+    assert "unknown" not in caplog.text
+
+
+def test_names_of_another_number_are_passed_over(weights, tmp_path, caplog):
+    cfg = lazy_config()
+    cfg.categories = categories("one", "two", "three")
+    assert Predictor(cfg, weights).class_names == list(toy.CLASSES)
+    message = "The class names of the config are ignored: they are 3, but the model has 2 classes"
+    assert message in caplog.text
+    # Text that is no list of categories is no reason not to predict.
+    torch.save({**torch.load(weights), "categories": ["a", "b"]}, tmp_path / "odd.pth")
+    assert Predictor(lazy_config(), tmp_path / "odd.pth").class_names == list(toy.CLASSES)
+
+
+def test_unknown_names_are_said(weights, caplog):
+    cfg = lazy_config()
+    cfg.dataloader.test.dataset.names = cfg.dataloader.train.dataset.names = "no_such_dataset"
+    assert Predictor(cfg, weights).class_names == ["0", "1"]
+    assert caplog.text.count("The names of the classes are unknown") == 1
+
+
+def test_names_from_yaml(weights, tmp_path, registered):
+    path = tmp_path / "toy.yaml"
+    path.write_text(toy.yaml_config(tmp_path))
+    cfg = load_config(path)
+    cfg.DATASETS.TEST, cfg.DATASETS.TRAIN = (), (registered("names_yaml", ["t0", "t1"]),)
+    assert Predictor(cfg, weights).categories == categories("t0", "t1", first_id=11)
+    cfg.MODEL.ATSS.CATEGORIES = categories("c0", "c1")
+    assert Predictor(cfg, weights).categories == categories("c0", "c1")
+
+
+# Tiles
+
+
+def test_tiles_find_more_than_a_pass(predictor, tmp_path):
+    rng = np.random.default_rng(0)
+    image = rng.integers(110, 140, (200, 260, 3)).astype(np.uint8)
+    one, tiled = predictor(image), predictor.detect_tiles(image, tile_size=100)
+    assert len(one) == 100 < len(tiled)
+    assert tiled.image_size == (200, 260)
+    boxes = tiled.pred_boxes.tensor
+    assert (boxes.dtype, tiled.scores.dtype) == (torch.float32, torch.float32)
+    assert tiled.pred_classes.dtype == torch.int64
+    assert (boxes >= 0).all()
+    assert (boxes <= torch.tensor([260, 200, 260, 200])).all()
+    assert boxes[:, 2].max() > 200
+    assert (tiled.scores.diff() <= 0).all()
+    # No duplicates: as strict as a pass.
+    overlaps = pairwise_iou(tiled.pred_boxes, tiled.pred_boxes).fill_diagonal_(0)
+    overlaps[tiled.pred_classes[:, None] != tiled.pred_classes] = 0
+    assert overlaps.max() <= predictor.model.test_nms_thresh
+    # A file gives the same, and so do batches of tiles.
+    cv2.imwrite(str(tmp_path / "a.png"), image)
+    assert_equal(predictor.detect_tiles(tmp_path / "a.png", tile_size=100), tiled)
+    predictor.batch_size = 4
+    assert_equal(predictor.detect_tiles(image, tile_size=100), tiled)
+
+
+def test_one_tile_is_a_pass(predictor, toy_data):
+    image = read(toy_data / "toy_val_0.png")
+    assert_equal(predictor.detect_tiles(image, tile_size=200), predictor(image))
+
+
+def test_tiles_below_the_threshold_are_left_out_and_full_ones_named(predictor, caplog):
+    image = np.random.default_rng(0).integers(110, 140, (200, 260, 3)).astype(np.uint8)
+    everything = predictor.detect_tiles(image, tile_size=100)
+    assert "tiles have 100 detections, the most that a pass gives" in caplog.text
+    caplog.clear()
+    thresh = float(everything.scores[5])
+    found = predictor.detect_tiles(image, tile_size=100, score_thresh=thresh)
+    assert 0 < len(found) <= 6
+    assert (found.scores >= thresh).all()
+    assert caplog.text == ""
+    with pytest.raises(ValueError, match="size of tiles must be at least 32 pixels, got 8"):
+        predictor.detect_tiles(image, tile_size=8)
+    with pytest.raises(ValueError, match="an image must be a file name"):
+        predictor.detect_tiles(image[0])
 
 
 # Mistakes

@@ -180,6 +180,7 @@ def export(predictor: Predictor, args: argparse.Namespace) -> Path:
     metadata = Metadata.from_model(
         predictor.model,
         class_names=predictor.class_names,
+        category_ids=[category["id"] for category in predictor.categories],
         config=os.path.basename(args.config_file),
         **resizing_of(predictor.augmentations),
     )

@@ -8,14 +8,18 @@ a detection can be named without the data set.
 
 from __future__ import annotations
 
+import functools
 import json
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.utils.file_io import PathManager
 from omegaconf import DictConfig, OmegaConf
+
+logger = logging.getLogger(__name__)
 
 Categories = list[dict[str, Any]]
 
@@ -118,3 +122,51 @@ def set_config_categories(cfg: DictConfig | CfgNode, categories: Categories) -> 
         cfg.MODEL.ATSS.CATEGORIES = categories
         if frozen:
             cfg.freeze()
+
+
+def find_categories(
+    checkpoint: Mapping[str, Any],
+    cfg: DictConfig | CfgNode,
+    datasets: Sequence[str],
+    num_classes: int | None,
+) -> Categories:
+    """The categories of a trained model, from the first source that knows all of them.
+
+    Sources are the checkpoint, the config, and the data sets, of which nothing need be there. What
+    is passed over and why is logged.
+
+    Args:
+        checkpoint: What the file of the weights holds besides the weights.
+        cfg: The config.
+        datasets: Names of its data sets.
+        num_classes: K; None if the model does not say.
+
+    Returns:
+        Categories of the K classes, ``[]`` if no source knows them.
+    """
+    sources: list[tuple[str, Callable[[], Categories]]] = [
+        ("the checkpoint", lambda: parse_categories(checkpoint.get("categories"))),
+        ("the config", lambda: config_categories(cfg)),
+    ]
+    for name in dict.fromkeys(datasets):
+        sources.append((f"the data set '{name}'", functools.partial(categories_of_dataset, name)))
+    for source, read in sources:
+        try:
+            categories = read()
+        except (OSError, ValueError) as error:  # such as annotations that are not here
+            logger.info(f"No class names from {source}: {error}")
+            continue
+        if categories and num_classes in (None, len(categories)):
+            return categories
+        if categories:
+            logger.warning(
+                f"The class names of {source} are ignored: they are {len(categories)}, but the "
+                f"model has {num_classes} classes"
+            )
+    logger.warning(
+        "The names of the classes are unknown, so their numbers from 0 are used: neither the "
+        "checkpoint, nor the config, nor its data sets have them. Set `categories` of the config "
+        "to OmegaConf.create([{'id': ..., 'name': ...}, ...]), in yaml MODEL.ATSS.CATEGORIES to "
+        "such a list"
+    )
+    return []

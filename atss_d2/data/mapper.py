@@ -1,19 +1,28 @@
-"""The dataset mapper: objects cut by a crop, and regions to ignore."""
+"""The dataset mapper: objects cut by a crop, regions to ignore, and grey images of 16 bits."""
 
+import copy
 from typing import Any
 
+import detectron2.data.transforms as T
 import numpy as np
 import torch
 from detectron2.config import configurable
 from detectron2.data import DatasetMapper
+from detectron2.data import detection_utils as utils
 from detectron2.data.transforms import TransformList
 from detectron2.structures import BoxMode, Instances
+
+from .download import DataError
+from .images import read_image
 
 __all__ = ["BoxDatasetMapper"]
 
 
 class BoxDatasetMapper(DatasetMapper):
     """Detectron2's `DatasetMapper` for boxes, with two rules about boxes that mislead a detector.
+
+    Images are read by :func:`~atss_d2.data.images.read_image`, so grey images of more than 8 bits
+    keep their contrast, which Detectron2 turns white.
 
     An annotation with `iscrowd` or a true key `ignore` is an ignore region: something is there, but
     single objects are not labelled. It never becomes an object. `DatasetMapper` drops `iscrowd`,
@@ -56,6 +65,47 @@ class BoxDatasetMapper(DatasetMapper):
         self.min_visible = min_visible
         self.keep_ignored = keep_ignored
 
+    def __call__(self, dataset_dict: dict) -> dict:
+        """Reads and augments the image of a dict of `DatasetCatalog`.
+
+        Returns:
+            What `DatasetMapper` returns.
+
+        Raises:
+            DataError: The image cannot be read, or has another size than its annotations say.
+        """
+        dataset_dict = copy.deepcopy(dataset_dict)  # the catalog's own stays as it is
+        image = self._read(dataset_dict)
+        sem_seg_file = dataset_dict.pop("sem_seg_file_name", None)
+        sem_seg = None if sem_seg_file is None else read_image(sem_seg_file, "L").squeeze(2)
+        aug_input = T.AugInput(image, sem_seg=sem_seg)
+        transforms = self.augmentations(aug_input)
+        dataset_dict["image"] = _to_tensor(aug_input.image)
+        if sem_seg is not None:
+            dataset_dict["sem_seg"] = torch.as_tensor(aug_input.sem_seg.astype("long"))
+        image_shape = aug_input.image.shape[:2]
+        if self.proposal_topk is not None:
+            utils.transform_proposals(
+                dataset_dict, image_shape, transforms, proposal_topk=self.proposal_topk
+            )
+        if not self.is_train:
+            dataset_dict.pop("annotations", None)
+        elif "annotations" in dataset_dict:
+            self._transform_annotations(dataset_dict, transforms, image_shape)
+        return dataset_dict
+
+    def _read(self, dataset_dict: dict) -> np.ndarray:
+        try:
+            image = read_image(dataset_dict["file_name"], self.image_format)
+            utils.check_image_size(dataset_dict, image)
+        except Exception as error:  # decoders raise all kinds
+            name = f"the image '{dataset_dict.get('file_name')}'"
+            if "image_id" in dataset_dict:
+                name += f" (image_id {dataset_dict['image_id']})"
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise DataError(f"{name} cannot be used: {reason}") from error
+        return image
+
     def _transform_annotations(
         self, dataset_dict: dict, transforms: TransformList, image_shape: tuple[int, int]
     ) -> None:
@@ -86,6 +136,11 @@ class BoxDatasetMapper(DatasetMapper):
         dataset_dict = {"annotations": annotations}
         super()._transform_annotations(dataset_dict, transforms, image_shape)
         return dataset_dict["instances"]
+
+
+def _to_tensor(image: np.ndarray) -> torch.Tensor:
+    """(C, H, W) of an image (H, W, C)."""
+    return torch.as_tensor(np.ascontiguousarray(image.transpose(2, 0, 1)))
 
 
 def _is_ignored(annotation: dict) -> bool:

@@ -9,7 +9,7 @@ import math
 
 import numpy as np
 
-Window = tuple[int, int, int, int]
+from ..plain.tiles import Window, check_sizes, cover_overlapping
 
 
 def split_evenly(start: int, stop: int, max_size: int) -> list[tuple[int, int]]:
@@ -18,29 +18,10 @@ def split_evenly(start: int, stop: int, max_size: int) -> list[tuple[int, int]]:
     >>> split_evenly(0, 1249, 640)
     [(0, 624), (624, 1249)]
     """
-    _check_sizes(start, stop, max_size)
+    check_sizes(start, stop, max_size)
     num = math.ceil((stop - start) / max_size)
     edges = [start + (stop - start) * i // num for i in range(num + 1)]
     return list(itertools.pairwise(edges))
-
-
-def cover_overlapping(start: int, stop: int, size: int, overlap: int) -> list[tuple[int, int]]:
-    """Cover [start, stop) with the fewest spans of ``size`` whose neighbours share >= ``overlap``.
-
-    The spans are spread evenly; an interval shorter than ``size`` is one span.
-
-    >>> cover_overlapping(0, 1000, 640, 128)
-    [(0, 640), (360, 1000)]
-    """
-    _check_sizes(start, stop, size)
-    if not 0 <= overlap < size:
-        raise ValueError(f"overlap must be in [0, size = {size}), got {overlap}")
-    length = stop - start
-    if length <= size:
-        return [(start, stop)]
-    num = math.ceil((length - overlap) / (size - overlap))
-    offsets = [start + (length - size) * i // (num - 1) for i in range(num)]
-    return [(offset, offset + size) for offset in offsets]
 
 
 def evaluation_windows(region: Window, max_size: int) -> list[Window]:
@@ -75,10 +56,3 @@ def clip_to_window(boxes: np.ndarray, window: Window) -> tuple[np.ndarray, np.nd
     whole = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])  # (M,)
     visible = (clipped[:, 2] - clipped[:, 0]) * (clipped[:, 3] - clipped[:, 1])  # (M,)
     return clipped - low, visible / whole
-
-
-def _check_sizes(start: int, stop: int, size: int) -> None:
-    if stop <= start:
-        raise ValueError(f"the interval [{start}, {stop}) is empty")
-    if size < 1:
-        raise ValueError(f"tile size must be >= 1 pixel, got {size}")

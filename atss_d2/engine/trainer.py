@@ -313,7 +313,7 @@ def _enabled(cfg: DictConfig, name: str) -> bool:
     return bool(cfg.train.get(name, {}).get("enabled", False))
 
 
-def load_weights(model: nn.Module, path: str) -> None:
+def load_weights(model: nn.Module, path: str) -> dict[str, Any]:
     """Loads a checkpoint into a model that is to be used as it is.
 
     Args:
@@ -321,10 +321,13 @@ def load_weights(model: nn.Module, path: str) -> None:
             :func:`build_model` returns.
         path: As for :class:`SafeCheckpointer`.
 
+    Returns:
+        What else the file holds, such as ``categories``.
+
     Raises:
         CheckpointNotFoundError: The file does not exist or cannot be downloaded; the message names
             it.
         CheckpointError: The file asks for code, is damaged, does not fit the model or lacks some
             of its weights; or ``path`` is ``""``.
     """
-    SafeCheckpointer(model).load_for_use(path)
+    return SafeCheckpointer(model).load_for_use(path)

@@ -5,16 +5,20 @@ from __future__ import annotations
 import logging
 import os
 import weakref
+from collections.abc import Iterable
 
 from detectron2.config import CfgNode
+from detectron2.data import build_detection_test_loader, build_detection_train_loader
 from detectron2.engine import DefaultTrainer
 from detectron2.evaluation import DatasetEvaluator
 from torch import nn
 
 from ..checkpoint import SafeCheckpointer
+from ..data import BoxDatasetMapper
 from ..data.categories import config_categories
 from ..modeling import DenseDetectorWithTTA
 from .amp import Detectron2AMPTrainer, with_grad_scaler
+from .data_check import explained
 from .evaluation import build_evaluator
 
 logger = logging.getLogger(__name__)
@@ -40,6 +44,20 @@ class Trainer(DefaultTrainer):
         )
         self.checkpointer.categories = config_categories(self.cfg)
         return super().build_hooks()
+
+    @classmethod
+    def build_train_loader(cls, cfg: CfgNode) -> Iterable[list[dict]]:
+        """Detectron2's, with our mapper: grey images of 16 bits keep their contrast."""
+        mapper = BoxDatasetMapper(cfg, is_train=True)
+        with explained(cfg, "train"):
+            return build_detection_train_loader(cfg, mapper=mapper)
+
+    @classmethod
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Iterable[list[dict]]:
+        """The same for a test set."""
+        mapper = BoxDatasetMapper(cfg, is_train=False)
+        with explained(cfg, "test"):
+            return build_detection_test_loader(cfg, dataset_name, mapper=mapper)
 
     @classmethod
     def build_evaluator(

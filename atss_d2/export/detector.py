@@ -7,6 +7,7 @@ candidates, D detections.
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from ..modeling import ATSS
 from ..modeling.candidates import NO_SCORE
+from ..modeling.nms import kept_by_nms
 from ..modeling.postprocess import best_of_batch, candidates_of_batch, detections_of_batch
 from .checks import check_exportable
 
@@ -29,12 +31,20 @@ class ExportableDetector(nn.Module):
     The model is shared, not copied.
     """
 
-    def __init__(self, model: ATSS, *, with_nms: bool = True) -> None:
+    def __init__(
+        self,
+        model: ATSS,
+        *,
+        with_nms: bool = True,
+        kept_by_nms: Callable[..., Tensor] = kept_by_nms,
+    ) -> None:
         """
         Args:
             model: In evaluation mode. Its backbone and head may be of half precision, see
                 :func:`to_precision`; what comes before and after them is done in float32.
             with_nms: Whether to give detections, or all candidates for an NMS elsewhere.
+            kept_by_nms: For a runtime with an NMS of its own, another function like
+                :func:`atss_d2.modeling.nms.kept_by_nms`.
 
         Raises:
             ValueError: ``model`` cannot be exported; the message says why.
@@ -43,6 +53,7 @@ class ExportableDetector(nn.Module):
         check_exportable(model)
         self.model = model
         self.with_nms = with_nms
+        self.kept_by_nms = kept_by_nms
         self.dtype = next(model.head.parameters()).dtype
         self.eval()
 
@@ -88,14 +99,12 @@ class ExportableDetector(nn.Module):
                 boxes,
                 scores,
                 classes,
-                num_classes=model.num_classes,
                 nms_thresh=model.test_nms_thresh,
                 max_detections=model.max_detections_per_image,
+                kept_by_nms=self.kept_by_nms,
             )
-            # As Detectron2's detector_postprocess: of the best D, those that have an area.
-            has_area = (boxes[..., 2:] > boxes[..., :2]).all(dim=-1)
-            scores = torch.where(has_area, scores, NO_SCORE)
-        boxes, scores, classes = best_of_batch(boxes, scores, classes, scores.shape[1])
+        else:
+            boxes, scores, classes = best_of_batch(boxes, scores, classes, scores.shape[1])
         is_taken = scores > NO_SCORE  # (N, D)
         return (
             torch.where(is_taken[..., None], boxes, 0.0),

@@ -36,6 +36,8 @@ class Metadata:
 
     Args:
         class_names: Names of the K classes.
+        category_ids: Ids of the classes in the data set, such as COCO's; empty for those that are
+            the classes' numbers, from 0.
         input_format: Order of the channels, "BGR" or "RGB".
         shortest_edge: Length to which the shorter side is resized, as Detectron2's
             ``ResizeShortestEdge`` does; None for no such resizing.
@@ -57,6 +59,7 @@ class Metadata:
 
     class_names: tuple[str, ...]
     input_format: str
+    category_ids: tuple[int, ...] = ()
     shortest_edge: int | None = None
     max_size: int | None = None
     resize_factor: float | None = None
@@ -78,8 +81,9 @@ class Metadata:
         Raises:
             ValueError: One does not fit; the message names it.
         """
-        if isinstance(self.class_names, list):  # as JSON has it
-            object.__setattr__(self, "class_names", tuple(self.class_names))
+        for name in ("class_names", "category_ids"):
+            if isinstance(getattr(self, name), list):  # as JSON has it
+                object.__setattr__(self, name, tuple(getattr(self, name)))
         hints = typing.get_type_hints(type(self))
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
@@ -110,6 +114,11 @@ class Metadata:
                 raise ValueError(f"metadata: {name} must be in [0, 1], got {getattr(self, name)}")
         if not self.class_names:
             raise ValueError("metadata: class_names is empty")
+        if self.category_ids and len(set(self.category_ids)) != len(self.class_names):
+            raise ValueError(
+                f"metadata: category_ids must be {len(self.class_names)} different numbers, one "
+                f"for each of class_names, got {list(self.category_ids)}"
+            )
         if self.shortest_edge is not None and self.resize_factor is not None:
             raise ValueError(
                 f"metadata: either shortest_edge or resize_factor, got {self.shortest_edge} and "
@@ -188,7 +197,8 @@ def _has_type(value: object, hint: Any) -> bool:
     if isinstance(hint, types.UnionType):
         return any(_has_type(value, option) for option in typing.get_args(hint))
     if typing.get_origin(hint) is tuple:
-        return isinstance(value, tuple) and all(isinstance(x, str) for x in value)
+        element = typing.get_args(hint)[0]
+        return isinstance(value, tuple) and all(_has_type(x, element) for x in value)
     if hint is float:
         return isinstance(value, (int, float)) and not isinstance(value, bool)
     if hint is int:

@@ -18,6 +18,7 @@ from ..data.download import replacing
 from ..modeling import ATSS
 from .checks import check_dtype, check_opset, check_suffix, import_optional
 from .metadata import KEY, Metadata
+from .onnx_nms import onnx_kept_by_nms, onnx_translations
 from .pt2 import complete_metadata, export_program
 
 if TYPE_CHECKING:
@@ -70,7 +71,13 @@ def export_onnx(
     check_dtype(dtype, "onnx", model.device)
     onnx = import_optional("onnx")
     import_optional("onnxscript")
-    program = export_program(model, sample, with_nms=with_nms, dtype=dtype)
+    program = export_program(
+        model,
+        sample,
+        with_nms=with_nms,
+        dtype=dtype,
+        kept_by_nms=onnx_kept_by_nms(model.num_classes),
+    )
     with _quiet():
         exported = torch.onnx.export(
             program,
@@ -78,6 +85,7 @@ def export_onnx(
             opset_version=opset,
             input_names=[INPUT],
             output_names=list(OUTPUTS),
+            custom_translation_table=onnx_translations(),
             verbose=False,
         )
     proto = exported.model_proto

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import logging
 import os
 import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -14,6 +17,7 @@ from torch.export import Dim, ExportedProgram
 
 from ..data.download import replacing
 from ..modeling import ATSS
+from ..modeling.nms import kept_by_nms
 from .checks import (
     check_dtype,
     check_free_sizes,
@@ -68,17 +72,42 @@ def export_pt2(
     program = export_program(model, sample, with_nms=with_nms, dtype=dtype)
     metadata = complete_metadata(metadata, sample, with_nms=with_nms, dtype=dtype)
     buffer = io.BytesIO()  # given a path, the archive would keep its temporary name
-    torch.export.save(program, buffer, extra_files={KEY: metadata.to_json()})
+    with _quiet_serializer():
+        torch.export.save(program, buffer, extra_files={KEY: metadata.to_json()})
     with replacing(path) as temporary:
         temporary.write_bytes(buffer.getbuffer())
     return path
 
 
+@contextlib.contextmanager
+def _quiet_serializer() -> Iterator[None]:
+    """Silences a warning of the empty list of further arguments of the loop over images."""
+    logger = logging.getLogger("torch._export.serde.serialize")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
 @torch.no_grad()
 def export_program(
-    model: ATSS, sample: Tensor, *, with_nms: bool = True, dtype: torch.dtype = torch.float32
+    model: ATSS,
+    sample: Tensor,
+    *,
+    with_nms: bool = True,
+    dtype: torch.dtype = torch.float32,
+    kept_by_nms: Callable[..., Tensor] = kept_by_nms,
 ) -> ExportedProgram:
     """A model as a graph whose batch, height and width are free, see :func:`export_pt2`.
+
+    Args:
+        model: See :func:`export_pt2`, as for the next three.
+        sample: An image.
+        with_nms: Whether NMS is inside.
+        dtype: Type of backbone and head.
+        kept_by_nms: See :class:`ExportableDetector`.
 
     Raises:
         ValueError: ``model`` or ``sample`` cannot be exported.
@@ -92,7 +121,7 @@ def export_program(
     check_sample(sample)
     # In the usual layout: of one by channels, exporters note that sides must not be 1.
     model = to_precision(model, dtype).to(memory_format=torch.contiguous_format)
-    detector = ExportableDetector(model, with_nms=with_nms)
+    detector = ExportableDetector(model, with_nms=with_nms, kept_by_nms=kept_by_nms)
     # Nothing is computed on it. Sides differ from each other and are long enough for several cells
     # (and windows of a Swin transformer) on every level, so that no size equals another by chance.
     side = 8 * max(model.anchor_generator.strides)
@@ -109,6 +138,7 @@ def export_program(
         program = torch.export.export(detector, (example,), dynamic_shapes=(free,))
     check_free_sizes(program)
     _allow_single_cells(program)
+    _drop_unused_symbols(program)
     return program
 
 
@@ -124,6 +154,24 @@ def _allow_single_cells(program: ExportedProgram) -> None:
         allowed = program.range_constraints.get(size.node.expr) if hasattr(size, "node") else None
         if allowed is not None:
             program.range_constraints[size.node.expr] = type(allowed)(0, allowed.upper)
+
+
+def _drop_unused_symbols(program: ExportedProgram) -> None:
+    """Drops sizes that the exporter left from looking at the loop over images a second time.
+
+    Loading a file warns of each.
+    """
+    used = set()
+    for module in program.graph_module.modules():
+        for node in getattr(module, "graph", torch.fx.Graph()).nodes:
+            value = node.meta.get("val")
+            sizes = value.shape if isinstance(value, Tensor) else [value]
+            for size in sizes:
+                if isinstance(size, torch.SymInt):
+                    used |= size.node.expr.free_symbols
+    for symbol in set(program.range_constraints) - used:
+        if not symbol.name.startswith("s"):  # sizes of the input stay
+            del program.range_constraints[symbol]
 
 
 def complete_metadata(

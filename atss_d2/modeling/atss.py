@@ -242,7 +242,7 @@ class ATSS(DenseDetector):
         is_positive = (rows > 0).split(level_sizes, dim=1)
         per_level = torch.stack([x.sum() for x in is_positive]) / num_images  # (L,)
         is_unused = torch.ones(1 + sum(counts), dtype=torch.bool, device=rows.device)
-        is_unused[0] = False
+        is_unused[:1].zero_()  # `[0] = False` would make the host wait for a GPU
         if gt_ignore is not None:
             is_unused[1:] = ~torch.cat(gt_ignore)
         is_unused.scatter_(0, rows.flatten(), False)
@@ -323,6 +323,7 @@ class ATSS(DenseDetector):
             }
             if pred_centerness is not None:
                 centerness = torch.cat(pred_centerness, dim=1).flatten()[rows]
+                centerness = torch.where(is_positive, centerness, 0.0)  # 0 x inf, again
                 loss_centerness = (centerness_loss(centerness, targets) * is_positive).sum()
                 losses["loss_centerness"] = loss_centerness * (
                     self.centerness_loss_weight / num_positives

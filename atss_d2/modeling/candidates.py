@@ -14,9 +14,9 @@ from torch import Tensor
 from .choices import check_choice
 
 NO_SCORE = -1.0
-# Sigmoid is monotone: logits are compared with the logit of the score threshold, less this much
-# for its rounding, and only what is left gets a score.
-_LOGIT_SLACK = 1e-3
+# Sigmoid is monotone: logits are compared with a bound below the logit of the score threshold, and
+# only what is left gets a score. The bound leaves room for the rounding of scores to float32.
+_SCORE_SLACK, _LOGIT_SLACK = 1e-6, 1e-3
 
 SCORE_TYPES = ("sqrt", "product")
 RANKINGS = ("score", "class_score")
@@ -65,7 +65,9 @@ def select_survivors(
     rank_by: str = "score",
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Computes scores only where they matter; on a GPU the host would wait for their number."""
-    anchor_idxs, classes = (logits > _min_logit(score_thresh)).nonzero().unbind(dim=1)
+    anchor_idxs, classes = (
+        (logits >= _min_logit(score_thresh, logits.dtype)).nonzero().unbind(dim=1)
+    )
     # Scores of half-precision logits would be rounded to three digits, and NMS refuses them.
     scores = logits[anchor_idxs, classes].float().sigmoid()
     is_above = scores > score_thresh
@@ -123,10 +125,16 @@ def _with_centerness(class_scores: Tensor, centerness: Tensor, score_type: str) 
     return scores.sqrt() if score_type == "sqrt" else scores
 
 
-def _min_logit(score_thresh: float) -> float:
-    if score_thresh <= 0:
+def _min_logit(score_thresh: float, dtype: torch.dtype) -> float:
+    """A bound that every logit of this type with a score above the threshold reaches."""
+    if score_thresh < torch.finfo(torch.float32).tiny:
         return -math.inf
-    return math.log(score_thresh / (1 - score_thresh)) - _LOGIT_SLACK if score_thresh < 1 else 20.0
+    if score_thresh >= 1:
+        return math.inf
+    score = score_thresh * (1 - _SCORE_SLACK)
+    logit = math.log(score / (1 - score)) - _LOGIT_SLACK
+    # It is rounded to the type of the logits when they are compared.
+    return logit - abs(logit) * torch.finfo(dtype).eps
 
 
 def _at_most(limit: int, size: int | Tensor) -> int | Tensor:

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.nn.modules.utils import _pair
 from torchvision.ops import deform_conv2d
 
+from . import flop_count  # noqa: F401  (has fvcore count the operator)
 from .precision import widen
 
 __all__ = ["DeformBottleneckBlock", "DeformConv2d", "ModulatedDeformConvPack"]
@@ -311,10 +312,14 @@ def _widened_deform_conv2d(
     stride: tuple[int, int],
     padding: tuple[int, int],
     dilation: tuple[int, int],
+    far: float = 1e6,  # pixels; outside of every map, where samples are zero
 ) -> Tensor:
-    return deform_conv2d(
+    offset = widen(offset)
+    # For a NaN, torchvision's CPU kernel would read anywhere in memory.
+    positions = torch.where(offset.abs() < far, offset, far)
+    out = deform_conv2d(
         widen(x),
-        widen(offset),
+        positions,
         widen(weight),
         None if bias is None else widen(bias),
         stride,
@@ -322,3 +327,5 @@ def _widened_deform_conv2d(
         dilation,
         None if mask is None else widen(mask),
     )
+    # NaN, forward and backward, where an offset is NaN or infinite; adds zero elsewhere.
+    return out + (offset * 0).sum(dim=1, keepdim=True)

@@ -1,30 +1,34 @@
 """Non-maximum suppression per class.
 
-Shapes: N images, K classes, T candidates, D detections.
+Shapes: N images, T candidates, D detections.
 """
 
 from __future__ import annotations
 
+import functools
 import itertools
 
+import numpy as np
 import torch
-from detectron2.layers import batched_nms as detectron2_batched_nms
+from functorch.experimental.control_flow import map as map_images
 from torch import Tensor
 from torchvision.ops import nms
 
-# With fewer candidates one NMS for all classes, shifted apart, is fastest on a CPU too. With more,
-# those that stay are compared with too many boxes of other classes, while an NMS for each class
-# costs a call for each: classes are taken in groups of about so many candidates.
-# `python -m benchmarks nms` compares the ways.
-_CPU_GROUPS_FROM = 1000
+# With fewer candidates one NMS for all classes, shifted apart, is fastest. With more, those that
+# stay are compared with too many boxes of other classes, while an NMS for each class costs a call
+# for each: classes are taken in groups of about so many candidates. A GPU compares all pairs, which
+# takes a bit of memory for each. `python -m benchmarks nms` compares the ways.
+_CPU_MOST_AT_ONCE, _GPU_MOST_AT_ONCE = 1000, 25_000
 _GROUP_SIZE = 400
 
 
 def batched_nms(boxes: Tensor, scores: Tensor, classes: Tensor, iou_thresh: float) -> Tensor:
     """Removes boxes that overlap a box of their class with a higher score.
 
-    The same as Detectron2's ``batched_nms``, whatever way is taken: classes are shifted apart, all
-    at once or, on a CPU with many boxes, some classes at a time.
+    What an NMS of each class by itself would give, for any number of classes: classes are shifted
+    apart in float64, all at once or, with many boxes, some classes at a time. (Detectron2's
+    ``batched_nms`` shifts in float32, where 1,203 classes on a photograph reach coordinates with
+    steps of an eighth of a pixel.)
 
     Args:
         boxes: (T, 4) XYXY in float32, no coordinate negative.
@@ -36,18 +40,50 @@ def batched_nms(boxes: Tensor, scores: Tensor, classes: Tensor, iou_thresh: floa
         (D,) int64 indices of the boxes that stay, best score first, of equal scores the lower
         index.
     """
-    if boxes.device.type != "cpu" or len(boxes) < _CPU_GROUPS_FROM or torch.jit.is_tracing():
-        return detectron2_batched_nms(boxes, scores, classes, iou_thresh)
+    most_at_once = _CPU_MOST_AT_ONCE if boxes.device.type == "cpu" else _GPU_MOST_AT_ONCE
+    if torch.jit.is_tracing() or len(boxes) <= most_at_once:
+        return _nms(_shifted_apart(boxes, classes), scores, iou_thresh)
     order = classes.argsort(stable=True)  # (T,), within a class as before
     boxes_in_order, scores_in_order, classes_in_order = boxes[order], scores[order], classes[order]
-    extent = boxes.amax() + 1
     kept = []
     for rows in _class_groups(classes_in_order):
-        group_classes = classes_in_order[rows] - classes_in_order[rows.start]
-        shifted = boxes_in_order[rows] + (group_classes * extent)[:, None]
-        kept.append(order[rows][nms(shifted, scores_in_order[rows], iou_thresh)])
+        ranks = classes_in_order[rows].diff(prepend=classes_in_order[rows.start, None]).sign()
+        shifted = _shifted_apart(boxes_in_order[rows], ranks.cumsum(0))
+        kept.append(order[rows][_nms(shifted, scores_in_order[rows], iou_thresh)])
     keep = torch.cat(kept).sort().values
     return keep[scores[keep].sort(descending=True, stable=True).indices]
+
+
+def _shifted_apart(boxes: Tensor, cells: Tensor) -> Tensor:
+    """Boxes (..., 4) in float64, at a distance from those of other cells (...,) of a row.
+
+    Coordinates of float32, of 10^5 pixels and 10^4 cells, keep steps of 10^-7 pixels.
+    """
+    boxes = boxes.to(_wide_dtype(boxes))
+    extent = torch.cat((boxes.flatten(), boxes.new_zeros(1))).max() + 1  # also of no box
+    return boxes + (cells * extent)[..., None]
+
+
+def _wide_dtype(boxes: Tensor) -> torch.dtype:
+    return torch.float32 if boxes.device.type == "mps" else torch.float64  # MPS has no float64
+
+
+def _nms(shifted: Tensor, scores: Tensor, iou_thresh: float) -> Tensor:
+    """torchvision's NMS of boxes in float64, with the decisions of one in float32."""
+    return nms(shifted, scores.to(shifted.dtype), _wide_threshold(iou_thresh))
+
+
+@functools.lru_cache
+def _wide_threshold(iou_thresh: float) -> float:
+    """Where a number begins to be above a threshold after it was rounded to float32.
+
+    An IoU of exactly 3/5 becomes a float32 number above 0.6. Boxes on whole pixels have such IoUs.
+    """
+    below = np.float32(iou_thresh)
+    if float(below) > iou_thresh:
+        below = np.nextafter(below, np.float32(-np.inf))
+    above = np.nextafter(below, np.float32(np.inf))
+    return (float(below) + float(above)) / 2
 
 
 def _class_groups(classes: Tensor) -> list[slice]:
@@ -60,43 +96,51 @@ def _class_groups(classes: Tensor) -> list[slice]:
 
 
 def kept_by_nms(
-    boxes: Tensor,
-    scores: Tensor,
-    classes: Tensor,
-    is_candidate: Tensor,
-    num_classes: int,
-    iou_thresh: float,
+    boxes: Tensor, scores: Tensor, classes: Tensor, is_candidate: Tensor, iou_thresh: float
 ) -> Tensor:
-    """The same for a batch in one call of NMS, without a shape that depends on a value.
-
-    Boxes of different images and classes are shifted apart, each pair of them into a cell of its
-    own of a square lattice. In a row, as :func:`batched_nms` shifts them, 80 classes of some images
-    would reach coordinates where float32 has steps of some hundredths of a pixel.
+    """The same for a batch, without a shape that depends on a value; each image by itself.
 
     Args:
         boxes: (N, T, 4) XYXY in float32, no coordinate negative.
         scores: (N, T) float32.
         classes: (N, T) int64.
         is_candidate: (N, T) bool, False for places to be left out.
-        num_classes: K.
         iou_thresh: IoU above which the box of lower score is removed.
 
     Returns:
         (N, T) bool, which candidates stay.
     """
-    image_idxs = torch.arange(boxes.shape[0], device=boxes.device)
-    num_cells = (image_idxs[-1] + 1) * num_classes
     # What is left out lies in one box in a cell of its own, so that NMS is quickly done with it.
-    cells = torch.where(is_candidate, image_idxs[:, None] * num_classes + classes, num_cells)
+    # Two more boxes always stay: exporters take it for granted that NMS keeps two.
     unit = boxes.new_tensor([0.0, 0.0, 1.0, 1.0])
     boxes = torch.where(is_candidate[..., None], boxes, unit)
-    # Two more boxes, which always stay: exporters take it for granted that NMS keeps two.
-    boxes = torch.cat((boxes.flatten(0, 1), unit.expand(2, 4)))  # (N x T + 2, 4)
-    all_scores = torch.cat((scores.flatten(), scores.new_full((2,), -2.0)))
-    cells = torch.cat((cells.flatten(), num_cells + 1 + torch.arange(2, device=boxes.device)))
-    row_length = (num_cells + 3).float().sqrt().ceil().long()
-    columns_and_rows = torch.stack((cells % row_length, cells // row_length), dim=1)
-    shifts = columns_and_rows * (boxes.max().ceil() + 1)
-    keep = nms(boxes + shifts.repeat(1, 2), all_scores, iou_thresh)
-    is_kept = torch.zeros_like(all_scores, dtype=torch.bool).index_fill(0, keep, 1)
-    return is_kept[:-2].view_as(scores) & is_candidate
+    cells = torch.where(is_candidate, classes, -1)
+    boxes = torch.cat((boxes, unit.expand(boxes.shape[0], 2, 4)), dim=1)  # (N, T + 2, 4)
+    cells = torch.cat((cells, classes.new_tensor([-3, -2]).expand(boxes.shape[0], 2)), dim=1)
+    scores = torch.where(is_candidate, scores, -1.0)
+    scores = torch.cat((scores, scores.new_tensor([-2.0, -2.0]).expand(boxes.shape[0], 2)), dim=1)
+    shifted = _shifted_apart(boxes, cells)
+    scores, threshold = scores.to(shifted.dtype), _wide_threshold(iou_thresh)
+    if torch.jit.is_tracing():
+        is_kept = _kept_in_images(shifted, scores, threshold)
+    elif torch.compiler.is_compiling():
+        is_kept = map_images(lambda image: _kept_in_image(*image, threshold), (shifted, scores))
+    else:
+        is_kept = torch.stack([_kept_in_image(*image, threshold) for image in zip(shifted, scores)])
+    return is_kept[:, :-2] & is_candidate
+
+
+def _kept_in_image(boxes: Tensor, scores: Tensor, iou_thresh: float) -> Tensor:
+    """Which boxes (T,) of (T, 4) an NMS keeps."""
+    keep = torch.ops.torchvision.nms(boxes, scores, iou_thresh)
+    return torch.zeros_like(scores, dtype=torch.bool).index_fill(0, keep, 1)
+
+
+@torch.jit.script_if_tracing
+def _kept_in_images(boxes: Tensor, scores: Tensor, iou_thresh: float) -> Tensor:
+    """Which boxes (N, T) of (N, T, 4) stay; a loop that a trace has for any number of images."""
+    is_kept = torch.zeros_like(scores, dtype=torch.bool)
+    for i in range(boxes.shape[0]):
+        keep = torch.ops.torchvision.nms(boxes[i], scores[i], iou_thresh)
+        is_kept[i, keep] = True
+    return is_kept

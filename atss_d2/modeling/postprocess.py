@@ -10,6 +10,8 @@ Shapes: N images, L levels, Ri anchors of level i, K classes, T selected candida
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -79,9 +81,9 @@ def postprocess(
         )
         scores.append(level_scores)
         classes.append(level_classes)
-    boxes = _into_image(torch.cat(boxes), image_size)  # (T, 4)
-    scores, classes = torch.cat(scores), torch.cat(classes)  # (T,)
     # Clipping comes first: class offsets of batched_nms need coordinates that are not negative.
+    boxes, scores = _into_image(torch.cat(boxes), torch.cat(scores), image_size)  # (T, 4), (T,)
+    classes = torch.cat(classes)  # (T,)
     keep = batched_nms(boxes, scores, classes, nms_thresh)[:max_detections]
     keep = keep[scores[keep] > NO_SCORE]  # places without a candidate come last
     return boxes[keep], scores[keep], classes[keep]
@@ -133,8 +135,8 @@ def candidates_of_batch(
         boxes.append(decoded.unflatten(0, (-1, topk_candidates)))
         scores.append(level_scores)
         classes.append(level_classes)
-    boxes = _into_image(torch.cat(boxes, dim=1), image_size)
-    return boxes, torch.cat(scores, dim=1), torch.cat(classes, dim=1)
+    boxes, scores = _into_image(torch.cat(boxes, dim=1), torch.cat(scores, dim=1), image_size)
+    return boxes, scores, torch.cat(classes, dim=1)
 
 
 def detections_of_batch(
@@ -142,25 +144,26 @@ def detections_of_batch(
     scores: Tensor,
     classes: Tensor,
     *,
-    num_classes: int,
     nms_thresh: float = 0.6,
     max_detections: int = 100,
+    kept_by_nms: Callable[..., Tensor] = kept_by_nms,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """NMS for all images at once, the same number of places for each.
+    """NMS of each image, with the same number of places for each.
 
     Args:
         boxes: (N, T, 4), see :func:`candidates_of_batch`, as for the next two.
         scores: (N, T).
         classes: (N, T).
-        num_classes: K.
         nms_thresh: See :func:`postprocess`.
         max_detections: D.
+        kept_by_nms: For a runtime with an NMS of its own, another function like
+            :func:`.nms.kept_by_nms`.
 
     Returns:
         boxes (N, D, 4), scores (N, D) and classes (N, D), best score first; the score is
         :data:`NO_SCORE` where there is no detection.
     """
-    is_kept = kept_by_nms(boxes, scores, classes, scores > NO_SCORE, num_classes, nms_thresh)
+    is_kept = kept_by_nms(boxes, scores, classes, scores > NO_SCORE, nms_thresh)
     return best_of_batch(boxes, torch.where(is_kept, scores, NO_SCORE), classes, max_detections)
 
 
@@ -179,10 +182,17 @@ def _take_rows(x: Tensor, idxs: Tensor) -> Tensor:
     return x.gather(1, idxs[..., None].expand(-1, -1, x.shape[2]))
 
 
-def _into_image(boxes: Tensor, image_size: tuple[int, int]) -> Tensor:
-    """Clips decoded boxes (..., 4), of which some may have no numbers."""
-    # A single NaN would make NMS keep every box; as a box of no area it meets none.
-    return clip_boxes(boxes.nan_to_num(), image_size)
+def _into_image(
+    boxes: Tensor, scores: Tensor, image_size: tuple[int, int]
+) -> tuple[Tensor, Tensor]:
+    """Clips decoded boxes (..., 4); those of which nothing is left are no candidates any more.
+
+    They would take places among the best and vanish in Detectron2's ``detector_postprocess``.
+    """
+    # A single NaN would make NMS keep every box; it becomes a box without area.
+    boxes = clip_boxes(boxes.nan_to_num(), image_size)
+    has_area = (boxes[..., 2:] > boxes[..., :2]).all(dim=-1)
+    return boxes, torch.where(has_area, scores, NO_SCORE)
 
 
 def clip_boxes(boxes: Tensor, image_size: tuple[int, int]) -> Tensor:

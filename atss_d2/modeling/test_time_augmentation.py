@@ -17,16 +17,16 @@ import detectron2.data.transforms as T
 import numpy as np
 import torch
 from detectron2.config import CfgNode, configurable
-from detectron2.data.detection_utils import read_image
-from detectron2.layers import batched_nms
 from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from ..data.images import read_image
 from .box_voting import soft_vote, vote
 from .build import detections_per_image
 from .choices import check_choice
 from .matchers.geometry import box_areas
+from .nms import batched_nms
 from .postprocess import clip_boxes
 from .precision import widen
 
@@ -217,7 +217,7 @@ class DenseDetectorWithTTA(nn.Module):
 
     def _read(self, dataset_dict: dict) -> np.ndarray:
         if "file_name" in dataset_dict:
-            return read_image(dataset_dict["file_name"], format=self.input_format)
+            return read_image(dataset_dict["file_name"], self.input_format)
         if "image" in dataset_dict:
             return dataset_dict["image"].permute(1, 2, 0).cpu().numpy()
         raise ValueError(f"a dataset dict needs file_name or image, got {list(dataset_dict)}")

@@ -1,8 +1,8 @@
 """Pictures for the eye: detections beside ground truth, and curves of a training run."""
 
+from ..plain.files import output_names, write_image
 from .comparisons import save_comparisons, side_by_side
 from .detections import draw_detections, draw_ground_truth
-from .images import output_names, write_image
 from .matching import match_detections
 from .report import Report, draw_worst_images
 from .training_curves import plot_training_curves, read_metrics

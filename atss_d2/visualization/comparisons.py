@@ -11,14 +11,15 @@ import matplotlib
 import numpy as np
 import torch
 from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
-from detectron2.data.detection_utils import read_image
 from detectron2.structures import Boxes, BoxMode, Instances
 from detectron2.utils.file_io import PathManager
 from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
-from .detections import Color, draw_detections, draw_ground_truth, parse_annotations
-from .images import output_names, write_image
+from ..data.images import read_image
+from ..plain.drawing import Color
+from ..plain.files import output_names, write_image
+from .detections import draw_detections, draw_ground_truth, parse_annotations
 from .matching import match_detections
 
 FOUND: Color = (0.25, 1.0, 0.25)
@@ -153,7 +154,7 @@ class ImageResults(NamedTuple):
 
     def draw(self, path: Path, *, score_thresh: float) -> None:
         """Writes the image as :func:`side_by_side`."""
-        image = read_image(self.file_name, format="BGR")
+        image = read_image(self.file_name)
         picture = side_by_side(
             image,
             self.annotations,

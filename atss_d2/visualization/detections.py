@@ -1,16 +1,15 @@
-"""Boxes on a picture, drawn by Detectron2's Visualizer, readable with a hundred small objects."""
+"""Detections and ground truth of Detectron2 on a picture."""
 
-import colorsys
 from collections.abc import Sequence
 
 import cv2
 import numpy as np
 import torch
 from detectron2.structures import Boxes, BoxMode, Instances
-from detectron2.utils.visualizer import Visualizer
+from PIL import Image
 from torch import Tensor
 
-Color = tuple[float, float, float]  # RGB in [0, 1]
+from ..plain.drawing import Color, class_color, class_name, detection_labels, draw_boxes
 
 
 def draw_detections(
@@ -22,15 +21,14 @@ def draw_detections(
     colors: Sequence[Color] | None = None,
     scale: float = 1.0,
 ) -> np.ndarray:
-    """Draws the boxes of detections, with class and score where a box has room for them.
+    """Draws the boxes of detections, with class and score, or the score alone on small boxes.
 
     Args:
         image: (H, W, 3) uint8, BGR. It stays as it is.
         instances: With ``pred_boxes`` in pixels of ``image``, ``pred_classes`` and ``scores``.
-        class_names: By class; without them a label shows the number of the class. A single class
-            is not named in the labels.
+        class_names: By class; without them a label shows the number of the class.
         score_thresh: Detections below this score are left out.
-        colors: RGB in [0, 1] of each of ``instances``; by default one colour for each class.
+        colors: RGB in [0, 1] of each of ``instances``; by default one color for each class.
         scale: Of the result, relative to ``image``.
 
     Returns:
@@ -46,17 +44,15 @@ def draw_detections(
         raise ValueError(f"colors must have {len(instances)} elements, got {len(colors)}")
     is_kept = instances.scores >= score_thresh
     instances = instances[is_kept]
-    labels = []
-    for c, score in zip(instances.pred_classes.tolist(), instances.scores.tolist()):
-        name, percent = _class_name(c, class_names), f"{100 * score:.0f}%"
-        labels.append((f"{name} {percent}", name) if name else (percent,))
+    classes, scores = instances.pred_classes.tolist(), instances.scores.tolist()
     return _draw_boxes(
         image,
         instances.pred_boxes.tensor.detach(),
-        labels=labels,
+        labels=detection_labels(classes, scores, class_names),
         colors=[color for color, kept in zip(colors, is_kept.tolist()) if kept],
         is_dashed=[False] * len(instances),
         scale=scale,
+        label_small=True,
     )
 
 
@@ -91,8 +87,8 @@ def draw_ground_truth(
         raise ValueError(f"colors must have {len(annotations)} elements, got {len(colors)}")
     labels = []
     for c, crowd in zip(classes, is_crowd.tolist()):
-        name = _class_name(c, class_names)
-        labels.append((f"{name} crowd".strip(), "crowd") if crowd else (name,) if name else ())
+        name = class_name(c, class_names)
+        labels.append((f"{name} crowd", "crowd") if crowd else (name,))
     return _draw_boxes(
         image,
         boxes.tensor,
@@ -100,6 +96,7 @@ def draw_ground_truth(
         colors=list(colors),
         is_dashed=is_crowd.tolist(),
         scale=scale,
+        label_small=False,
     )
 
 
@@ -116,18 +113,6 @@ def parse_annotations(annotations: Sequence[dict]) -> tuple[Boxes, Tensor, Tenso
     )
 
 
-def class_color(index: int) -> Color:
-    """A bright RGB colour for a class; neighbours differ clearly. The first is yellow."""
-    golden_ratio = 0.618034  # spreads any number of hues evenly
-    return colorsys.hsv_to_rgb((0.15 + golden_ratio * index) % 1.0, 0.85, 1.0)
-
-
-def _class_name(index: int, class_names: Sequence[str] | None) -> str:
-    if not class_names:
-        return str(index)
-    return "" if len(class_names) == 1 else class_names[index]
-
-
 def _draw_boxes(
     image: np.ndarray,
     boxes: Tensor,
@@ -136,50 +121,21 @@ def _draw_boxes(
     colors: list[Color],
     is_dashed: list[bool],
     scale: float,
+    label_small: bool,
 ) -> np.ndarray:
-    """Draws boxes (M, 4). Of a box's labels, the longest comes first, the first that fits is used.
-
-    Visualizer's own ``overlay_instances`` draws lines of 3.5 pixels and labels every box, which
-    hides objects of 20 pixels; so its primitives are used instead.
-    """
+    """:func:`~atss_d2.plain.drawing.draw_boxes` on a BGR array that is enlarged before."""
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
         raise ValueError(f"image must be (H, W, 3) uint8, got {image.shape} {image.dtype}")
     height, width = (max(round(side * scale), 1) for side in image.shape[:2])
     if scale != 1:
         method = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
         image = cv2.resize(image, (width, height), interpolation=method)
-    visualizer = Visualizer(image[:, :, ::-1])
-    pixels_per_point = visualizer.output.dpi / 72
-
-    boxes = boxes * scale
-    areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
-    for i in areas.argsort(descending=True).tolist():  # so that small boxes stay on top
-        x0, y0, x1, y1 = boxes[i].tolist()
-        side = max(areas[i].item(), 0.0) ** 0.5
-        linewidth = float(np.clip(side / 60, 1.2, 2.5))
-        outline = [x0, x1, x1, x0, x0], [y0, y0, y1, y1, y0]
-        # A dark rim, so that a line is seen on bright ground too.
-        visualizer.draw_line(*outline, color=(0, 0, 0, 0.4), linewidth=linewidth + 1)
-        visualizer.draw_line(
-            *outline,
-            color=colors[i],
-            linestyle="--" if is_dashed[i] else "-",
-            linewidth=linewidth,
-        )
-        font_size = float(np.clip(side / 12, 7.0, 11.0))  # points
-        for label in labels[i]:
-            label_height = 1.4 * font_size * pixels_per_point
-            label_width = 0.62 * font_size * pixels_per_point * len(label)
-            if label_width <= x1 - x0 and label_width * label_height <= 0.12 * areas[i]:
-                # A box may reach out of the picture, its label not.
-                x = float(np.clip(x0, 1, max(width - label_width, 1)))
-                y = float(np.clip(y0, 2, max(height - label_height, 2)))
-                visualizer.draw_text(
-                    label,
-                    (x, y),
-                    color=colors[i],
-                    font_size=font_size,
-                    horizontal_alignment="left",
-                )
-                break
-    return np.ascontiguousarray(visualizer.get_output().get_image()[:, :, ::-1])
+    picture = draw_boxes(
+        Image.fromarray(np.ascontiguousarray(image[:, :, ::-1])),
+        (boxes * scale).numpy(),
+        labels=labels,
+        colors=colors,
+        is_dashed=is_dashed,
+        label_small=label_small,
+    )
+    return np.ascontiguousarray(np.asarray(picture)[:, :, ::-1])

@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 import torch
 
+from ..plain.files import output_names
 from .comparisons import ImageResults, load_results
 from .detections import parse_annotations
-from .images import output_names
 from .matching import match_detections
 
 # Images that are looked at to choose the score threshold and the worst: matching takes a while.

@@ -8,7 +8,6 @@
 import detectron2.data.transforms as T
 from detectron2.config import LazyCall as L
 from detectron2.data import (
-    DatasetMapper,
     build_detection_train_loader,
     get_detection_dataset_dicts,
 )
@@ -53,7 +52,7 @@ dataloader = dict(
     ),
     test=L(build_test_loader)(
         dataset=L(get_detection_dataset_dicts)(names="trees_val", filter_empty=False),
-        mapper=L(DatasetMapper)(
+        mapper=L(BoxDatasetMapper)(
             is_train=False,
             augmentations=[L(ResizeByFactor)(factor=_factor)],
             image_format="${model.input_format}",

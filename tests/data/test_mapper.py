@@ -102,6 +102,50 @@ def test_without_a_limit_it_is_detectron2s_mapper(record, seed):
     assert list(a.get_fields()) == list(b.get_fields())
 
 
+@pytest.mark.parametrize("is_train", [True, False])
+def test_segmentation_and_proposals_are_those_of_detectron2s_mapper(record, tmp_path, is_train):
+    height, width = record["height"], record["width"]
+    labels = np.random.default_rng(0).integers(0, 5, (height, width), dtype=np.uint8)
+    Image.fromarray(labels).save(tmp_path / "labels.png")
+    record = {
+        **record,
+        "sem_seg_file_name": str(tmp_path / "labels.png"),
+        "proposal_boxes": np.array([[5.0, 5, 60, 50], [20, 8, 70, 66]]),
+        "proposal_objectness_logits": np.array([0.5, 2.0]),
+        "proposal_bbox_mode": BoxMode.XYXY_ABS,
+    }
+    outputs = []
+    for cls in (BoxDatasetMapper, DatasetMapper):
+        augmentations = [_FixedCrop(10, 4, 80, 70), T.RandomFlip(prob=1.0)]
+        mapper = _mapper(augmentations, cls, is_train, precomputed_proposal_topk=2)
+        before = copy.deepcopy(record)
+        outputs.append(mapper(record))
+        np.testing.assert_equal(record, before)
+    ours, theirs = outputs
+    assert ours.keys() == theirs.keys()
+    assert torch.equal(ours["image"], theirs["image"])
+    assert torch.equal(ours["sem_seg"], theirs["sem_seg"])
+    for field, expected in theirs["proposals"].get_fields().items():
+        found = ours["proposals"].get(field)
+        assert torch.equal(getattr(found, "tensor", found), getattr(expected, "tensor", expected))
+
+
+def test_16_bit_grey_trains_with_its_contrast(tmp_path):
+    grey = np.tile(np.arange(100, dtype=np.uint8), (80, 1))
+    images = []
+    for cls, name, pixels in (
+        (BoxDatasetMapper, "16.png", grey.astype(np.uint16) * 257),
+        (BoxDatasetMapper, "8.png", grey),
+        (DatasetMapper, "8.png", grey),
+    ):
+        Image.fromarray(pixels).save(tmp_path / name)
+        record = {"file_name": str(tmp_path / name), "height": 80, "width": 100, "annotations": []}
+        images.append(_mapper([], cls)(record)["image"])
+    assert torch.equal(images[0], images[1])
+    assert torch.equal(images[0], images[2])
+    assert images[0].float().std() > 20
+
+
 def test_slivers_are_dropped_by_hand(tmp_path):
     # Crop x 20..80, y 10..60. Visible: all of the first; 10 of 20 columns of the second; 10 of 20
     # columns and 10 of 20 rows of the third; nothing of the fourth.

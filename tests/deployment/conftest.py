@@ -1,7 +1,6 @@
 """A detector trained for a second, and the files that tools/export_model.py makes of it."""
 
 import contextlib
-import importlib.util
 import io
 import logging
 from pathlib import Path
@@ -12,10 +11,13 @@ import pytest
 
 from atss_d2 import Predictor
 from atss_d2.commands import export
+from atss_d2.commands import predict_exported as predict_exported_command
 from atss_d2.warning_filters import filter_third_party_warnings
 from tests import toy
 
 ROOT = Path(__file__).resolve().parents[2]
+# Training writes them into the checkpoint; classes count from 0.
+CATEGORIES = [{"id": 1, "name": toy.CLASSES[0]}, {"id": 2, "name": toy.CLASSES[1]}]
 # Added to the toy config. Each format gets another resizing, ONNX another order of channels too.
 CONFIGS = {
     "torchscript": "",
@@ -27,13 +29,6 @@ dataloader.test.mapper.augmentations = [L(ResizeByFactor)(factor=1.1)]
 model.input_format = "RGB"
 """,
 }
-
-
-def load_tool(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 class Exported(NamedTuple):
@@ -51,7 +46,7 @@ def export_model() -> ModuleType:
 
 @pytest.fixture(scope="package")
 def predict_exported() -> ModuleType:
-    return load_tool("predict_exported")
+    return predict_exported_command
 
 
 @pytest.fixture(scope="package")

@@ -15,10 +15,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from pycocotools.coco import COCO
 
-from atss_d2.export import Metadata
+from atss_d2.commands import predict
+from atss_d2.export import Metadata, load_exported
 from atss_d2.modeling.nms import batched_nms
+from atss_d2.plain.detections import nms
 from tests import toy
+from tests.deployment.conftest import CATEGORIES
 from tests.detector import random_boxes
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -65,6 +69,12 @@ def run(forbidden, *command, cwd):
     return result.stdout
 
 
+def corners(bbox):
+    """COCO's box as two corners."""
+    left, top, width, height = bbox
+    return left, top, left + width, top + height
+
+
 def assert_same(detections, instances):
     """Detections are (box, score, name)."""
     assert len(detections) == len(instances) > 0
@@ -83,7 +93,13 @@ def test_examples_run_without_what_they_do_not_need(exported, photos, tmp_path, 
     found = json.loads(output.read_text())
     expected = predictor(photos / "turned.jpg")
     assert expected.image_size == (128, 96)
-    assert_same([(x["box"], x["score"], x["class"]) for x in found], expected)
+    assert_same([(corners(x["bbox"]), x["score"], x["category"]) for x in found], expected)
+    grey = np.tile(np.linspace(0, 65535, 96).astype(np.uint16), (128, 1))
+    Image.fromarray(grey).save(tmp_path / "grey.png")
+    command = [sys.executable, script, path, tmp_path / "grey.png", tmp_path / "grey.json"]
+    result = subprocess.run(list(map(str, command)), capture_output=True, text=True)
+    assert result.returncode == 1
+    assert "scale grey images of 16 bits to 8 bits first" in result.stderr
 
 
 def test_all_examples_are_tested_and_short():
@@ -95,18 +111,18 @@ def test_all_examples_are_tested_and_short():
 
 def check_predictions(output, predictor, paths):
     """A detections.json and pictures, made with threshold 0."""
-    results = json.loads((output / "detections.json").read_text())
-    assert [x["file_name"] for x in results] == list(map(str, paths))
-    for result in results:
-        expected = predictor(result["file_name"])
-        assert (result["height"], result["width"]) == expected.image_size
-        found = []
-        for x in result["detections"]:
-            left, top, width, height = x["bbox"]
-            found.append(([left, top, left + width, top + height], x["score"], x["category"]))
-            assert toy.CLASSES[x["category_id"]] == x["category"]
-        assert_same(found, expected)
-        picture = np.asarray(Image.open(output / f"{Path(result['file_name']).name}.png"))
+    coco = COCO(output / "detections.json")
+    assert [x["file_name"] for x in coco.dataset["images"]] == list(map(str, paths))
+    assert coco.dataset["categories"] == CATEGORIES
+    names = {category["id"]: category["name"] for category in CATEGORIES}
+    for image in coco.dataset["images"]:
+        expected = predictor(image["file_name"])
+        assert (image["height"], image["width"]) == expected.image_size
+        found = coco.loadAnns(coco.getAnnIds(image["id"]))
+        assert_same(
+            [(corners(x["bbox"]), x["score"], names[x["category_id"]]) for x in found], expected
+        )
+        picture = np.asarray(Image.open(output / Path(image["file_name"]).name))
         assert picture.shape == (*expected.image_size, 3)
         # Boxes have colours, the photographs have none.
         assert (np.ptp(picture, axis=2) > 100).any()
@@ -142,14 +158,121 @@ def test_confidence_threshold_and_equal_names(predict_exported, exported, photos
     flags = ["--confidence-threshold", str(thresh), "--output", str(tmp_path / "out")]
     images = [str(photos / "portrait.png"), str(twin)]
     assert predict_exported.main([str(path), *images, *flags]) == 0
-    results = json.loads((tmp_path / "out" / "detections.json").read_text())
-    for result in results:
-        scores = [x["score"] for x in result["detections"]]
+    coco = COCO(tmp_path / "out" / "detections.json")
+    for image_id in (1, 2):
+        scores = [x["score"] for x in coco.loadAnns(coco.getAnnIds(image_id))]
         assert scores == sorted(scores, reverse=True)
         assert 0 < len(scores) < len(everything)
         assert scores[-1] >= thresh
-    names = {path.name for path in (tmp_path / "out").iterdir()}
-    assert names == {"portrait.png.png", "portrait.png_2.png", "detections.json"}
+    names = {path.name for path in (tmp_path / "out").rglob("*.*")}
+    assert names == {"portrait.png", "detections.json"}
+    assert len(list((tmp_path / "out").rglob("portrait.png"))) == 2
+
+
+def test_the_demo_and_the_file_draw_and_write_the_same(
+    predict_exported, exported, trained, photos, tmp_path
+):
+    """16-bit grey among them, in one pass and in tiles."""
+    path = exported["torchscript"].path
+    grey = np.asarray(Image.open(photos / "landscape.png").convert("L"))
+    Image.fromarray(grey.astype(np.uint16) * 257).save(tmp_path / "grey16.png")
+    Image.fromarray(grey).save(tmp_path / "grey8.png")
+    images = [str(tmp_path / "grey16.png"), str(tmp_path / "grey8.png"), str(photos / "turned.jpg")]
+    config = ["--config-file", str(trained / "torchscript.py"), "--weights"]
+    config += [str(trained / "model.pth"), "--input", *images]
+    for number, flags in enumerate(([], ["--tiles", "64", "--tile-overlap", "0.5"])):
+        flags = ["--confidence-threshold", "0.3", *flags]
+        ours, file = tmp_path / f"ours{number}", tmp_path / f"file{number}"
+        assert predict.main([*config, "--output", str(ours), *flags]) == 0
+        assert predict_exported.main([str(path), *images, "--output", str(file), *flags]) == 0
+        found, expected = (json.loads((x / "detections.json").read_text()) for x in (file, ours))
+        assert found["images"] == expected["images"]
+        assert found["categories"] == expected["categories"] == CATEGORIES
+        assert len(found["annotations"]) == len(expected["annotations"]) > 3
+        for x, y in zip(found["annotations"], expected["annotations"]):
+            assert (x["image_id"], x["category_id"]) == (y["image_id"], y["category_id"])
+            np.testing.assert_allclose(x["bbox"], y["bbox"], atol=1e-2)
+        by_image = [[x["bbox"] for x in found["annotations"] if x["image_id"] == i] for i in (1, 2)]
+        assert by_image[0] == by_image[1]  # 16 bits or 8 make no difference
+        for name in ("grey16.png", "turned.jpg"):
+            first, second = (np.asarray(Image.open(x / name)).astype(int) for x in (ours, file))
+            # A box that lies between two pixels may be drawn on either of them.
+            assert (np.abs(first - second) > 60).any(axis=2).mean() < 0.01
+
+
+def test_names_and_ids_are_in_the_file(exported):
+    for file_format, (path, _, _) in exported.items():
+        metadata = load_exported(path).metadata
+        assert metadata.class_names == toy.CLASSES, file_format
+        assert metadata.category_ids == (1, 2), file_format
+
+
+def test_the_most_detections_and_tiles(predict_exported, exported, photos, tmp_path, capsys):
+    path = str(exported["torchscript"].path)
+    flags = [path, str(photos / "portrait.png"), "--confidence-threshold", "0", "--output"]
+    assert predict_exported.main([*flags, str(tmp_path / "one")]) == 0
+    message = capsys.readouterr().err
+    content = json.loads((tmp_path / "one" / "detections.json").read_text())
+    assert ("warning: " in message) == (len(content["annotations"]) == 100)
+
+    class Full(predict_exported.ExportedDetector):
+        def __init__(self, path):
+            super().__init__(path)
+            self.max_detections = len(content["annotations"])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(predict_exported, "ExportedDetector", Full)
+        assert predict_exported.main([*flags, str(tmp_path / "two")]) == 0
+    message = capsys.readouterr().err
+    assert f"portrait.png' has {len(content['annotations'])} detections, the most that" in message
+    assert "use --tiles, or export it again with model.max_detections_per_image=1000" in message
+
+
+def test_unknown_names_are_said(predict_exported, exported, photos, tmp_path, capsys):
+    class Nameless(predict_exported.ExportedDetector):
+        def __init__(self, path):
+            super().__init__(path)
+            self.has_names = False
+
+    flags = [str(exported["torchscript"].path), str(photos / "portrait.png")]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(predict_exported, "ExportedDetector", Nameless)
+        assert predict_exported.main([*flags, "--output", str(tmp_path)]) == 0
+    assert "warning: the names of the classes are unknown to the file" in capsys.readouterr().err
+
+
+def test_an_interrupted_run_leaves_what_was_done(
+    predict_exported, exported, photos, tmp_path, capsys
+):
+    class Interrupted(predict_exported.ExportedDetector):
+        num_calls = 0
+
+        def detect(self, images):
+            Interrupted.num_calls += 1
+            if Interrupted.num_calls == 2:
+                raise KeyboardInterrupt
+            return super().detect(images)
+
+    flags = [str(exported["torchscript"].path), str(photos), "--output", str(tmp_path / "out")]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(predict_exported, "ExportedDetector", Interrupted)
+        assert predict_exported.main(flags) == 130
+    assert len(json.loads((tmp_path / "out" / "detections.json").read_text())["images"]) == 1
+
+
+def test_wrong_command_lines(predict_exported, exported, photos, tmp_path, capsys):
+    path, image = str(exported["torchscript"].path), str(photos / "portrait.png")
+    for flags, message in [
+        ([path, "none.png"], "'none.png' does not exist"),
+        ([path, image, "--output", image], "is a file, not a folder"),
+        ([path, image, "--output", str(photos)], "--output would overwrite the image"),
+        ([path, image, "--tile-overlap", "0.1"], "--tile-overlap is for --tiles: give both"),
+        ([path, "--tiles", image], "must be a whole number between 32 and 1000000"),
+        ([path, image, "--image-ids", "none.json"], "--image-ids 'none.json' does not exist"),
+    ]:
+        with pytest.raises(SystemExit, match="2"):
+            predict_exported.main([*flags])
+        assert message in capsys.readouterr().err
 
 
 def test_wrong_files_are_named(predict_exported, exported, trained, photos, tmp_path, capsys):
@@ -171,7 +294,7 @@ def test_wrong_files_are_named(predict_exported, exported, trained, photos, tmp_
     assert predict_exported.main([model, str(broken), image, "--output", str(output)]) == 1
     assert f"error: cannot read '{broken}'" in capsys.readouterr().err
     results = json.loads((output / "detections.json").read_text())
-    assert [x["file_name"] for x in results] == [image]
+    assert [x["file_name"] for x in results["images"]] == [image]
 
 
 def test_files_without_nms_get_it_here(
@@ -201,14 +324,14 @@ def test_images_are_resized_as_by_detectron2(predict_exported, size, edge, max_s
             class_names=("a",), input_format="RGB", shortest_edge=edge, max_size=max_size
         ).to_json()
     )
-    image = Image.new("RGB", size[::-1])
+    image = np.zeros((*size, 3), np.uint8)
     assert predict_exported.prepare(image, metadata).shape == (1, 3, height, width)
 
 
 @given(seed=st.integers(0, 1000), num=st.integers(0, 60), thresh=st.floats(0.1, 0.9))
-def test_nms_is_that_of_the_model(predict_exported, seed, num, thresh):
+def test_nms_is_that_of_the_model(seed, num, thresh):
     torch.manual_seed(seed)
     boxes, scores, classes = random_boxes(num), torch.rand(num), torch.randint(3, (num,))
     expected = batched_nms(boxes, scores, classes, thresh)
-    found = predict_exported.nms(boxes.numpy(), scores.numpy(), classes.numpy(), thresh)
+    found = nms(boxes.numpy(), scores.numpy(), classes.numpy(), thresh)
     assert found.tolist() == expected.tolist()

@@ -27,6 +27,7 @@ def test_a_model_knows_itself():
     assert dataclasses.asdict(metadata) == {
         "class_names": ("0", "1", "2"),
         "input_format": "RGB",
+        "category_ids": (),
         "shortest_edge": None,
         "max_size": None,
         "resize_factor": 1.5,

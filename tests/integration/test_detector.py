@@ -143,6 +143,15 @@ def test_what_the_model_determines():
 # ---------------------------------------------------------------------------------------- errors
 
 
+@pytest.mark.parametrize("build", BUILDERS)
+def test_a_class_that_the_model_does_not_have(build):
+    model = use_atss(build())
+    images = d2.batch()
+    images[0]["instances"].gt_classes[0] = model.num_classes
+    with pytest.raises(ValueError, match=f"got {model.num_classes}: the model has num_classes="):
+        d2.losses_of(model, images)
+
+
 class NotAMatcher:
     pass
 

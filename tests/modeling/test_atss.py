@@ -19,6 +19,9 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from atss_d2.modeling import ATSS, ATSSHead, ATSSMatcher
+from atss_d2.modeling import atss as atss_module
+from atss_d2.modeling.labels import labels_from_matches
+from atss_d2.modeling.losses import positive_rows
 from atss_d2.modeling.matchers import BACKGROUND, IGNORED, DenseMatcher
 from tests import reference, reference_matching
 from tests.detector import BOXES, CHANNELS, ToyBackbone, build, image
@@ -177,20 +180,24 @@ def test_images_of_different_sizes():
     assert losses == pytest.approx(loops_of_losses(model, batch), rel=1e-4)
 
 
+@pytest.mark.parametrize("rows", [positive_rows, lambda _: slice(None)], ids=["CPU", "GPU"])
 @pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan"), 1e30])
-def test_what_the_box_branch_says_about_background_does_not_matter(value):
+def test_what_the_box_branch_says_about_background_does_not_matter(value, rows, monkeypatch):
     """An anchor that takes no part has weight 0, and 0 times infinity is not 0."""
+    monkeypatch.setattr(atss_module, "positive_rows", rows)
     model = build()
     anchors = model.anchor_generator([torch.zeros(1, 1, 8, 12), torch.zeros(1, 1, 4, 6)])
     gt_labels, matched = model.label_anchors(anchors, [image(BOXES[:2])["instances"]])
+    gt_labels[:, :7] = -1  # ignored
     sizes = [len(a) for a in anchors]
     logits = list(torch.randn(1, sum(sizes), 3).split(sizes, dim=1))
     deltas = torch.randn(1, sum(sizes), 4)
     centerness = torch.randn(1, sum(sizes))
-    is_background = gt_labels == 3
+    takes_no_part = (gt_labels == 3) | (gt_labels == -1)
+    assert 0 < (~takes_no_part).sum() < 50
 
     def box_losses(deltas, centerness):
-        deltas = deltas.clone().requires_grad_()
+        deltas, centerness = deltas.clone().requires_grad_(), centerness.clone().requires_grad_()
         losses = model.losses(
             anchors,
             logits,
@@ -199,12 +206,58 @@ def test_what_the_box_branch_says_about_background_does_not_matter(value):
             matched,
             list(centerness.split(sizes, dim=1)),
         )
-        (grad,) = torch.autograd.grad(losses["loss_box_reg"], deltas)
-        return losses["loss_box_reg"], grad
+        both = losses["loss_box_reg"], losses["loss_centerness"]
+        return *both, *torch.autograd.grad(sum(both), (deltas, centerness))
 
     expected = box_losses(deltas, centerness)
-    deltas = torch.where(is_background[..., None], value, deltas)
+    deltas = torch.where(takes_no_part[..., None], value, deltas)
+    centerness = torch.where(takes_no_part, value, centerness)
     torch.testing.assert_close(box_losses(deltas, centerness), expected)
+
+
+def test_losses_are_the_same_by_the_way_of_a_gpu(monkeypatch):
+    model = build()
+    batch = [image(BOXES), image(seed=1)]
+    expected = gradients_of_losses(model, batch)
+    monkeypatch.setattr(atss_module, "positive_rows", lambda _: slice(None))
+    torch.testing.assert_close(gradients_of_losses(model, batch), expected)
+
+
+def gradients_of_losses(model, batch):
+    model.zero_grad()
+    losses = model(batch)
+    sum(losses.values()).backward()
+    return losses, [p.grad.clone() for p in model.parameters()]
+
+
+@pytest.mark.parametrize(
+    ("classes", "wrong"), [([0, 3], "3"), ([4, 2], "4"), ([-1, 0], "-1"), ([9, 7], "7, 9")]
+)
+def test_a_class_that_the_model_does_not_have(classes, wrong):
+    model = build(num_classes=3)
+    message = rf"gt_classes must be 0 to 2, got {wrong}: the model has num_classes=3, set it to"
+    with pytest.raises(ValueError, match=message):
+        model([image(BOXES[:2], [0, 2]), image(BOXES[:2], classes)])
+    # Nothing asks for the class of an ignore region.
+    regions = image(BOXES[:2], classes)
+    regions["instances"].gt_ignore = torch.tensor([True, True])
+    assert total_loss(model, [image(BOXES[:2], [0, 2]), regions]).isfinite()
+
+
+def test_a_device_asserts_that_classes_are_in_range(monkeypatch):
+    """Where the host must not wait: on a GPU, and in a graph."""
+    seen = []
+    monkeypatch.setattr(torch, "_assert_async", lambda x, message: seen.append((bool(x), message)))
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    for classes in ([0, 2], [2, 3], []):
+        labels_from_matches(
+            torch.full((1, 5), BACKGROUND),
+            torch.zeros(5, 4),
+            [image(BOXES[: len(classes)], classes)["instances"]],
+            num_classes=3,
+        )
+    assert [valid for valid, _ in seen] == [True, False, True]
+    assert "gt_classes must be 0 to 2: set num_classes" in seen[0][1]
 
 
 def test_autocast_to_bfloat16():

@@ -7,6 +7,7 @@ from detectron2.structures import Boxes, pairwise_iou
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from atss_d2.modeling import candidates as candidates_module
 from atss_d2.modeling.box_coding import PointDistances, box2box_transform
 from atss_d2.modeling.candidates import (
     NO_SCORE,
@@ -390,12 +391,58 @@ def test_one_nan_does_not_switch_nms_off(num_boxes):
     logits = torch.linspace(2, 3, num_boxes)[:, None]
     boxes[-4] = float("nan")  # the fourth best
     detections = run([(boxes, boxes, logits, torch.zeros(num_boxes))])
-    assert detections[0].tolist() == [[10, 10, 50, 50], [0, 0, 0, 0]]
+    assert detections[0].tolist() == [[10, 10, 50, 50]]
+
+
+@pytest.mark.parametrize("select", [select_survivors, select_fixed_number])
+@pytest.mark.parametrize("num_outside", [3, 2000])
+def test_boxes_without_area_take_no_places(select, num_outside, monkeypatch):
+    """Boxes beside the image have the best scores, and clipping leaves a line of each."""
+    monkeypatch.setattr(candidates_module, "select_survivors", select)
+    outside = [[-30, 5, -10, 30], [70, 0, 90, 30], [5, -9, 20, 0], [5, 40, 20, 40]]
+    boxes = [*(outside * num_outside)[:num_outside], [5, 5, 9, 9], [20, 20, 30, 30.5]]
+    logits = [[4.0, 4.0]] * num_outside + [[1.0, -9], [-9, 2.0]]
+    found = run(
+        [level(boxes, logits)], image_size=(40, 60), max_detections=2, topk_candidates=10**4
+    )
+    assert found[0].tolist() == [[20, 20, 30, 30.5], [5, 5, 9, 9]]
+    assert found[2].tolist() == [1, 0]
 
 
 def test_a_nan_score_is_no_detection():
     one = level([[0, 0, 9, 9], [20, 20, 29, 29]], [[float("nan")], [2.0]])
     assert run([one])[0].tolist() == [[20, 20, 29, 29]]
+
+
+def neighbours(threshold, dtype, count=8):
+    """Numbers of a type around the logit of a threshold, each the next one of that type."""
+    below = above = torch.tensor(threshold, dtype=torch.float64).logit().to(dtype)
+    numbers = [below]
+    for _ in range(count):
+        below = torch.nextafter(below, torch.tensor(-torch.inf, dtype=dtype))
+        above = torch.nextafter(above, torch.tensor(torch.inf, dtype=dtype))
+        numbers += [below, above]
+    ends = torch.tensor([-torch.inf, torch.inf, torch.nan, 0], dtype=dtype)
+    return torch.cat((torch.stack(numbers), ends))
+
+
+THRESHOLDS = [i / 1000 for i in range(1000)]
+THRESHOLDS += [0.05, 1 / 3, 1e-4, 1e-6, 1e-12, 1e-30, 1e-39, 1e-44, -1.0, 1.0, 2.0]
+THRESHOLDS += [1 - 10.0**-i for i in range(3, 10)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_both_ways_to_select_agree_at_any_threshold(dtype):
+    for threshold in THRESHOLDS:
+        logits = neighbours(threshold, dtype)[:, None]
+        survivors = select_survivors(logits, None, threshold, 100)
+        scores, *places = select_fixed_number(logits, None, threshold, 100)
+        is_taken = scores > NO_SCORE
+        assert torch.equal(survivors[0], scores[is_taken]), threshold
+        chosen = {place.item() for place in places[0][is_taken]}
+        assert set(survivors[1].tolist()) == chosen, threshold
+        expected = (logits.float().sigmoid() > threshold).sum()
+        assert len(survivors[0]) == expected, threshold
 
 
 def test_selected_candidates_by_hand():

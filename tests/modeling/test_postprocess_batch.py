@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision.ops import nms
 
+from atss_d2.modeling import nms as nms_module
 from atss_d2.modeling.box_coding import box2box_transform
 from atss_d2.modeling.candidates import NO_SCORE, RANKINGS, SCORE_TYPES, select_fixed_number
 from atss_d2.modeling.nms import kept_by_nms
@@ -16,6 +17,7 @@ from atss_d2.modeling.postprocess import (
     detections_of_batch,
     postprocess,
 )
+from atss_d2.modeling.scripting import without_jit_warnings
 from tests.detector import random_boxes
 
 
@@ -49,19 +51,19 @@ def scenes(draw):
         "max_detections": draw(st.sampled_from([1, 10, 400])),
     }
     image_size = draw(st.sampled_from([(40, 60), (80, 20), (200, 200)]))
-    return anchors, logits, deltas, centerness, image_size, options, nms_options, num_classes
+    return anchors, logits, deltas, centerness, image_size, options, nms_options
 
 
 @settings(max_examples=150, derandomize=True)
 @given(scenes())
 def test_detections_are_those_of_each_image_alone(scene):
-    anchors, logits, deltas, centerness, image_size, options, nms_options, num_classes = scene
+    anchors, logits, deltas, centerness, image_size, options, nms_options = scene
     options["box2box_transform"] = box2box_transform()
     candidates = candidates_of_batch(anchors, logits, deltas, centerness, image_size, **options)
     num_places = len(anchors) * options["topk_candidates"]
     num_images = len(logits[0])
     assert candidates[0].shape == (num_images, num_places, 4)
-    found = detections_of_batch(*candidates, num_classes=num_classes, **nms_options)
+    found = detections_of_batch(*candidates, **nms_options)
     assert [len(x[0]) for x in found] == [nms_options["max_detections"]] * 3
     for i in range(num_images):
         expected = postprocess(
@@ -103,7 +105,7 @@ def test_the_best_of_fewer_than_asked_for():
 
 def test_a_nan_in_one_image_changes_no_other():
     boxes = random_boxes(30).expand(2, -1, -1).clone()
-    args = {"num_classes": 1, "nms_thresh": 0.3, "max_detections": 30}
+    args = {"nms_thresh": 0.3, "max_detections": 30}
     scores, classes = torch.rand(30).expand(2, -1).clone(), torch.zeros(2, 30, dtype=torch.int64)
     expected = detections_of_batch(boxes, scores, classes, **args)
     scores[0, 3] = float("nan")
@@ -124,7 +126,7 @@ def test_each_pair_of_image_and_class_is_suppressed_alone(num_images, num_classe
     scores = torch.rand(num_images, 200)
     classes = torch.randint(0, num_classes, (num_images, 200))
     is_candidate = torch.rand(num_images, 200) > 0.2
-    kept = kept_by_nms(boxes, scores, classes, is_candidate, num_classes, iou_thresh)
+    kept = kept_by_nms(boxes, scores, classes, is_candidate, iou_thresh)
     expected = torch.zeros_like(kept)
     for i in range(num_images):
         for k in range(num_classes):
@@ -146,9 +148,36 @@ def test_far_cells_keep_the_precision_of_boxes():
     boxes = torch.stack((first, second), dim=1).reshape(1, -1, 4)
     scores = torch.tensor([0.9, 0.8]).repeat(num_classes)[None]
     classes = torch.arange(num_classes).repeat_interleave(2)[None]
-    kept = kept_by_nms(boxes, scores, classes, scores > 0, num_classes, 0.5).reshape(-1, 2)
+    kept = kept_by_nms(boxes, scores, classes, scores > 0, 0.5).reshape(-1, 2)
     assert kept[:, 0].all()
     assert kept[:, 1].tolist() == [False, True] * (num_classes // 2)
+
+
+@pytest.mark.parametrize("num_images", [1, 3, 8])
+def test_each_image_has_an_nms_of_its_own(num_images, monkeypatch):
+    """One for all would compare each box with those of all other images."""
+    sizes = []
+    monkeypatch.setattr(
+        nms_module, "_kept_in_image", lambda b, s, t: sizes.append(len(b)) or torch.ones_like(s) > 0
+    )
+    boxes, classes = torch.zeros(num_images, 20, 4), torch.zeros(num_images, 20, dtype=torch.int64)
+    kept_by_nms(boxes, torch.rand(num_images, 20), classes, classes == 0, 0.5)
+    assert sizes == [22] * num_images  # and two that always stay
+
+
+def test_a_trace_takes_any_number_of_images():
+    def inputs(num_images):
+        boxes = torch.stack([random_boxes(40) for _ in range(num_images)])
+        return boxes, torch.rand(num_images, 40), torch.randint(0, 3, (num_images, 40))
+
+    def kept(boxes, scores, classes):
+        return kept_by_nms(boxes, scores, classes, scores > 0.2, 0.5)
+
+    with without_jit_warnings():
+        traced = torch.jit.trace(kept, inputs(1), check_trace=False)
+    for num_images in (1, 2, 5):
+        example = inputs(num_images)
+        assert torch.equal(traced(*example), kept(*example))
 
 
 @pytest.mark.parametrize("num_places", [1, 5])
@@ -156,7 +185,7 @@ def test_no_candidate_at_all(num_places):
     boxes = torch.rand(2, num_places, 4)
     nothing = torch.zeros(2, num_places, dtype=torch.bool)
     zeros = torch.zeros(2, num_places)
-    assert not kept_by_nms(boxes, zeros, zeros.long(), nothing, 3, 0.5).any()
+    assert not kept_by_nms(boxes, zeros, zeros.long(), nothing, 0.5).any()
 
 
 def test_clipping_a_batch_is_clipping_each_image():

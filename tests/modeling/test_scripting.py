@@ -70,7 +70,7 @@ def test_scripted_models_detect_the_same(options):
         found = scripted(batch)
         assert_same(found, eager(model, batch))
         counts.update(len(x.scores) for x in found)
-    assert max(counts) > 50
+    assert max(counts) > 20
     assert names == list(model.state_dict())
 
 

@@ -3,8 +3,8 @@ import pytest
 import torch
 from detectron2.structures import Boxes, BoxMode, Instances
 
+from atss_d2.plain.drawing import class_color, detection_labels
 from atss_d2.visualization import draw_detections, draw_ground_truth
-from atss_d2.visualization.detections import class_color
 
 GREY = 128
 IMAGE = np.full((60, 80, 3), GREY, dtype=np.uint8)
@@ -55,9 +55,11 @@ def test_boxes_are_drawn_along_their_borders_and_nowhere_else():
     distance = np.abs(_border(box, picture) - _bgr(class_color(0))).max(axis=1)
     assert distance.max() < 110
     changed = _is_changed(picture)
+    assert changed[2:14, 20:44].any()  # above: too small for a label inside
+    changed[:15, 20:75] = False
     changed[13:43, 18:53] = False  # the box with its line
     assert not changed.any()
-    assert not _is_changed(picture)[18:37, 23:47].any()  # inside: too small for a label
+    assert not _is_changed(picture)[18:37, 23:47].any()
 
 
 def test_no_detection_leaves_the_picture_as_it_is():
@@ -98,7 +100,7 @@ def test_classes_have_different_colors():
     assert distances[~np.eye(10, dtype=bool)].min() > 0.2
 
 
-def test_a_large_box_has_a_label_and_a_small_one_has_none():
+def test_a_large_box_has_its_label_inside_and_a_small_one_its_score_outside():
     image = np.full((300, 400, 3), GREY, dtype=np.uint8)
     large, small = (100, 100, 300, 250), (20, 20, 45, 45)
     detections = _detections([large, small], image=image)
@@ -107,6 +109,72 @@ def test_a_large_box_has_a_label_and_a_small_one_has_none():
     assert picture[105:115, 105:150].min() < 60
     assert _is_changed(picture)[130:245, 105:295].sum() == 0
     assert _is_changed(picture)[23:42, 23:42].sum() == 0
+    assert picture[8:19, 20:45].min() < 90  # the rim of letters, above the box
+
+
+def test_the_score_of_a_small_box_at_the_upper_border_stands_below():
+    image = np.full((300, 400, 3), GREY, dtype=np.uint8)
+    picture = draw_detections(image, _detections([(200, 3, 225, 28)], image=image))
+    changed = _is_changed(picture)
+    assert changed[30:42, 200:226].any()
+    changed[2:30, 199:227] = False  # the box
+    changed[30:43, 199:230] = False  # its label
+    assert not changed.any()
+    # In the corners of the picture too, the label is in it.
+    for box in ((0, 0, 10, 10), (395, 0, 400, 5), (390, 290, 400, 300), (0, 295, 5, 300)):
+        picture = draw_detections(image, _detections([box], image=image))
+        assert _is_changed(picture).sum() > 130, box
+
+
+def test_names_and_scores_are_written():
+    """The labels themselves; their pixels are tested elsewhere."""
+    labels = detection_labels([1, 0], [0.996, 0.5], ["tree", "house"])
+    assert labels == [("house 100%", "100%"), ("tree 50%", "50%")]
+    assert detection_labels([1], [0.5], None) == [("1 50%", "50%")]
+
+
+def test_a_longer_name_falls_back_to_the_score():
+    image = np.full((300, 400, 3), GREY, dtype=np.uint8)
+    box = (100, 100, 170, 250)
+    widths = []
+    for name in ("oak", "a name that is far too long"):
+        picture = draw_detections(image, _detections([box], image=image), class_names=[name])
+        label = _is_changed(picture)[104:112, 103:167]
+        widths.append(np.flatnonzero(label.any(axis=0)).max())
+    assert 20 < widths[1] < 30 < widths[0]  # "90%" and "oak 90%"
+
+
+def test_labels_outside_hide_no_neighbor():
+    """The name goes where there is room for it, else only the score, and never over a label."""
+    image = np.full((300, 400, 3), GREY, dtype=np.uint8)
+
+    def drawn(*boxes):
+        found = _detections(boxes, image=image)
+        return _is_changed(draw_detections(image, found, class_names=["tree"]))
+
+    box = (100, 100, 125, 125)
+    alone = drawn(box)
+    assert alone[86:98, 100:155].any(axis=0).nonzero()[0].max() > 40  # "tree 90%" above
+    assert not alone[128:145].any()
+    below = drawn(box, (130, 80, 150, 97))  # a neighbor where the name would stand
+    assert below[128:138, 100:155].any(axis=0).nonzero()[0].max() > 40
+    assert (below[82:96, 132:148] == 0).all()
+    shorter = drawn(box, (130, 80, 150, 97), (130, 128, 150, 140))
+    assert shorter[87:97, 100:128].any()  # the score is short enough to stand above
+    # Two boxes one above the other share no place.
+    first, second = drawn((50, 50, 70, 60)), drawn((50, 50, 70, 60), (50, 80, 70, 90))
+    assert np.array_equal(first[36:50], second[36:50])
+    assert second[66:80].any() or second[91:105].any()
+
+
+def test_blue_labels_can_be_read():
+    """The text of every class is far lighter than the ground that it stands on."""
+    image = np.full((300, 400, 3), 200, dtype=np.uint8)
+    for c in range(12):
+        found = _detections([(50, 50, 300, 250)], classes=[c], image=image)
+        label = draw_detections(image, found, class_names=[str(i) for i in range(12)])[53:66, 53:85]
+        luminance = label @ np.array([0.114, 0.587, 0.299])
+        assert luminance.max() - luminance.min() > 70, c
 
 
 def test_a_label_stays_in_the_picture():

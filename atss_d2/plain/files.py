@@ -1,5 +1,8 @@
-"""Where annotated pictures are written, and how."""
+"""Which images are meant, where annotated pictures are written, and how."""
 
+from __future__ import annotations
+
+import glob
 import os
 from collections import Counter
 from collections.abc import Sequence
@@ -19,14 +22,43 @@ _WRITABLE = {
     ".tiff": {},
     ".webp": {"quality": 92},
 }
+# What is taken from folders and patterns; a file given by its name is always tried.
+_READABLE = (".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpeg", ".jpg", ".pgm", ".png", ".ppm")
+_READABLE += (".tif", ".tiff", ".webp")
 
 
-def write_image(path: str | os.PathLike, image: np.ndarray) -> None:
+def find_images(inputs: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Expands files, patterns and folders.
+
+    Returns:
+        Paths of files, each once; and a sentence for each input that gives none.
+    """
+    paths, problems = {}, []
+    for name in map(os.path.expanduser, inputs):
+        if os.path.isfile(name):
+            found = [name]
+        else:
+            pattern = os.path.join(glob.escape(name), "*") if os.path.isdir(name) else name
+            found = sorted(
+                path
+                for path in glob.glob(pattern, recursive=True)
+                if path.lower().endswith(_READABLE) and os.path.isfile(path)
+            )
+        if not found:
+            problem = "holds no image" if os.path.isdir(name) else "does not exist"
+            if glob.has_magic(name):
+                problem = "matches no image"
+            problems.append(f"'{name}' {problem}")
+        paths.update((os.path.realpath(path), path) for path in found)
+    return list(paths.values()), problems
+
+
+def write_image(path: str | os.PathLike, image: np.ndarray | Image.Image) -> None:
     """Writes a picture; the suffix says the format, folders are made.
 
     Args:
         path: Ends in .bmp, .jpeg, .jpg, .png, .tif, .tiff or .webp.
-        image: (H, W, 3) uint8, BGR.
+        image: (H, W, 3) uint8, BGR, or an RGB image of Pillow.
 
     Raises:
         OSError: The file cannot be written; the message names it.
@@ -35,10 +67,11 @@ def write_image(path: str | os.PathLike, image: np.ndarray) -> None:
     path = Path(path)
     if path.suffix.lower() not in _WRITABLE:
         raise ValueError(f"cannot write '{path}': the suffix must be one of {', '.join(_WRITABLE)}")
-    rgb = np.ascontiguousarray(image[:, :, ::-1])
+    if isinstance(image, np.ndarray):
+        image = Image.fromarray(np.ascontiguousarray(image[:, :, ::-1]))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(rgb).save(path, **_WRITABLE[path.suffix.lower()])
+        image.save(path, **_WRITABLE[path.suffix.lower()])
     except OSError as error:
         raise OSError(f"cannot write '{path}': {error}") from error
 

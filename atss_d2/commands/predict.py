@@ -1,0 +1,202 @@
+r"""Detects objects in images, a video or a webcam's pictures.
+
+    python tools/demo.py --config-file configs/demo/atss_mobilenetv2_trees.py \
+        --weights output/demo/model_final.pth --input a.jpg 'photos/*.png' more/ --output found
+    python tools/demo.py --config-file ... --weights ... --input aerial.png --output found --tiles
+    python tools/demo.py --config-file ... --weights ... --video-input a.mp4 --output b.mp4
+
+Flags are those of Detectron2's demo. Without --output, pictures are shown in a window: any key goes
+on to the next image, Esc ends.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .detecting import (
+    INTERRUPTED,
+    OUTPUT_HELP,
+    Detecting,
+    add_arguments,
+    add_image_ids,
+    check_arguments,
+    check_output,
+    make_folder,
+    refuse,
+    warn_on_stderr,
+)
+from .errors import EXPECTED, one_sentence
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from ..plain.detections import Detections
+    from ..predictor import Predictor
+
+VIDEO_HELP = """
+Of a video, --output is the file to write (.mp4, .mkv, .mov, .avi), or a folder for one named after
+the video; the detections go to a .json beside it, whose images have a "frame_index".
+"""
+
+
+def get_parser() -> argparse.ArgumentParser:
+    """The command line; names of flags as in Detectron2's demo."""
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        epilog=OUTPUT_HELP + VIDEO_HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--config-file", required=True, help="a .py or .yaml config, or its name")
+    parser.add_argument("--weights", help="checkpoint; default: the one that the config names")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--input", nargs="+", help="image files, quoted patterns, folders")
+    source.add_argument("--video-input", metavar="FILE", help="a video")
+    source.add_argument(
+        "--webcam", nargs="?", const=0, type=int, metavar="N", help="a camera, by default 0"
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        help="folder for the results (of a video: file or folder); default: show them in a window",
+    )
+    add_arguments(parser)
+    add_image_ids(parser)
+    parser.add_argument(
+        "--batch-size", type=int, default=1, help="tiles that run at once (default: %(default)s)"
+    )
+    parser.add_argument("--device", help="such as cpu or cuda; default: the config's")
+    parser.add_argument(
+        "--opts",
+        nargs=argparse.REMAINDER,
+        default=[],
+        metavar="KEY=VALUE",
+        help="overrides of the config, the last on the line: key=value, for yaml KEY VALUE",
+    )
+    return parser
+
+
+class PredictorDetector:
+    """A :class:`Predictor`, for :class:`~atss_d2.commands.detecting.Detecting`."""
+
+    def __init__(self, predictor: Predictor, *, is_yaml: bool) -> None:
+        """
+        Args:
+            predictor: The predictor.
+            is_yaml: Whether its config is one of Detectron2's yaml.
+        """
+        from ..predictor import nms_with_torch
+
+        self.predictor = predictor
+        self.categories = predictor.categories
+        self.max_detections = getattr(predictor.model, "max_detections_per_image", None)
+        self.iou_thresh = getattr(predictor.model, "test_nms_thresh", 0.5)
+        override = "model.max_detections_per_image=1000"
+        if is_yaml:
+            override = "MODEL.ATSS.MAX_DETECTIONS_PER_IMAGE 1000"
+        self.how_to_raise_it = f"raise it with --opts {override}"
+        self.nms = nms_with_torch
+
+    def detect(self, images: list[np.ndarray]) -> list[Detections]:
+        """Detections in RGB images (H, W, 3) uint8."""
+        from ..predictor import to_detections
+
+        return [to_detections(x) for x in self.predictor([x[:, :, ::-1] for x in images])]
+
+
+def load(args: argparse.Namespace) -> PredictorDetector:
+    """Builds the detector that the flags describe."""
+    from detectron2.config import CfgNode
+
+    from ..config import load_config
+    from ..predictor import Predictor
+
+    config = load_config(args.config_file)
+    predictor = Predictor(
+        config,
+        args.weights,
+        device=args.device,
+        overrides=args.opts,
+        batch_size=args.batch_size,
+    )
+    return PredictorDetector(predictor, is_yaml=isinstance(config, CfgNode))
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command line.
+
+    Returns:
+        1 when an image could not be used, 2 for a wrong command line, 130 when interrupted.
+    """
+    parser = get_parser()
+    args = parser.parse_args(argv)
+    from ..plain.files import find_images
+    from . import video
+
+    paths, problems = find_images(args.input or [])
+    try:
+        if args.image_ids is not None and not args.input:
+            raise ValueError("--image-ids is for --input: leave it out")
+        check_arguments(args, paths)
+        if args.batch_size < 1:
+            raise ValueError(f"--batch-size must be at least 1, got {args.batch_size}")
+        if args.input:
+            if not paths:
+                raise ValueError("; ".join(f"--input {problem}" for problem in problems))
+            if args.output is not None:
+                check_output(paths, args.output)
+        else:
+            video.check_arguments(args)
+        if args.output is None:
+            video.require_display()
+    except ValueError as error:
+        refuse(parser, error)
+    for problem in problems:
+        print(f"error: --input {problem}", file=sys.stderr)
+
+    # Must be imported before Detectron2: silences the deprecation warnings of its import.
+    from ..warning_filters import filter_third_party_warnings
+
+    # isort: split
+    from omegaconf.errors import OmegaConfBaseException
+    from tqdm import tqdm
+    from yaml import YAMLError
+
+    filter_third_party_warnings()
+    try:
+        detector = load(args)
+        if args.input and args.output is not None:
+            make_folder(args.output)
+    except (*EXPECTED, RuntimeError, SyntaxError, OmegaConfBaseException, YAMLError) as error:
+        refuse(parser, error)
+
+    def warn(sentence: str) -> None:
+        with tqdm.external_write_mode(file=sys.stderr):  # not into the progress bar
+            warn_on_stderr(sentence)
+
+    detecting = Detecting(detector, args, warn=warn)
+    try:
+        if not args.input:
+            video.run(detecting, args)
+            return 0
+        num_unreadable = detecting.run(
+            paths,
+            args.output,
+            show=video.show_until_key,
+            progress=functools.partial(tqdm, unit="image", disable=None),
+        )
+    except KeyboardInterrupt:
+        where = f"; what was done is in {args.output}" if args.output is not None else ""
+        print(f"interrupted{where}", file=sys.stderr)
+        return INTERRUPTED
+    except (OSError, ValueError) as error:  # such as a full disk, or a camera that is not there
+        print(f"error: {one_sentence(error)}", file=sys.stderr)
+        return 1
+    return 1 if problems or num_unreadable else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

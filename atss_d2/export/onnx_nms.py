@@ -1,0 +1,86 @@
+"""NMS by ONNX's own operator, which knows images and classes.
+
+Shapes: N images, T candidates, K classes, P planes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..modeling.nms import kept_by_nms
+
+# Classes that the operator is told apart; a score of each takes memory for each candidate.
+_MAX_PLANES = 64
+
+
+def onnx_kept_by_nms(num_classes: int) -> Callable[..., Tensor]:
+    """A function like :func:`.nms.kept_by_nms` for a graph that becomes ONNX.
+
+    ONNX's operator suppresses within an image and a class, for any number of images. Classes
+    beyond its P = 64 share planes, where they are shifted apart.
+
+    Args:
+        num_classes: K.
+    """
+    num_planes = min(num_classes, _MAX_PLANES)
+    row_length = math.ceil(math.sqrt(math.ceil(num_classes / num_planes)))
+
+    def kept(
+        boxes: Tensor, scores: Tensor, classes: Tensor, is_candidate: Tensor, iou_thresh: float
+    ) -> Tensor:
+        planes = classes % num_planes  # (N, T)
+        if row_length > 1:
+            # A square lattice rather than a row: coordinates stay small enough for float32.
+            cells = classes // num_planes
+            shifts = torch.stack((cells % row_length, cells // row_length), dim=-1)
+            boxes = boxes + (shifts * (boxes.max().ceil() + 1)).repeat(1, 1, 2)
+        is_in_plane = planes[:, None] == torch.arange(num_planes, device=boxes.device)[:, None]
+        scores = torch.where(is_in_plane & is_candidate[:, None], scores[:, None], -1.0)
+        return torch.ops.atss_d2.kept_per_plane(boxes, scores, iou_thresh)
+
+    return kept
+
+
+@torch.library.custom_op("atss_d2::kept_per_plane", mutates_args=())
+def _kept_per_plane(boxes: Tensor, scores: Tensor, iou_thresh: float) -> Tensor:
+    """Which boxes (N, T) stay of (N, T, 4) with scores (N, P, T), -1 where a box is none of one."""
+    scores, planes = scores.max(dim=1)
+    return kept_by_nms(boxes, scores, planes, scores > -0.5, iou_thresh)
+
+
+@_kept_per_plane.register_fake
+def _(boxes: Tensor, scores: Tensor, iou_thresh: float) -> Tensor:
+    return boxes.new_empty(boxes.shape[:2], dtype=torch.bool)
+
+
+def onnx_translations() -> dict[Callable, Callable]:
+    """For ``torch.onnx.export(custom_translation_table=...)``; needs onnxscript."""
+    from onnxscript import opset18 as op
+
+    def kept_per_plane(boxes, scores, iou_thresh: float):
+        # In float32 an IoU of 3/5 is above 0.6, as in torchvision.
+        threshold = np.float32(iou_thresh)
+        if float(threshold) > iou_thresh:
+            threshold = np.nextafter(threshold, np.float32(0))
+        most = np.iinfo(np.int64).max
+        kept = op.NonMaxSuppression(  # (D, 3): image, plane, box
+            boxes,
+            scores,
+            op.Constant(value_ints=[int(most)]),
+            op.Constant(value_floats=[float(threshold)]),
+            op.Constant(value_floats=[-0.5]),
+        )
+        places = op.Gather(kept, op.Constant(value_ints=[0, 2]), axis=1)  # (D, 2)
+        shape = op.Slice(op.Shape(boxes), op.Constant(value_ints=[0]), op.Constant(value_ints=[2]))
+        nothing = op.Cast(op.Expand(op.Constant(value_float=0.0), shape), to=9)  # bool
+        ones = op.Slice(op.Shape(kept), op.Constant(value_ints=[0]), op.Constant(value_ints=[1]))
+        return op.ScatterND(
+            nothing, places, op.Cast(op.Expand(op.Constant(value_float=1.0), ones), to=9)
+        )
+
+    return {torch.ops.atss_d2.kept_per_plane.default: kept_per_plane}

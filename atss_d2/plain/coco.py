@@ -1,0 +1,135 @@
+"""Detections in COCO's format: what every command of this project writes."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from .detections import Detections
+
+
+def unnamed_categories(num_classes: int) -> list[dict[str, Any]]:
+    """Categories of a model whose names are unknown: the classes' numbers, from 0."""
+    return [{"id": i, "name": str(i)} for i in range(num_classes)]
+
+
+class ImageIds:
+    """Numbers of images in an annotation file, so that results can be compared with it."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        """
+        Args:
+            path: A JSON file in COCO's format.
+
+        Raises:
+            OSError: It cannot be read.
+            ValueError: It is something else.
+        """
+        self._path = path
+        try:
+            content = json.loads(Path(path).read_text(encoding="utf-8"))
+            self._ids = {x["file_name"]: x["id"] for x in content["images"]}
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"'{path}' is not in COCO's format: it must be a JSON file whose `images` have "
+                "`id` and `file_name`"
+            ) from error
+
+    def __getitem__(self, file_name: str) -> int:
+        """The id of the image whose ``file_name`` this path ends with.
+
+        Raises:
+            ValueError: There is none.
+        """
+        parts = Path(file_name).parts
+        for start in range(len(parts)):
+            name = "/".join(parts[start:])
+            if name in self._ids:
+                return self._ids[name]
+        raise ValueError(f"'{self._path}' has no image '{file_name}'")
+
+
+class CocoResults:
+    """``images``, ``categories`` and ``annotations`` with scores, as COCO's ground truth has them.
+
+    ``pycocotools.coco.COCO(file)`` reads the file, and ``COCOeval(ground_truth, COCO(file),
+    "bbox")`` evaluates it.
+    """
+
+    def __init__(
+        self, categories: Sequence[dict[str, Any]], image_ids: ImageIds | None = None
+    ) -> None:
+        """
+        Args:
+            categories: ``id`` and ``name`` of the classes 0..K-1.
+            image_ids: Numbers of the images; default: from 1 in the order in which they are added.
+        """
+        self._image_ids = image_ids
+        self._categories = [{"id": x["id"], "name": x["name"]} for x in categories]
+        self._images: list[dict[str, Any]] = []
+        self._annotations: list[dict[str, Any]] = []
+
+    @property
+    def num_images(self) -> int:
+        """Images so far."""
+        return len(self._images)
+
+    @property
+    def num_detections(self) -> int:
+        """Detections so far."""
+        return len(self._annotations)
+
+    def add(
+        self,
+        file_name: str,
+        image_size: tuple[int, int],
+        detections: Detections,
+        **more: Any,
+    ) -> None:
+        """Adds an image with its detections, best first.
+
+        Args:
+            file_name: As it was given.
+            image_size: (width, height).
+            detections: In pixels of the image.
+            more: Further entries of the image, such as ``frame_index``.
+        """
+        image_id = len(self._images) + 1
+        if self._image_ids is not None:
+            image_id = self._image_ids[file_name]
+        width, height = image_size
+        self._images.append(
+            {"id": image_id, "file_name": file_name, "width": width, "height": height, **more}
+        )
+        for (x0, y0, x1, y1), score, c in zip(*(x.tolist() for x in detections.best_first())):
+            self._annotations.append(
+                {
+                    "id": len(self._annotations) + 1,  # COCOeval takes the id 0 for no match
+                    "image_id": image_id,
+                    "category_id": self._categories[c]["id"],
+                    "bbox": [x0, y0, x1 - x0, y1 - y0],
+                    "area": (x1 - x0) * (y1 - y0),
+                    "iscrowd": 0,
+                    "score": score,
+                }
+            )
+
+    def write(self, path: str | os.PathLike[str]) -> None:
+        """Writes the file, an image or detection a line; its folder is made.
+
+        Raises:
+            OSError: The file cannot be written.
+        """
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        parts = []
+        for key in ("images", "categories", "annotations"):
+            rows = getattr(self, f"_{key}")
+            lines = ",\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
+            parts.append(f'"{key}": [\n{lines}\n]' if rows else f'"{key}": []')
+        temporary = path.with_name(f".{path.name}.part")
+        temporary.write_text("{\n" + ",\n".join(parts) + "\n}\n", encoding="utf-8")
+        os.replace(temporary, path)  # never half a file
