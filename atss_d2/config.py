@@ -17,6 +17,8 @@ from detectron2.config import CfgNode, LazyConfig
 from detectron2.config import get_cfg as get_detectron2_cfg
 from omegaconf import DictConfig
 
+from .safe_yaml import load_lazy_yaml, merge_yaml
+
 # In a wheel configs/ lies inside the package, in a checkout (and an editable install) beside it.
 # In this order: beside an installed package may lie somebody else's folder of that name.
 _CONFIG_ROOTS = (
@@ -76,7 +78,7 @@ def get_cfg() -> CfgNode:
     """Returns Detectron2's default cfg with our keys, set to the paper's ATSS R-50-FPN 1x."""
     cfg = get_detectron2_cfg()
     add_atss_config(cfg)
-    cfg.merge_from_file(get_config_path("yaml/Base-ATSS.yaml"))
+    merge_yaml(cfg, get_config_path("yaml/Base-ATSS.yaml"))
     return cfg
 
 
@@ -132,15 +134,10 @@ def get_config(name: str) -> DictConfig:
     return _load_lazy(get_config_path(name))
 
 
-def _load_lazy(path: str) -> DictConfig:
-    from .data.registration import repeated_registration
-
-    with repeated_registration():
-        return LazyConfig.load(path)
-
-
 def load_config(config: str | Path | DictConfig | CfgNode) -> DictConfig | CfgNode:
     """Loads a config of either kind.
+
+    A ``.py`` file is executed. Nothing in a yaml file is, also not in those that ``_BASE_`` names.
 
     Args:
         config: A file (``.py``, ``.yaml``), a name for :func:`get_config`, or a config, which is
@@ -151,6 +148,7 @@ def load_config(config: str | Path | DictConfig | CfgNode) -> DictConfig | CfgNo
 
     Raises:
         FileNotFoundError: There is neither a file nor a config of that name.
+        ValueError: A yaml file would run code, or is not yaml; the message names file and line.
     """
     if isinstance(config, (DictConfig, CfgNode)):
         return config
@@ -159,8 +157,18 @@ def load_config(config: str | Path | DictConfig | CfgNode) -> DictConfig | CfgNo
         return _load_lazy(path)
     cfg = get_detectron2_cfg()
     add_atss_config(cfg)
-    cfg.merge_from_file(path)
+    merge_yaml(cfg, path)
     return cfg
+
+
+def _load_lazy(path: str) -> DictConfig:
+    """Runs a ``.py`` config, which is code; a yaml file is only read."""
+    from .data.registration import repeated_registration
+
+    if not path.endswith(".py"):
+        return load_lazy_yaml(path)
+    with repeated_registration():
+        return LazyConfig.load(path)
 
 
 def is_lazy_config(path: str) -> bool:

@@ -138,8 +138,11 @@ def test_evaluation_of_the_last_checkpoint(finished):
     assert results["bbox"]["AP50"] > 0
     # Without --resume it is train.init_checkpoint that is evaluated, here none.
     args.append(f"train.output_dir={finished.output_dir.parent / 'untrained'}")
-    results = train_net.run(parse(*args))
-    assert not results["bbox"]["AP50"] > 0
+    with pytest.raises(SystemExit, match=r"no checkpoint is named, .*train\.init_checkpoint=FILE"):
+        train_net.run(parse(*args))
+    # With --resume, but before there is a checkpoint, as well.
+    with pytest.raises(SystemExit, match=r"no checkpoint is named"):
+        train_net.run(parse(*args[:-1], "--resume", args[-1]))
 
 
 def test_saved_config_is_equal(finished):
@@ -373,11 +376,13 @@ def test_resuming_needs_no_initial_checkpoint():
     assert train_net.setup(args).train.init_checkpoint == "no.pth"
 
 
-def test_yaml_with_processes_but_no_gpu(monkeypatch):
+def test_yaml_with_processes_but_no_gpu(monkeypatch, tmp_path):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     args = parse("--config-file", YAML, "--num-gpus", 2)
     with pytest.raises(SystemExit) as exit_info:
         train_net.setup(args)
     assert "--num-gpus 1 or a LazyConfig" in exit_info.value.code
-    cfg = train_net.setup(parse("--config-file", YAML, "--num-gpus", 2, "--eval-only"))
+    (tmp_path / "a.pth").touch()
+    weights = ("MODEL.WEIGHTS", tmp_path / "a.pth")
+    cfg = train_net.setup(parse("--config-file", YAML, "--num-gpus", 2, "--eval-only", *weights))
     assert isinstance(cfg, CfgNode)

@@ -4,53 +4,28 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.checkpoint.c2_model_loading import align_and_update_state_dicts
-from detectron2.utils.file_io import PathManager
+from detectron2.layers import FrozenBatchNorm2d
 from torch import Tensor
 
 from ..modeling.atss import ATSS
 from .agreement import recipe_differences
 from .conversion import convert_state_dict
 from .loading import CheckpointError, load_file
-from .recipes import RECIPES
+from .sources import HOW_TO_NAME, check_checkpoint, local_checkpoint, split_recipe
 
-__all__ = ["SafeCheckpointer", "check_checkpoint"]
+__all__ = ["SafeCheckpointer"]
 
 logger = logging.getLogger(__name__)
 
 # Of our models, and of Detectron2's RetinaNet and FCOS.
 _CLASS_PREDICTOR = "head.cls_score."
 _Difference = tuple[str, tuple[int, ...], tuple[int, ...]]  # name, shape in file, shape in model
-
-
-def split_recipe(path: str) -> tuple[str | None, str]:
-    """Splits ``authors://file.pth`` into recipe and file; of other paths the recipe is None."""
-    recipe, separator, file = path.partition("://")
-    return (recipe, file) if separator and recipe in RECIPES else (None, path)
-
-
-def check_checkpoint(path: str) -> None:
-    """Checks that a checkpoint on this machine exists; URLs and ``""`` are taken as they are.
-
-    Raises:
-        FileNotFoundError: The file does not exist; the message names it.
-    """
-    _, file = split_recipe(path)
-    file = file.partition("?")[0]  # Detectron2 takes options of its own behind a "?"
-    try:
-        is_there = PathManager.isfile(file)
-    except NotImplementedError:  # only a download would tell
-        return
-    if is_there or not path:
-        return
-    # Of a prefix of its own, this may say more.
-    if not file or not os.path.isfile(PathManager.get_local_path(file)):
-        raise FileNotFoundError(f"There is no checkpoint at '{file}'")
 
 
 class SafeCheckpointer(DetectionCheckpointer):
@@ -67,7 +42,10 @@ class SafeCheckpointer(DetectionCheckpointer):
     * a file of which nothing at all fits;
     * tensors of other shapes. Only when training begins (:meth:`resume_or_load` without resuming)
       the class predictor may be one of another number of classes: it keeps its initialisation;
-    * any difference when training is resumed.
+    * any difference when training is resumed;
+    * parameters that the file lacks, when the model is to be used as it is (:meth:`load_for_use`).
+
+    Frozen layers that are left without weights from a file are a warning.
 
     Attributes:
         categories: ``[{"id": ..., "name": ...}]`` of the K classes, which go into every file that
@@ -82,6 +60,7 @@ class SafeCheckpointer(DetectionCheckpointer):
         self._source = ""
         self._is_new_training = False
         self._is_resumed = False
+        self._is_for_use = False
 
     def save(self, name: str, **kwargs: Any) -> None:
         """Saves as ``DetectionCheckpointer`` does, together with the :attr:`categories`."""
@@ -100,16 +79,37 @@ class SafeCheckpointer(DetectionCheckpointer):
             What else the file holds.
 
         Raises:
-            FileNotFoundError: The file does not exist.
+            CheckpointNotFoundError: The file does not exist or cannot be downloaded.
             CheckpointError: The file is refused or damaged, or does not fit the model.
         """
-        check_checkpoint(path)
-        self._recipe, file = split_recipe(path)
         self._source = path
+        if not path:
+            self._warn_of_frozen([name for name, _ in self.model.named_parameters()])
+            return super().load(path, *args, **kwargs)
+        local_checkpoint(path)  # downloads it, for Detectron2 to find it
+        self._recipe, file = split_recipe(path)
         try:
             return super().load(file, *args, **kwargs)
         finally:
             self._parsed_url_during_load = None  # after an error it would stop the next call
+
+    def load_for_use(self, path: str) -> dict[str, Any]:
+        """Loads all weights of a model that is to predict or to be exported.
+
+        Returns:
+            What else the file holds.
+
+        Raises:
+            CheckpointNotFoundError: As in :meth:`load`.
+            CheckpointError: As in :meth:`load`; also if the path is ``""``, or the file lacks a
+                parameter of the model.
+        """
+        check_checkpoint(path, for_use=True)
+        self._is_for_use = True
+        try:
+            return self.load(path, checkpointables=[])
+        finally:
+            self._is_for_use = False
 
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
         """Goes on from the last checkpoint, or begins to train with the weights of ``path``."""
@@ -122,7 +122,9 @@ class SafeCheckpointer(DetectionCheckpointer):
 
     def _load_file(self, filename: str) -> dict[str, Any]:
         if self._recipe is not None:
-            return {"model": self._converted(load_file(filename))}
+            # mmdetection's own training checkpoints hold objects of its logs.
+            checkpoint = load_file(filename, weights_only_parts=self._recipe == "mmdet")
+            return {"model": self._converted(checkpoint)}
         suffix = os.path.splitext(filename)[1]
         if suffix == ".pkl":
             checkpoint = _of_model_zoo(load_file(filename))
@@ -192,7 +194,44 @@ class SafeCheckpointer(DetectionCheckpointer):
                 f"training cannot go on from '{self._source}', which is of another model: the "
                 f"{side} {_some(keys)}"
             )
+        if self._is_for_use:
+            self._check_all_there(missing)
+        self._warn_of_frozen(missing)
         return incompatible
+
+    def _check_all_there(self, missing: list[str]) -> None:
+        names = dict(self.model.named_parameters())
+        absent = [name for name in missing if name in names]
+        if absent:
+            raise CheckpointError(
+                f"'{self._source}' lacks {len(absent)} of the {len(names)} parameters of the "
+                f"model ({_some(absent)}), which would stay random: give a trained detector by "
+                f"{HOW_TO_NAME}"
+            )
+
+    def _warn_of_frozen(self, missing: Collection[str]) -> None:
+        """Warns of layers that neither the file nor the training gives values."""
+        missing = set(missing)
+        frozen = {
+            name: parameter.numel()
+            for name, parameter in self.model.named_parameters()
+            if not parameter.requires_grad and name in missing
+        }
+        num_norms = sum(
+            isinstance(module, FrozenBatchNorm2d)
+            and (not self._source or f"{name}.weight" in missing)
+            for name, module in self.model.named_modules()
+        )
+        if not frozen and not num_norms:
+            return
+        reason = f"'{self._source}' does not have them" if self._source else "no file is named"
+        names = f" ({_some(list(frozen))})" if frozen else ""
+        logger.warning(
+            f"{sum(frozen.values()):,} frozen parameters{names} stay random and {num_norms} frozen "
+            f"norms without statistics, because {reason}: give {HOW_TO_NAME}, or train these "
+            "layers, by freeze_at=0 and another norm than FrozenBN (MODEL.BACKBONE.FREEZE_AT 0, "
+            "MODEL.RESNETS.NORM)"
+        )
 
     def _match_names(self, checkpoint: dict[str, Any]) -> None:
         """Does what Detectron2 does, but keeps what it leaves out because of the shape."""

@@ -25,6 +25,7 @@ __all__ = ["Conversion", "ConversionError", "convert_state_dict"]
 # Under which files keep the weights, and what DistributedDataParallel writes before every name.
 _NESTS = ("model", "state_dict")
 _PREFIX = "module."
+_MAX_NESTED = 8
 
 _EPS = FrozenBatchNorm2d(1).eps
 
@@ -166,7 +167,7 @@ def _convert(name: str, value: Tensor, recipe: Recipe) -> tuple[Tensor, str]:
 def _find_weights(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
     """The tensors of a file, by names without prefix."""
     found = checkpoint
-    while True:
+    for _ in range(_MAX_NESTED):  # a file may hold itself
         nest = next((name for name in _NESTS if isinstance(found.get(name), Mapping)), None)
         if nest is None:
             break

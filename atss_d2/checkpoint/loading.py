@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import tarfile
@@ -13,13 +14,22 @@ from typing import Any
 import torch
 
 from .numpy_pickle import ForbiddenGlobalError, NotPlainError, load_pickle
+from .plain_parts import read_plain_parts
+from .plain_values import LeftOut
 
-__all__ = ["CheckpointError", "import_safetensors", "load_file"]
+__all__ = ["CheckpointError", "CheckpointNotFoundError", "import_safetensors", "load_file"]
 
+logger = logging.getLogger(__name__)
+
+_OTHER_WAY = (
+    "; to take only the weights, call load_file(..., weights_only_parts=True) or run "
+    "tools/convert_weights.py with --weights-only-parts"
+)
 # Modules that torch never admits anything of.
 _NEVER_ADMITTED = ("sys", "os", "posix", "nt")
 _ZIP_FOLDER = 0x10  # the bit of an entry's attributes
 _TORCH_REFUSAL = re.compile(r"GLOBAL (\S+) (?:was not an allowed global|whose module \S+ is bl)")
+_TORCH_OPCODE = "Unsupported operand"
 _TORCH_REASON = re.compile(r"WeightsUnpickler error:\s*(\S.*)")
 
 
@@ -27,7 +37,11 @@ class CheckpointError(ValueError):
     """A file cannot be used as a checkpoint; the message names it, the reason and the mend."""
 
 
-def load_file(path: str | os.PathLike[str]) -> dict[str, Any]:
+class CheckpointNotFoundError(CheckpointError, FileNotFoundError):
+    """There is no such file, or it cannot be downloaded."""
+
+
+def load_file(path: str | os.PathLike[str], *, weights_only_parts: bool = False) -> dict[str, Any]:
     """Reads a whole checkpoint into plain containers, tensors on the CPU and numpy arrays.
 
     The suffix tells the format: ``.pkl`` is a pickle of numpy arrays (Detectron2's model zoo, and
@@ -38,19 +52,22 @@ def load_file(path: str | os.PathLike[str]) -> dict[str, Any]:
 
     Args:
         path: A file on this machine.
+        weights_only_parts: Whether a file that asks for classes or functions is read all the same:
+            without the entries that are, or hold, what it would make of them. A warning names
+            these. So weights are taken from the training checkpoints of mmdetection, for example.
 
     Returns:
         The content of the file. Of ``.safetensors`` the tensors are under ``"model"`` and the
         metadata, if there is any, under ``"metadata"``, as in the files of :func:`save_file`.
 
     Raises:
-        FileNotFoundError: There is no such file.
+        CheckpointNotFoundError: There is no such file.
         CheckpointError: The file asks for code, is damaged, or is no checkpoint.
         ImportError: The file is in safetensors format and the library is not installed.
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"There is no checkpoint at '{path}'")
+        raise CheckpointNotFoundError(f"There is no checkpoint at '{path}'")
     read = _READERS.get(path.suffix.lower(), _read_torch)
     with path.open("rb") as file:  # first of all: may it be read?
         head = file.read(512)
@@ -59,21 +76,54 @@ def load_file(path: str | os.PathLike[str]) -> dict[str, Any]:
         checkpoint = read(path)
     except (ImportError, CheckpointError):
         raise
-    except NotPlainError as error:
-        raise CheckpointError(
-            f"'{path}' is refused and nothing of it was run: it holds {error}; tensors, arrays of "
-            "numbers and plain containers are all that is read"
-        ) from None
     except Exception as error:  # of any kind: the parsers see bytes that anyone may have written
-        asked_for = _asked_for(path, error)
-        message = _refusal(path, asked_for) if asked_for else _damage(path, head, error)
-        raise CheckpointError(message) from None
+        message = _reason(path, head, error)
+        if not weights_only_parts or not _is_refusal(path, error):
+            raise CheckpointError(message) from None
+        checkpoint = _read_weights_only_parts(path, head)
     if not isinstance(checkpoint, dict):
         raise CheckpointError(
             f"'{path}' holds a {type(checkpoint).__name__} and no dict of weights: save the "
             "state_dict() of the model"
         )
     return checkpoint
+
+
+def _is_refusal(path: Path, error: Exception) -> bool:
+    """Whether a file was refused for what it holds, and not because it is damaged."""
+    is_new_pickle = _TORCH_OPCODE in str(error)  # torch's reader knows protocol 2 only
+    return isinstance(error, NotPlainError) or is_new_pickle or bool(_asked_for(path, error))
+
+
+def _reason(path: Path, head: bytes, error: Exception) -> str:
+    """Why a file was not read, in one sentence."""
+    if isinstance(error, NotPlainError):
+        return (
+            f"'{path}' is refused; no code in it was executed: it holds {error}; only tensors, "
+            f"arrays of numbers and plain containers are read{_OTHER_WAY}"
+        )
+    asked_for = _asked_for(path, error)
+    return _refusal(path, asked_for) if asked_for else _damage(path, head, error)
+
+
+def _read_weights_only_parts(path: Path, head: bytes) -> Any:
+    try:
+        parts = read_plain_parts(path)
+    except Exception as error:  # as above
+        raise CheckpointError(_damage(path, head, error)) from None
+    left_out = "; ".join(
+        f"{count} x {_printable(name)} in '{_printable(key)}'" if key else _printable(name)
+        for (key, name), count in parts.left_out.most_common()
+    )
+    if isinstance(parts.content, LeftOut):
+        left_out = _printable(parts.content.name)
+    if not parts.num_tensors:
+        raise CheckpointError(
+            f"'{path}' has no weights outside of its objects ({left_out}): save the state_dict() "
+            "of the model where its class is installed"
+        )
+    logger.warning(f"'{path}': not read, because they are objects: {left_out}")
+    return parts.content
 
 
 def import_safetensors() -> ModuleType:
@@ -165,18 +215,23 @@ def _asked_for(path: Path, error: Exception) -> str | None:
 
 
 def _refusal(path: Path, name: str) -> str:
-    name = ascii(name)[1:-1]  # no control characters of the file on the user's terminal
+    name = _printable(name)
     mend = (
-        "if you know why and trust the file: "
-        f"torch.serialization.add_safe_globals([{name}]), called before, admits it"
+        f"{_OTHER_WAY}, or, if you trust the file, admit it by "
+        f"torch.serialization.add_safe_globals([{name}])"
     )
     module = name.split(".")[0]
     if module in _NEVER_ADMITTED:
-        mend = f"nothing of the module {module} is ever admitted: get the weights from elsewhere"
+        mend = f"; nothing of the module {module} is ever admitted: get the weights from elsewhere"
     return (
-        f"'{path}' is refused and nothing of it was run: it asks for {name}, which is neither a "
-        f"tensor, nor an array, nor a plain container; {mend}"
+        f"'{path}' is refused; no code in it was executed: it asks for {name}, which is neither a "
+        f"tensor, nor an array, nor a plain container{mend}"
     )
+
+
+def _printable(text: str) -> str:
+    """Text of a file without control characters, which would reach the user's terminal."""
+    return ascii(text)[1:-1]
 
 
 def _check_head(path: Path, head: bytes) -> None:
@@ -200,7 +255,9 @@ def _check_head(path: Path, head: bytes) -> None:
 def _damage(path: Path, head: bytes, error: Exception) -> str:
     reason = _TORCH_REASON.search(str(error)) or re.search(r"(\S.*)", str(error))
     # Of several sentences the first.
-    reason = ascii(reason[1].split(". ")[0])[1:-1][:160] if reason else type(error).__name__
+    reason = ascii(reason[1].split(". ")[0])[1:-1][:160] if reason else ""
+    if not re.search("[a-z]{2}", reason):  # a KeyError of the byte where an opcode should be
+        reason = f"{type(error).__name__} {reason}".rstrip()
     mend = "it is damaged, incomplete or no checkpoint: copy or download it again"
     if path.suffix.lower() in _READERS and zipfile.is_zipfile(path):
         mend = "it looks like a file of torch.save: name it .pth"

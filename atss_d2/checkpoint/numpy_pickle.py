@@ -3,7 +3,7 @@
 Pickle is a small program that names functions to call. Here a name stands for what this table says
 and not for what can be imported, so a file cannot call anything else. numpy's own constructors are
 not in the table: a forged dtype makes numpy take bytes of the file for addresses of objects. Their
-places are taken by :class:`_DType` and :class:`_Array`, which note down what the file says; an
+places are taken by :class:`DType` and :class:`Array`, which note down what the file says; an
 array is then made of checked bytes.
 """
 
@@ -46,12 +46,12 @@ def load_pickle(file: BinaryIO, admitted: Mapping[str, Any]) -> Any:
         of what was admitted.
 
     Raises:
-        ForbiddenGlobalError: The file asks for anything else; nothing of it was run.
+        ForbiddenGlobalError: The file asks for anything else; no code in it was executed.
         NotPlainError: It holds, for example, an array of objects.
         Exception: Of any kind, as the file may hold any bytes.
     """
     value = _Unpickler(file, admitted).load()
-    return _finish(value, set(), list(admitted.values()))
+    return _finish(value, {}, list(admitted.values()))
 
 
 class _Unpickler(pickle.Unpickler):
@@ -62,23 +62,31 @@ class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         # Python 2 called the module of set and complex otherwise.
         key = f"{module.replace('__builtin__', 'builtins')}.{name}"
-        if key in _TABLE:
-            return _TABLE[key]
+        if key in MAKERS:
+            return MAKERS[key]
         if key in self._admitted:
             return self._admitted[key]
         raise ForbiddenGlobalError(key)
 
 
-class _DType:
+class _Sealed(type):
+    """The type of classes that a file can name: it could otherwise set their attributes."""
+
+    def __setattr__(cls, name: str, value: Any) -> None:
+        raise pickle.UnpicklingError(f"an attribute of a class that is set: {name!a}")
+
+
+class DType(metaclass=_Sealed):
     """Stands for ``numpy.dtype``: the name of a numeric type and its byte order."""
 
-    __slots__ = ("_byte_order", "_name")
+    __slots__ = ("_byte_order", "_name", "is_plain")
 
     def __init__(self, name: str, align: bool = False, copy: bool = False) -> None:
         if name not in _DTYPES:
             raise NotPlainError(f"an array of dtype {name!a}, not of numbers")
         self._name = name
         self._byte_order = "|"
+        self.is_plain = True
 
     def __setstate__(self, state: tuple) -> None:
         _, byte_order, sub_array, names, fields = state[:5]
@@ -87,28 +95,31 @@ class _DType:
         self._byte_order = byte_order
 
     def finish(self) -> np.dtype:
+        if not self.is_plain:
+            raise NotPlainError("an array of records, not of numbers")
         return np.dtype(self._name).newbyteorder(self._byte_order)
 
 
-class _NDArray:
+class NDArray(metaclass=_Sealed):
     """Stands for the class ``numpy.ndarray``, which a file may name but not call."""
 
     __slots__ = ()
 
-    def __new__(cls, *args: Any) -> _NDArray:
+    def __new__(cls, *args: Any) -> NDArray:
         raise NotPlainError("a call of numpy.ndarray")
 
 
-class _Array:
+class Array(metaclass=_Sealed):
     """Stands for an array, which a pickle makes empty and fills later."""
 
-    __slots__ = ("_array",)
+    __slots__ = ("_array", "is_plain")
     __hash__ = None  # type: ignore[assignment]  (neither keys nor members of sets)
 
     def __init__(self, array_class: type, shape: tuple, kind: bytes | str) -> None:
-        if array_class is not _NDArray:
+        if array_class is not NDArray:
             raise NotPlainError("a subclass of numpy.ndarray")
         self._array: np.ndarray | None = None
+        self.is_plain = True
 
     def __setstate__(self, state: tuple) -> None:
         _, shape, dtype, is_fortran, data = state
@@ -120,10 +131,10 @@ class _Array:
         return self._array
 
 
-def _array(data: bytes | bytearray | str, dtype: _DType, shape: tuple, order: str) -> np.ndarray:
+def _array(data: bytes | bytearray | str, dtype: DType, shape: tuple, order: str) -> np.ndarray:
     if isinstance(data, str):  # of Python 2
         data = data.encode("latin1")
-    if not isinstance(data, (bytes, bytearray)) or not isinstance(dtype, _DType):
+    if not isinstance(data, (bytes, bytearray)) or not isinstance(dtype, DType):
         raise NotPlainError("an array of objects, not of numbers")
     real = dtype.finish()
     if any(side < 0 for side in shape) or math.prod(shape) * real.itemsize != len(data):
@@ -135,25 +146,25 @@ def _array(data: bytes | bytearray | str, dtype: _DType, shape: tuple, order: st
     return array.astype(real.newbyteorder("="))
 
 
-class _Scalar:
+class _Scalar(metaclass=_Sealed):
     """Stands for the function that makes numpy's numbers."""
 
     __slots__ = ()
 
-    def __new__(cls, dtype: _DType, data: bytes | str) -> np.generic:
+    def __new__(cls, dtype: DType, data: bytes | str) -> np.generic:
         return _array(data, dtype, (), "C")[()]
 
 
-class _FromBuffer:
+class _FromBuffer(metaclass=_Sealed):
     """Stands for the function that makes arrays since protocol 5 of pickle."""
 
     __slots__ = ()
 
-    def __new__(cls, data: bytes | bytearray, dtype: _DType, shape: tuple, order: str = "C"):
+    def __new__(cls, data: bytes | bytearray, dtype: DType, shape: tuple, order: str = "C"):
         return _array(data, dtype, shape, order)
 
 
-class _Encode:
+class _Encode(metaclass=_Sealed):
     """Stands for ``codecs.encode``, by which Python 3 writes bytes for Python 2."""
 
     __slots__ = ()
@@ -164,7 +175,7 @@ class _Encode:
         return str.encode(text, "latin1")
 
 
-class _NoBytes:
+class _NoBytes(metaclass=_Sealed):
     """Stands for the class ``bytes``, by whose call Python 3 writes no bytes for Python 2."""
 
     __slots__ = ()
@@ -173,9 +184,9 @@ class _NoBytes:
         return b""
 
 
-_TABLE: dict[str, Any] = {
-    "numpy.dtype": _DType,
-    "numpy.ndarray": _NDArray,
+MAKERS: dict[str, Any] = {
+    "numpy.dtype": DType,
+    "numpy.ndarray": NDArray,
     "_codecs.encode": _Encode,
     "collections.OrderedDict": OrderedDict,
     "builtins.bytes": _NoBytes,
@@ -184,25 +195,31 @@ _TABLE: dict[str, Any] = {
     "builtins.complex": complex,
 }
 for _package in ("numpy.core", "numpy._core"):  # before and since numpy 2
-    _TABLE[f"{_package}.multiarray._reconstruct"] = _Array
-    _TABLE[f"{_package}.multiarray.scalar"] = _Scalar
-    _TABLE[f"{_package}.numeric._frombuffer"] = _FromBuffer
+    MAKERS[f"{_package}.multiarray._reconstruct"] = Array
+    MAKERS[f"{_package}.multiarray.scalar"] = _Scalar
+    MAKERS[f"{_package}.numeric._frombuffer"] = _FromBuffer
 
 
-def _finish(value: Any, seen: set[int], admitted: list) -> Any:
-    """Puts arrays where the containers below ``value`` hold what stands for them."""
-    if isinstance(value, (_Array, _DType)):
+def _finish(value: Any, done: dict[int, tuple[Any, Any]], admitted: list) -> Any:
+    """Puts arrays where the containers below ``value`` hold what stands for them.
+
+    ``done`` has each container and what became of it, by the id of the container: they may hold
+    themselves, and tuples that share their members would take exponential time.
+    """
+    if isinstance(value, (Array, DType)):
         return value.finish()
+    if id(value) in done:
+        return done[id(value)][1]
+    done[id(value)] = (value, value)
     if isinstance(value, tuple):
-        return tuple(_finish(item, seen, admitted) for item in value)
-    if id(value) in seen:  # lists and dicts, which are changed in place, may hold themselves
-        return value
-    seen.add(id(value))
+        finished = tuple(_finish(item, done, admitted) for item in value)
+        done[id(value)] = (value, finished)
+        return finished
     if isinstance(value, list):
-        value[:] = [_finish(item, seen, admitted) for item in value]
+        value[:] = [_finish(item, done, admitted) for item in value]
     elif isinstance(value, dict):
         for key, item in dict.items(value):
-            dict.__setitem__(value, key, _finish(item, seen, admitted))
+            dict.__setitem__(value, key, _finish(item, done, admitted))
     elif callable(value) and not any(value is other for other in admitted):
         raise NotPlainError("a function or class in place of a value")
     if isinstance(value, OrderedDict):
@@ -210,7 +227,5 @@ def _finish(value: Any, seen: set[int], admitted: list) -> Any:
             del vars(value)[name]
     if not isinstance(value, type) and hasattr(value, "__dict__"):
         attributes = vars(value)
-        attributes.update(
-            {name: _finish(item, seen, admitted) for name, item in attributes.items()}
-        )
+        attributes.update({name: _finish(x, done, admitted) for name, x in attributes.items()})
     return value

@@ -266,6 +266,7 @@ def _yaml_settings(cfg: CfgNode, recipe: Recipe) -> dict[str, Any]:
         "MODEL.ATSS.TEST_SCORE_TYPE": recipe.score_type,
         "MODEL.ATSS.TEST_RANK_BY": recipe.rank_by,
         **{f"MODEL.ATSS.{name.upper()}": value for name, value in _SAME_IN_ALL.items()},
+        "TEST.DETECTIONS_PER_IMAGE": _SAME_IN_ALL["max_detections_per_image"],
         "MODEL.PIXEL_MEAN": list(recipe.pixel_mean),
         "MODEL.PIXEL_STD": list(recipe.pixel_std),
         "INPUT.FORMAT": recipe.input_format,

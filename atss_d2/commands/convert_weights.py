@@ -45,6 +45,12 @@ def get_parser() -> argparse.ArgumentParser:
         help="what the authors' model was trained to regress from, which its file does not tell "
         "(default: %(default)s)",
     )
+    parser.add_argument(
+        "--weights-only-parts",
+        action="store_true",
+        help="take the weights of a file that holds other objects as well, such as a training "
+        "checkpoint of mmdetection; no code in it is executed (default with --recipe mmdet)",
+    )
     parser.add_argument("--quiet", action="store_true", help="do not list what became of every key")
     return parser
 
@@ -72,8 +78,10 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError(f"the output must end in .pth or .safetensors, or give --to: '{output}'")
     if output.resolve() == args.source.resolve():
         raise ValueError(f"the output would take the place of the source, '{args.source}'")
+    weights_only_parts = args.weights_only_parts or args.recipe == "mmdet"
     try:
-        weights, report = convert_state_dict(load_file(args.source), args.recipe)
+        checkpoint = load_file(args.source, weights_only_parts=weights_only_parts)
+        weights, report = convert_state_dict(checkpoint, args.recipe)
     except ConversionError as error:
         if not args.quiet and error.report.count(*_REFUSED):
             print(f"{error.report.key_table(_REFUSED)}\n")

@@ -44,8 +44,6 @@ FORMATS = {
 }
 METHODS = ("tracing", "scripting")  # of atss_d2.export.torchscript
 DTYPES = ("float32", "float16", "bfloat16")
-# Where the configs' own checkpoints are, of backbones without a head.
-_BACKBONES = ("atss_d2://pretrained/", "detectron2://ImageNetPretrained/")
 _PHOTOGRAPH = (480, 640)  # height and width of the image that stands for a sample
 
 
@@ -135,7 +133,7 @@ def setup(args: argparse.Namespace) -> DictConfig | CfgNode:
     from detectron2.config import CfgNode
 
     from ..config import get_config_path, load_config
-    from ..engine import apply_overrides, apply_yaml_overrides, resolve_device
+    from ..engine import apply_overrides, apply_yaml_overrides, check_checkpoint, resolve_device
 
     if not os.path.isfile(args.config_file):
         args.config_file = get_config_path(args.config_file)
@@ -151,12 +149,7 @@ def setup(args: argparse.Namespace) -> DictConfig | CfgNode:
             raise ValueError("--run-eval: the config has no dataloader.evaluator")
     is_yaml = isinstance(cfg, CfgNode)
     weights = cfg.MODEL.WEIGHTS if is_yaml else cfg.train.init_checkpoint
-    if weights.startswith(_BACKBONES):
-        override = "MODEL.WEIGHTS FILE" if is_yaml else "train.init_checkpoint=FILE"
-        raise ValueError(
-            f"'{weights}' is a backbone to start training with, not a trained detector: give "
-            f"{override} behind the flags"
-        )
+    check_checkpoint(weights, for_use=True)
     return cfg
 
 
@@ -209,12 +202,12 @@ def evaluate(cfg: DictConfig | CfgNode, model: nn.Module, folder: Path) -> dict[
     """Evaluates as train_net.py does; returns the metrics of boxes."""
     from detectron2.config import CfgNode
     from detectron2.engine import DefaultTrainer
-    from detectron2.evaluation import COCOEvaluator
 
     from ..engine import do_test
+    from ..engine.evaluation import build_evaluator
 
     if isinstance(cfg, CfgNode):
-        evaluators = [COCOEvaluator(name, output_dir=str(folder)) for name in cfg.DATASETS.TEST]
+        evaluators = [build_evaluator(name, str(folder)) for name in cfg.DATASETS.TEST]
         results = DefaultTrainer.test(cfg, model, evaluators)
         if "bbox" not in results:  # of several test sets, the first
             results = next(iter(results.values()))

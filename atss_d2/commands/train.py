@@ -138,14 +138,16 @@ def check(cfg: DictConfig | CfgNode, args: argparse.Namespace) -> None:
         raise ValueError(
             "--num-machines > 1 needs --dist-url tcp://HOST:PORT, an address of the first machine"
         )
-    if not args.resume:
-        check_checkpoint(cfg.MODEL.WEIGHTS if is_yaml else cfg.train.init_checkpoint)
     if is_yaml and not args.eval_only and args.num_gpus > 1 and not torch.cuda.is_available():
         raise ValueError(
             "without a GPU, Detectron2's trainer of yaml configs runs in one process: give "
             "--num-gpus 1 or a LazyConfig"
         )
     check_categories(cfg)
+    if not args.resume:
+        # Last, as it downloads the file.
+        weights = cfg.MODEL.WEIGHTS if is_yaml else cfg.train.init_checkpoint
+        check_checkpoint(weights, for_use=args.eval_only)
 
 
 def run(args: argparse.Namespace, cfg: DictConfig | CfgNode | None = None) -> dict[str, Any]:

@@ -1,8 +1,16 @@
-"""COCO evaluation with average recall."""
+"""COCO evaluation with average recall, and the evaluator for a type of data set."""
 
 from __future__ import annotations
 
-from detectron2.evaluation import COCOEvaluator
+from detectron2.data import MetadataCatalog
+from detectron2.evaluation import (
+    COCOEvaluator,
+    DatasetEvaluator,
+    LVISEvaluator,
+    PascalVOCDetectionEvaluator,
+)
+
+from ..data import DataError
 
 
 class COCOEvaluatorWithAR(COCOEvaluator):
@@ -18,3 +26,35 @@ class COCOEvaluatorWithAR(COCOEvaluator):
         recall = float(coco_eval.stats[8]) if coco_eval is not None else float("nan")
         results["AR"] = recall * 100 if recall >= 0 else float("nan")
         return results
+
+
+def build_evaluator(dataset_name: str, output_dir: str | None = None) -> DatasetEvaluator:
+    """The evaluator for the type of a data set, as in Detectron2's train_net.py.
+
+    Args:
+        dataset_name: A registered data set. Its metadata say the type, ``evaluator_type``:
+            "pascal_voc", "lvis", "coco" or another type of COCO annotations. A data set that says
+            nothing is evaluated as COCO, for which Detectron2 converts it.
+        output_dir: Where detections are written to. Pascal VOC writes none.
+
+    Raises:
+        DataError: The type is one whose results are not boxes of objects, or the library that
+            evaluates LVIS is not installed.
+    """
+    kind = MetadataCatalog.get(dataset_name).get("evaluator_type", "coco")
+    if kind == "pascal_voc":
+        return PascalVOCDetectionEvaluator(dataset_name)
+    if kind == "lvis":
+        try:
+            return LVISEvaluator(dataset_name, output_dir=output_dir)
+        except ImportError as error:
+            raise DataError(
+                f"the data set '{dataset_name}' is evaluated by the library lvis: pip install lvis"
+            ) from error
+    if kind.startswith("coco"):
+        return COCOEvaluator(dataset_name, output_dir=output_dir)
+    raise DataError(
+        f"the data set '{dataset_name}' is of type '{kind}', whose evaluation does not take boxes; "
+        "coco, lvis and pascal_voc do: set evaluator_type in its metadata, or override "
+        "Trainer.build_evaluator"
+    )

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from detectron2.config import instantiate
 from detectron2.data import DatasetMapper
-from detectron2.engine import AMPTrainer, SimpleTrainer, create_ddp_model, hooks
+from detectron2.engine import SimpleTrainer, create_ddp_model, hooks
 from detectron2.evaluation import inference_context, inference_on_dataset, print_csv_format
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
@@ -22,7 +22,8 @@ from detectron2.utils.file_io import PathManager
 from omegaconf import DictConfig
 from torch import nn
 
-from ..checkpoint import SafeCheckpointer
+from ..checkpoint import SafeCheckpointer, check_checkpoint
+from .amp import AMPTrainer
 from .console import FILE_ONLY, ProgressPrinter, quiet_evaluation
 from .data_check import check_categories, check_images, explained, load_test_set
 from .ema import EMAHook
@@ -150,6 +151,8 @@ def do_train(cfg: DictConfig, *, resume: bool = False) -> dict[str, Any]:
     if ema is not None:
         checkpointer.add_checkpointable("trained_model", model)
     resume = resume and checkpointer.has_checkpoint()
+    if not resume:
+        check_checkpoint(cfg.train.init_checkpoint)  # before minutes of looking at data
     results: dict[str, Any] = {}
     best = None
     if _enabled(cfg, "best_checkpoint"):
@@ -314,14 +317,17 @@ def load_weights(model: nn.Module, path: str) -> dict[str, Any]:
     """Loads a checkpoint into a model that is to be used as it is.
 
     Args:
-        model: Of the same number of classes as the file.
-        path: As for :class:`SafeCheckpointer`; ``""`` loads nothing.
+        model: Of the same number of classes as the file. A model with random weights is what
+            :func:`build_model` returns.
+        path: As for :class:`SafeCheckpointer`.
 
     Returns:
         What else the file holds, such as ``categories``.
 
     Raises:
-        FileNotFoundError: The file does not exist; the message names it.
-        CheckpointError: The file asks for code, is damaged, or does not fit the model.
+        CheckpointNotFoundError: The file does not exist or cannot be downloaded; the message names
+            it.
+        CheckpointError: The file asks for code, is damaged, does not fit the model or lacks some
+            of its weights; or ``path`` is ``""``.
     """
-    return SafeCheckpointer(model).load(path)
+    return SafeCheckpointer(model).load_for_use(path)

@@ -1,4 +1,4 @@
-"""Detectron2's trainer of yaml configs, with safe loading and COCO evaluation."""
+"""Detectron2's trainer of yaml configs, with safe loading and evaluation by type of data set."""
 
 from __future__ import annotations
 
@@ -10,20 +10,32 @@ from collections.abc import Iterable
 from detectron2.config import CfgNode
 from detectron2.data import build_detection_test_loader, build_detection_train_loader
 from detectron2.engine import DefaultTrainer
-from detectron2.evaluation import COCOEvaluator
+from detectron2.evaluation import DatasetEvaluator
 from torch import nn
 
 from ..checkpoint import SafeCheckpointer
 from ..data import BoxDatasetMapper
 from ..data.categories import config_categories
 from ..modeling import DenseDetectorWithTTA
+from .amp import Detectron2AMPTrainer, with_grad_scaler
 from .data_check import explained
+from .evaluation import build_evaluator
 
 logger = logging.getLogger(__name__)
 
 
 class Trainer(DefaultTrainer):
-    """Detectron2's trainer for yaml configs, with safe loading and COCO evaluation."""
+    """Detectron2's trainer for yaml configs, with safe loading.
+
+    Data sets are evaluated by their type, see :func:`atss_d2.engine.evaluation.build_evaluator`.
+    """
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        """Also of a training that scaled no loss, when ``SOLVER.AMP.ENABLED``."""
+        if isinstance(self._trainer, Detectron2AMPTrainer):
+            state = with_grad_scaler(state_dict["_trainer"], self._trainer)
+            state_dict = {**state_dict, "_trainer": state}
+        super().load_state_dict(state_dict)
 
     def build_hooks(self) -> list:
         """Detectron2's hooks; before them our checkpointer, which they take, takes its place."""
@@ -50,8 +62,8 @@ class Trainer(DefaultTrainer):
     @classmethod
     def build_evaluator(
         cls, cfg: CfgNode, dataset_name: str, folder: str = "inference"
-    ) -> COCOEvaluator:
-        return COCOEvaluator(dataset_name, output_dir=os.path.join(cfg.OUTPUT_DIR, folder))
+    ) -> DatasetEvaluator:
+        return build_evaluator(dataset_name, os.path.join(cfg.OUTPUT_DIR, folder))
 
     @classmethod
     def test_with_TTA(cls, cfg: CfgNode, model: nn.Module) -> dict:

@@ -33,6 +33,7 @@ from .matchers import DenseMatcher
 from .postprocess import postprocess
 from .scripting import ScriptableATSS
 from .training_log import TrainingLog
+from .training_pictures import draw_training, is_time_to_draw
 
 
 @META_ARCH_REGISTRY.register()
@@ -73,6 +74,7 @@ class ATSS(DenseDetector):
         pixel_mean: Sequence[float],
         pixel_std: Sequence[float],
         input_format: str = "BGR",
+        vis_period: int = 0,
     ) -> None:
         """
         Args:
@@ -110,6 +112,8 @@ class ATSS(DenseDetector):
             pixel_mean: Mean per channel, 0..255, in the order of ``input_format``.
             pixel_std: Standard deviation per channel; 1 for the MSRA ResNets.
             input_format: Channel order of the images that the model takes, "BGR" or "RGB".
+            vis_period: Every so many iterations, the boxes and the detections of the first training
+                image are drawn for TensorBoard; 0 draws nothing.
 
         Raises:
             ValueError: Parts do not fit each other; the message names the values.
@@ -139,6 +143,7 @@ class ATSS(DenseDetector):
         self.test_score_type = test_score_type
         self.test_rank_by = test_rank_by
         self.input_format = input_format
+        self.vis_period = vis_period
         self._training_log = TrainingLog()
         self._check_parts()
 
@@ -156,6 +161,8 @@ class ATSS(DenseDetector):
             raise ValueError(f'input_format must be "BGR" or "RGB", got "{self.input_format}"')
         if self.centerness_inset < 0:
             raise ValueError(f"centerness_inset must be >= 0, got {self.centerness_inset}")
+        if self.vis_period < 0:
+            raise ValueError(f"vis_period must be >= 0, got {self.vis_period}")
         check_choice("box_reg_loss_type", self.box_reg_loss_type, BOX_REG_LOSS_TYPES)
         check_choice("test_score_type", self.test_score_type, SCORE_TYPES)
         check_choice("test_rank_by", self.test_rank_by, RANKINGS)
@@ -173,6 +180,8 @@ class ATSS(DenseDetector):
         gt_instances: list[Instances],
     ) -> dict[str, Tensor]:
         """Labels the anchors and computes the losses."""
+        if self.vis_period > 0 and is_time_to_draw(self.vis_period):
+            draw_training(self, images, features, predictions, gt_instances)
         logits, deltas, centerness = self._flatten_predictions(predictions)
         anchors = self.anchor_generator(features)
         sizes = grid_sizes(self.anchor_generator, features)

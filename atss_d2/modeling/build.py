@@ -5,6 +5,7 @@ The keys under ``MODEL.ATSS`` are the arguments of the classes, see :mod:`atss_d
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 from detectron2.config import CfgNode
@@ -26,8 +27,13 @@ from .matchers import (
     TopKMatcher,
 )
 
+logger = logging.getLogger(__name__)
+
+# Defaults of Detectron2's keys and ours.
+_NUM_CLASSES = 80
+_DETECTIONS_PER_IMAGE = 100
 # Arguments that Detectron2's own cfg keys give, or that the rest of the cfg determines.
-_ATSS_ARGS_FROM_ELSEWHERE = ("input_format",)
+_ATSS_ARGS_FROM_ELSEWHERE = ("input_format", "vis_period")
 _HEAD_ARGS_FROM_ELSEWHERE = ("num_anchors",)
 _MATCHER_ARGS_FROM_ELSEWHERE = ("num_anchors", "strides")
 
@@ -53,7 +59,7 @@ def config_node(meta_architecture: type) -> CfgNode:
         meta_architecture: :class:`ATSS`, whose arguments with a default become keys.
     """
     node = signature_to_cfg(meta_architecture.__init__, skip=_ATSS_ARGS_FROM_ELSEWHERE)
-    node.NUM_CLASSES = 80
+    node.NUM_CLASSES = _NUM_CLASSES
     # Names of the classes, [{"id": ..., "name": ...}]; filled in from the data set by training.
     node.CATEGORIES = []
     node.HEAD = signature_to_cfg(ATSSHead, skip=_HEAD_ARGS_FROM_ELSEWHERE)
@@ -97,8 +103,49 @@ def _choose(choices: dict, key: str, node: CfgNode) -> tuple:
     return choices[node[key]]
 
 
+def detections_per_image(cfg: CfgNode) -> int:
+    """Most detections per image, for which there are two keys.
+
+    ``TEST.DETECTIONS_PER_IMAGE`` is Detectron2's, ``MODEL.ATSS.MAX_DETECTIONS_PER_IMAGE`` ours. The
+    one that is not the default of both, 100, counts.
+
+    Raises:
+        ValueError: Both are set, to different numbers.
+    """
+    values = {"TEST.DETECTIONS_PER_IMAGE": cfg.TEST.DETECTIONS_PER_IMAGE}
+    if "ATSS" in cfg.MODEL:
+        node = cfg.MODEL.ATSS
+        values["MODEL.ATSS.MAX_DETECTIONS_PER_IMAGE"] = node.MAX_DETECTIONS_PER_IMAGE
+    changed = {key: value for key, value in values.items() if value != _DETECTIONS_PER_IMAGE}
+    if len(set(changed.values())) > 1:
+        settings = " and ".join(f"{key} {value}" for key, value in values.items())
+        raise ValueError(f"{settings} are different numbers for the same thing: set only one")
+    return next(iter(changed.values()), _DETECTIONS_PER_IMAGE)
+
+
+def check_num_classes(cfg: CfgNode) -> None:
+    """Looks for a number of classes that was set where only other models of Detectron2 read it.
+
+    Raises:
+        ValueError: ``MODEL.ATSS.NUM_CLASSES`` was left at its default, and another one was not.
+    """
+    num_classes = cfg.MODEL.ATSS.NUM_CLASSES
+    for name in ("RETINANET", "FCOS", "ROI_HEADS"):
+        other = cfg.MODEL.get(name, {}).get("NUM_CLASSES", _NUM_CLASSES)
+        if other in (num_classes, _NUM_CLASSES):
+            continue
+        message = (
+            f"MODEL.{name}.NUM_CLASSES is {other}, which ATSS does not read; its number of "
+            f"classes, MODEL.ATSS.NUM_CLASSES, is {num_classes}"
+        )
+        if num_classes == _NUM_CLASSES:
+            raise ValueError(f"{message}: set MODEL.ATSS.NUM_CLASSES {other}")
+        logger.warning(message)
+
+
 def build_parts(cfg: CfgNode, meta_architecture: type) -> dict:
     """The constructor arguments of :class:`ATSS` from ``MODEL.ATSS`` and Detectron2's own keys."""
+    check_num_classes(cfg)
     node = cfg.MODEL.ATSS
     kwargs = cfg_to_kwargs(node, meta_architecture.__init__, skip=_ATSS_ARGS_FROM_ELSEWHERE)
     backbone = build_backbone(cfg)
@@ -124,6 +171,9 @@ def build_parts(cfg: CfgNode, meta_architecture: type) -> dict:
         "pixel_mean": cfg.MODEL.PIXEL_MEAN,
         "pixel_std": cfg.MODEL.PIXEL_STD,
         "input_format": cfg.INPUT.FORMAT,
+        "max_detections_per_image": detections_per_image(cfg),
+        # A subclass may not know the argument.
+        **({"vis_period": cfg.VIS_PERIOD} if cfg.VIS_PERIOD else {}),
     }
 
 

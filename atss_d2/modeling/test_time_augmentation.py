@@ -23,6 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ..data.images import read_image
 from .box_voting import soft_vote, vote
+from .build import detections_per_image
 from .choices import check_choice
 from .matchers.geometry import box_areas
 from .nms import batched_nms
@@ -122,7 +123,7 @@ class DenseDetectorWithTTA(nn.Module):
             "min_sizes": cfg.TEST.AUG.MIN_SIZES,
             "max_size": cfg.TEST.AUG.MAX_SIZE,
             "flip": cfg.TEST.AUG.FLIP,
-            "max_detections_per_image": cfg.TEST.DETECTIONS_PER_IMAGE,
+            "max_detections_per_image": detections_per_image(cfg),
             "input_format": cfg.INPUT.FORMAT,
         }
 

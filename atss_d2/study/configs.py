@@ -7,10 +7,9 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 
-from detectron2.config import LazyConfig
 from omegaconf import DictConfig, OmegaConf
 
-from ..config import get_config, get_config_path
+from ..config import get_config
 from ..engine.overrides import apply_overrides
 from .rows import Row
 
@@ -39,7 +38,7 @@ def load_row_config(row: Row, data: str, overrides: Sequence[str] = ()) -> DictC
     cfg = get_config(row.config)
     override_file = DATA[data]
     if override_file is not None:
-        cfg = overlay(cfg, LazyConfig.load(get_config_path(override_file)))
+        cfg = overlay(cfg, get_config(override_file))
     return apply_overrides(cfg, overrides)
 
 

@@ -159,7 +159,8 @@ def handler(tmp_path):
 
 def test_prefixes_of_path_handlers(tmp_path, model, handler):
     detectron2_zoo(tmp_path)
-    check_checkpoint(f"{handler}nowhere.pkl")  # nobody knows
+    with pytest.raises(CheckpointError, match=f"no checkpoint at '{handler}nowhere.pkl': give t"):
+        check_checkpoint(f"{handler}nowhere.pkl")
     expected = loaded(SafeCheckpointer, model, tmp_path / "R-50.pkl")
     torch.testing.assert_close(loaded(SafeCheckpointer, model, f"{handler}R-50.pkl"), expected)
 
@@ -242,12 +243,6 @@ def test_missing_files_below_a_prefix_of_ours(monkeypatch, tmp_path):
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
     with pytest.raises(FileNotFoundError, match="run `make setup`"):
         check_checkpoint("atss_d2://pretrained/mobilenet_v2.pth")
-
-
-def test_urls_and_nothing_are_taken_as_they_are():
-    for path in ("", "https://example.org/a.pth", "detectron2://x/R-50.pkl", "catalog://x"):
-        check_checkpoint(path)
-    check_checkpoint("mmdet://https://example.org/a.pth")
 
 
 @pytest.mark.parametrize(
@@ -384,7 +379,7 @@ def test_hostile_files_are_refused_wherever_weights_are_loaded(
         torch.save(content, path)
     if resume:
         (tmp_path / "last_checkpoint").write_text(path.name)
-    with pytest.raises(CheckpointError, match=f"'{path}' is refused .*system"):
+    with pytest.raises(CheckpointError, match=f"'{path}' is refused; .*system"):
         use(path, tmp_path, resume)
     assert not sentinel.exists()
 

@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from atss_d2.checkpoint import CheckpointError, load_file, save_file
+from atss_d2.checkpoint.numpy_pickle import MAKERS
 
 # By which numpy pickles arrays and numbers; the module depends on its version.
 _reconstruct, scalar = np.array(0).__reduce__()[0], np.float64(0).__reduce__()[0]
@@ -173,7 +174,9 @@ def test_nothing_of_a_file_is_run(tmp_path, name, attack):
     sentinel = tmp_path / "sentinel"
     content, reason = hostile_contents(sentinel)[attack]
     path = write(tmp_path / name, content, **FORMATS[name])
-    with pytest.raises(CheckpointError, match=f"'{path}' is refused .*({reason})"):
+    with pytest.raises(
+        CheckpointError, match=f"'{path}' is refused; no code in it was executed: .*({reason})"
+    ):
         load_file(path)
     assert not sentinel.exists()
 
@@ -254,6 +257,26 @@ def test_attributes_of_containers_are_not_taken_over(tmp_path):
     program = b"ccollections\nOrderedDict\n)R(S'items'\nS'a'\nS'keys'\nS'b'\ndb."
     (tmp_path / "a.pkl").write_bytes(program)
     assert list(load_file(tmp_path / "a.pkl").items()) == []
+
+
+@pytest.mark.parametrize("name", sorted(MAKERS))
+def test_classes_of_the_reader_cannot_be_changed(tmp_path, name):
+    # BUILD of a class with a pair as its state sets attributes of it, for the whole process.
+    maker = MAKERS[name]
+    before = dict(vars(maker))
+    module, _, attribute = name.rpartition(".")
+    program = f"c{module}\n{attribute}\n(N(dS'__new__'\nI1\nsS'finish'\nI1\nstb.".encode()
+    (tmp_path / "a.pkl").write_bytes(program)
+    with pytest.raises(CheckpointError, match="'.*a.pkl' (cannot be read|is refused)"):
+        load_file(tmp_path / "a.pkl")
+    assert dict(vars(maker)) == before
+
+
+def test_shared_tuples(tmp_path):
+    # Of 60 levels: 2**60 values for whoever follows every path.
+    (tmp_path / "a.pkl").write_bytes(b"\x80\x04}\x8c\x01aK\x01\x85" + b"2\x86" * 60 + b"s.")
+    value = load_file(tmp_path / "a.pkl")["a"]
+    assert value[0] is value[1]
 
 
 @pytest.mark.parametrize("content", [b"]" * 100_000 + b"a" * 99_999, b"}\x94\x8c\x01ah\x00s"])

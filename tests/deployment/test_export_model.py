@@ -164,7 +164,7 @@ def test_other_wrong_files_are_refused(export_model, trained, tmp_path, capsys):
     (tmp_path / "text").write_text("")
     for flags, message in (
         (["--output", str(tmp_path / "text")], "text' is a file: give a folder, or a name that"),
-        ([], "no weights: give a checkpoint, the config does not name one"),
+        ([], "no checkpoint is named, and a model with random weights detects"),
         (["train.init_checkpoint=none.pth"], "There is no checkpoint at 'none.pth'"),
         (["--run-eval", "dataloader.evaluator=null"], "the config has no dataloader.evaluator"),
     ):

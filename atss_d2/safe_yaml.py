@@ -1,0 +1,160 @@
+"""Reads yaml configs without running what they hold.
+
+Detectron2 reads both kinds of yaml by ``yaml.unsafe_load``: a line such as
+``!!python/object/apply:os.system [...]``, also in a file that ``_BASE_`` names, is executed. Here
+tags stand for data only. A saved LazyConfig may hold the tags that ``LazyConfig.save`` writes for
+values of configs: tuples, ``ShapeSpec``, and names of classes and functions, which are looked up
+but not called. A yacs tree needs no tags.
+
+Files inside of the installed ``detectron2`` package, whose code runs anyway, are read as Detectron2
+reads them; its ``Base-RetinaNet.yaml`` computes anchor sizes by such a tag.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import os
+import sys
+from collections.abc import Hashable
+from pathlib import Path
+from typing import Any
+
+import detectron2
+import yaml
+from detectron2.config import CfgNode
+from detectron2.layers import ShapeSpec
+from detectron2.utils.file_io import PathManager
+from omegaconf import DictConfig, OmegaConf
+
+__all__ = ["load_lazy_yaml", "merge_yaml"]
+
+_DETECTRON2 = Path(detectron2.__file__).resolve().parent
+# Packages whose modules may be imported for a name; of others, those that are imported already.
+_PACKAGES = ("atss_d2", "detectron2", "fvcore", "torch", "torchvision")
+_TAG = "tag:yaml.org,2002:python/"
+
+
+def load_lazy_yaml(path: str) -> DictConfig:
+    """Loads a LazyConfig that was saved as yaml, such as the ``config.yaml`` of a run.
+
+    Raises:
+        ValueError: The file has a tag that would run code, or is not yaml; the message names file,
+            line and tag.
+    """
+    with PathManager.open(path) as file:
+        content = _parse(path, file, _LazyLoader)
+    try:
+        return OmegaConf.create(content, flags={"allow_objects": True})
+    except RecursionError:
+        raise ValueError(f"{path}: a value contains itself") from None
+
+
+def merge_yaml(cfg: CfgNode, path: str) -> None:
+    """Merges a yaml file, and those that ``_BASE_`` names, into a yacs tree.
+
+    Args:
+        cfg: Changed in place.
+        path: As for ``CfgNode.merge_from_file``.
+
+    Raises:
+        ValueError: As for :func:`load_lazy_yaml`.
+    """
+    _CheckedCfgNode.load_yaml_with_base(path)
+    # What is left that needs unsafe loading is part of Detectron2.
+    cfg.merge_from_file(path, allow_unsafe=True)
+
+
+class _CheckedCfgNode(CfgNode):
+    """Reads the files of a chain of ``_BASE_``, each as far as it may be trusted."""
+
+    @classmethod
+    def load_yaml_with_base(cls, filename: str, allow_unsafe: bool = False) -> dict[str, Any]:
+        if _is_of_detectron2(filename):
+            return super().load_yaml_with_base(filename, allow_unsafe=True)
+        with cls._open_cfg(filename) as file:
+            content = _parse(filename, file, yaml.SafeLoader)
+        if not isinstance(content, dict):
+            raise ValueError(f"{filename} has a {type(content).__name__} at its top, not keys")
+        return super().load_yaml_with_base(filename, allow_unsafe=False)
+
+
+def _is_of_detectron2(filename: str) -> bool:
+    path = Path(os.path.realpath(filename))
+    return path.is_file() and _DETECTRON2 in path.parents
+
+
+def _parse(path: str, file: Any, loader: type[yaml.SafeLoader]) -> Any:
+    try:
+        return yaml.load(file, loader)
+    except (_TagError, yaml.constructor.ConstructorError) as error:
+        line = error.problem_mark.line + 1
+        raise ValueError(f"{path}, line {line}: {_refusal(error)}") from None
+    except yaml.MarkedYAMLError as error:
+        line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise ValueError(f"{path}{line} is not yaml: {error.problem or error.context}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not yaml: {' '.join(str(error).split())}") from None
+    except RecursionError:
+        raise ValueError(f"{path} is nested too deeply") from None
+
+
+def _refusal(error: yaml.constructor.ConstructorError) -> str:
+    _, found, tag = error.problem.partition("the tag 'tag:yaml.org,2002:")
+    if not found:
+        return error.problem
+    return (
+        f"the tag '!!{tag.rstrip(chr(39))}' would run code, which a yaml config must not do: write "
+        "the value itself, or use a .py config"
+    )
+
+
+class _TagError(yaml.constructor.ConstructorError):
+    """A known tag with a value that it must not have."""
+
+    def __init__(self, problem: str, node: yaml.Node) -> None:
+        super().__init__(None, None, problem, node.start_mark)
+
+
+class _LazyLoader(yaml.SafeLoader):
+    """Knows the tags that ``LazyConfig.save`` writes."""
+
+
+def _tuple(loader: _LazyLoader, node: yaml.Node) -> tuple:
+    return tuple(loader.construct_sequence(node, deep=True))
+
+
+def _shape_spec(loader: _LazyLoader, node: yaml.Node) -> ShapeSpec:
+    values = loader.construct_mapping(node, deep=True)
+    known = set(inspect.signature(ShapeSpec).parameters)
+    if not set(values) <= known or not all(isinstance(x, int | None) for x in values.values()):
+        raise _TagError(f"a ShapeSpec has the whole numbers {', '.join(sorted(known))}", node)
+    return ShapeSpec(**values)
+
+
+def _named(loader: _LazyLoader, name: str, node: yaml.Node) -> Hashable:
+    """A class or function by its name, which is not called."""
+    parts = name.split(".")
+    for i in range(len(parts) - 1, 0, -1):
+        module_name = ".".join(parts[:i])
+        if parts[0] in _PACKAGES and module_name not in sys.modules:
+            try:
+                importlib.import_module(module_name)
+            except ImportError:
+                continue
+        value = sys.modules.get(module_name)
+        for part in parts[i:] if value is not None else ():
+            value = inspect.getattr_static(value, part, None)
+        if isinstance(value, type) or inspect.isroutine(value):
+            return value
+    raise _TagError(
+        f"there is no class or function '{name}': import its module before the config is loaded",
+        node,
+    )
+
+
+_LazyLoader.add_constructor(f"{_TAG}tuple", _tuple)
+_LazyLoader.add_constructor(
+    f"{_TAG}object:{ShapeSpec.__module__}.{ShapeSpec.__qualname__}", _shape_spec
+)
+_LazyLoader.add_multi_constructor(f"{_TAG}name:", _named)
