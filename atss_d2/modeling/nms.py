@@ -47,12 +47,12 @@ def batched_nms(boxes: Tensor, scores: Tensor, classes: Tensor, iou_thresh: floa
     if torch.jit.is_tracing() or len(boxes) <= most_at_once:
         return _nms(_shifted_apart(boxes, classes), scores, iou_thresh)
     order = classes.argsort(stable=True)  # (T,), within a class as before
-    boxes_in_order, scores_in_order, classes_in_order = boxes[order], scores[order], classes[order]
-    kept = []
-    for rows in _class_groups(classes_in_order):
-        ranks = classes_in_order[rows].diff(prepend=classes_in_order[rows.start, None]).sign()
-        shifted = _shifted_apart(boxes_in_order[rows], ranks.cumsum(0))
-        kept.append(order[rows][_nms(shifted, scores_in_order[rows], iou_thresh)])
+    classes_in_order = classes[order]
+    shifted, scores_in_order = _shifted_apart(boxes[order], classes_in_order), scores[order]
+    kept = [
+        order[rows][_nms(shifted[rows], scores_in_order[rows], iou_thresh)]
+        for rows in _class_groups(classes_in_order)
+    ]
     keep = torch.cat(kept).sort().values
     return keep[scores[keep].sort(descending=True, stable=True).indices]
 
