@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import os
+import traceback
 from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from typing import Any
 from detectron2.config import CfgNode, LazyConfig
 from detectron2.config import get_cfg as get_detectron2_cfg
 from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
 
 from .safe_yaml import load_lazy_yaml, merge_yaml
 
@@ -25,6 +28,10 @@ _CONFIG_ROOTS = (
     Path(__file__).resolve().parent / "configs",
     Path(__file__).resolve().parent.parent / "configs",
 )
+
+
+class ConfigError(ValueError):
+    """A config file does not run, or what it describes cannot be built."""
 
 
 def _arguments_with_default(function: Callable, skip: Collection[str]) -> dict[str, Any]:
@@ -100,8 +107,14 @@ def get_config_path(name: str) -> str:
     known = list_configs() + _files("*.yaml")
     stem = name[: -len(".py")] if name.endswith(".py") else name
     near = difflib.get_close_matches(stem, known, n=3, cutoff=0.4)
-    hint = f"did you mean {', '.join(near)}?" if near else f"available: {', '.join(known)}"
+    hint = f"did you mean {', '.join(near)}?" if near else f"available: {', '.join(_some(known))}"
     raise FileNotFoundError(f"There is no config '{name}'; {hint}")
+
+
+def _some(names: list[str]) -> list[str]:
+    """The first config of each folder but those of the ablations, for a message."""
+    first = {name.partition("/")[0]: name for name in reversed(names)}
+    return [*sorted(name for folder, name in first.items() if folder != "ablations"), "..."]
 
 
 def list_configs() -> list[str]:
@@ -148,6 +161,7 @@ def load_config(config: str | Path | DictConfig | CfgNode) -> DictConfig | CfgNo
 
     Raises:
         FileNotFoundError: There is neither a file nor a config of that name.
+        ConfigError: A ``.py`` file raises an error; the message names file and line.
         ValueError: A yaml file would run code, or is not yaml; the message names file and line.
     """
     if isinstance(config, (DictConfig, CfgNode)):
@@ -165,10 +179,35 @@ def _load_lazy(path: str) -> DictConfig:
     """Runs a ``.py`` config, which is code; a yaml file is only read."""
     from .data.registration import repeated_registration
 
-    if not path.endswith(".py"):
+    if path.endswith((".yaml", ".yml")):
         return load_lazy_yaml(path)
+    if not path.endswith(".py"):
+        raise ConfigError(f"'{path}' is not a config: its name must end in .py, .yaml or .yml")
     with repeated_registration():
-        return LazyConfig.load(path)
+        try:
+            return LazyConfig.load(path)
+        except ConfigError:  # of a config that this one loads
+            raise
+        except Exception as error:  # whatever the code in the file raises
+            raise ConfigError(_place_and_reason(path, error)) from error
+
+
+def _place_and_reason(path: str, error: Exception) -> str:
+    """File, line and message of an error in a config file."""
+    if isinstance(error, SyntaxError):
+        error = error.__cause__ if isinstance(error.__cause__, SyntaxError) else error
+        file = error.filename if os.path.isfile(error.filename or "") else path
+        return f"config '{file}', line {error.lineno}: {error.msg}"
+    lines = [
+        frame.lineno
+        for frame in traceback.extract_tb(error.__traceback__)
+        if os.path.realpath(frame.filename) == os.path.realpath(path)
+    ]
+    place = f", line {lines[-1]}" if lines else ""
+    message = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
+    if isinstance(error, OmegaConfBaseException):  # behind its first line is its own jargon
+        message = message.partition("\n")[0]
+    return f"config '{path}'{place}: {' '.join(message.split()) or type(error).__name__}"
 
 
 def is_lazy_config(path: str) -> bool:

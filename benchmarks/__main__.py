@@ -25,6 +25,7 @@ import atss_d2  # noqa: F401  (first: quiet about the deprecations of its depend
 import torch
 from tqdm import tqdm
 
+from atss_d2.commands.errors import Parser
 from atss_d2.data.download import DataError
 from atss_d2.warning_filters import filter_third_party_warnings
 
@@ -42,7 +43,7 @@ PICTURE = "assignment_time.png"
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m benchmarks",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -33,6 +33,7 @@ from detectron2.data import MetadataCatalog
 from detectron2.utils.file_io import PathManager
 from tabulate import tabulate
 
+from atss_d2.commands.errors import Parser, one_sentence
 from atss_d2.data.download import DataError, replacing
 from atss_d2.study import (
     DATA,
@@ -58,9 +59,7 @@ TRAIN_NET = ROOT / "train_net.py"
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--list", action="store_true", help="all rows, quoted AP, what is measured")
     parser.add_argument("--rows", nargs="+", metavar="PATTERN", help="such as 'table3/*'")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], metavar="N")
@@ -106,9 +105,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.list:
             list_rows(args)
     except (DataError, OSError, KeyError, ValueError) as error:
-        # KeyError puts its message in quotes.
-        message = str(error.args[0] if isinstance(error, KeyError) else error)
-        sys.exit(f"ablate.py: {' '.join(message.split())}")
+        sys.exit(f"ablate.py: {one_sentence(error)}")
     return 1 if failed else 0
 
 

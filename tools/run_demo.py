@@ -26,9 +26,12 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
+from atss_d2.commands.errors import EXPECTED, Parser, one_sentence
 from atss_d2.engine import (
     apply_overrides,
     build_model,
+    check_checkpoint,
+    check_dataset_files,
     default_setup,
     do_test,
     do_train,
@@ -45,19 +48,20 @@ OTHER_SITE = "trees_site2"
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the demo; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", default=CONFIG, help="a config of a test set with images")
     parser.add_argument("--resume", action="store_true", help="continue an interrupted run")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     args = parser.parse_args(argv)
     filter_third_party_warnings()
-    cfg = atss_d2.get_config(args.config)
     try:
+        cfg = atss_d2.get_config(args.config)
         apply_overrides(cfg, args.overrides)
-    except (KeyError, ValueError) as error:
-        parser.error(error.args[0])
+        if not args.resume:
+            check_checkpoint(cfg.train.init_checkpoint)
+        check_dataset_files(cfg, with_training=True)
+    except EXPECTED as error:
+        parser.error(one_sentence(error))
 
     start = time.perf_counter()
     output_dir = Path(cfg.train.output_dir)

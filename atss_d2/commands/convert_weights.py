@@ -15,6 +15,8 @@ import shlex
 import sys
 from pathlib import Path
 
+from .errors import EXPECTED, Parser, one_sentence
+
 _REFUSED = ("missing", "unexpected", "misshapen")
 # atss_d2.checkpoint.RECIPES, which takes seconds to import.
 _RECIPES = ("auto", "authors", "mmdet")
@@ -22,9 +24,7 @@ _RECIPES = ("auto", "authors", "mmdet")
 
 def get_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", type=Path, help="file of the other implementation")
     parser.add_argument(
         "output", type=Path, help="file to write, .pth or .safetensors; and .py, its config"
@@ -109,8 +109,8 @@ def main(argv: list[str] | None = None) -> int:
     filter_third_party_warnings()
     try:
         run(args)
-    except (ValueError, OSError, ImportError) as error:  # CheckpointError is a ValueError
-        print(f"error: {error}", file=sys.stderr)
+    except EXPECTED as error:
+        print(f"error: {one_sentence(error)}", file=sys.stderr)
         return 1
     return 0
 

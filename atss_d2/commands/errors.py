@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import re
 import sys
 from typing import NoReturn
@@ -12,6 +13,25 @@ EXPECTED = (OSError, KeyError, ValueError, AssertionError, ImportError)
 
 # What DataLoader makes of an error in a worker: the traceback as text, in an error of its type.
 _WORKER = re.compile(r"^Caught \w+ in DataLoader worker process \d+\.\nOriginal Traceback")
+
+
+class Parser(argparse.ArgumentParser):
+    """An ``ArgumentParser`` whose errors are one line without the usage, and know near flags."""
+
+    def error(self, message: str) -> NoReturn:
+        """Ends the command with the message and exit code 2."""
+        first, _, rest = message.partition(": ")
+        hint = ""
+        if first == "unrecognized arguments" and not rest.startswith("-"):
+            if "--opts" in self._option_string_actions:
+                hint = "; overrides come last on the line, behind --opts"
+        elif first == "unrecognized arguments":
+            flag = re.split(r"[\s=]", rest)[0]
+            near = difflib.get_close_matches(flag, self._option_string_actions, n=1)
+            hint = f"; did you mean {near[0]}?" if near else f"; {self.prog} --help lists the flags"
+        elif first == "the following arguments are required":
+            hint = f"; {self.prog} --help explains them"
+        self.exit(2, f"{self.prog}: error: {' '.join(message.split())}{hint}\n")
 
 
 def one_sentence(error: BaseException) -> str:

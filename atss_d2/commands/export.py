@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from .errors import EXPECTED, one_sentence
+from .errors import EXPECTED, Parser, one_sentence
 
 if TYPE_CHECKING:
     from detectron2.config import CfgNode
@@ -49,9 +49,7 @@ _PHOTOGRAPH = (480, 640)  # height and width of the image that stands for a samp
 
 def get_parser() -> argparse.ArgumentParser:
     """The command line; names of flags as in Detectron2's tool."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config-file", required=True, help="a .py or .yaml config, or its name")
     parser.add_argument("--format", choices=FORMATS, default="torchscript")
     parser.add_argument(

@@ -29,7 +29,7 @@ from .detecting import (
     refuse,
     warn_on_stderr,
 )
-from .errors import EXPECTED, one_sentence
+from .errors import EXPECTED, Parser, one_sentence
 
 if TYPE_CHECKING:
     import numpy as np
@@ -45,7 +45,7 @@ the video; the detections go to a .json beside it, whose images have a "frame_in
 
 def get_parser() -> argparse.ArgumentParser:
     """The command line; names of flags as in Detectron2's demo."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description=__doc__,
         epilog=OUTPUT_HELP + VIDEO_HELP,
         formatter_class=argparse.RawDescriptionHelpFormatter,

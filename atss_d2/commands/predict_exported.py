@@ -29,7 +29,7 @@ from .detecting import (
     refuse,
     warn_on_stderr,
 )
-from .errors import EXPECTED
+from .errors import EXPECTED, Parser
 
 if TYPE_CHECKING:
     import numpy as np
@@ -42,7 +42,7 @@ Function = Callable[["np.ndarray"], "tuple[np.ndarray, ...]"]
 
 def get_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description=__doc__,
         epilog=OUTPUT_HELP,
         formatter_class=argparse.RawDescriptionHelpFormatter,

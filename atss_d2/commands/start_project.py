@@ -24,7 +24,7 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .errors import EXPECTED, fail
+from .errors import EXPECTED, Parser, fail
 
 if TYPE_CHECKING:
     from ..data.custom.checking import Checked
@@ -39,9 +39,7 @@ _DOORS = {"train": "train_net.py", "predict": "tools/demo.py", "export": "tools/
 
 def get_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--train",
         nargs="+",

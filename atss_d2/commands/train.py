@@ -20,7 +20,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from .ending import print_ending
-from .errors import EXPECTED, fail
+from .errors import EXPECTED, Parser, fail
 
 if TYPE_CHECKING:
     from detectron2.config import CfgNode
@@ -32,9 +32,7 @@ LAZY_KEYS = ("model", "dataloader", "optimizer", "lr_multiplier", "train")
 
 def get_parser() -> argparse.ArgumentParser:
     """The command line; flags as in Detectron2's ``default_argument_parser``."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config-file", default="", metavar="FILE", help="a config, or its name")
     parser.add_argument(
         "--resume", action="store_true", help="continue from the last checkpoint of the output dir"
@@ -134,6 +132,15 @@ def check(cfg: DictConfig | CfgNode, args: argparse.Namespace) -> None:
     from ..engine import check_categories, check_checkpoint
 
     is_yaml = isinstance(cfg, CfgNode)
+    if args.num_gpus < 0 or args.num_machines < 1:
+        raise ValueError(
+            "--num-gpus must not be negative and --num-machines be at least 1, got "
+            f"{args.num_gpus} and {args.num_machines}"
+        )
+    output_dir = cfg.OUTPUT_DIR if is_yaml else cfg.train.output_dir
+    if os.path.isfile(output_dir):
+        key = "OUTPUT_DIR" if is_yaml else "train.output_dir"
+        raise ValueError(f"{key} '{output_dir}' is a file: give a folder")
     if args.num_machines > 1 and args.dist_url == "auto":
         raise ValueError(
             "--num-machines > 1 needs --dist-url tcp://HOST:PORT, an address of the first machine"
@@ -160,6 +167,7 @@ def run(args: argparse.Namespace, cfg: DictConfig | CfgNode | None = None) -> di
     from detectron2.config import CfgNode
 
     from ..checkpoint import CheckpointError
+    from ..config import ConfigError
     from ..data import DataError
     from ..engine import default_setup
     from ..warning_filters import filter_third_party_warnings
@@ -169,7 +177,7 @@ def run(args: argparse.Namespace, cfg: DictConfig | CfgNode | None = None) -> di
     default_setup(cfg, args)
     try:
         return run_yaml(cfg, args) if isinstance(cfg, CfgNode) else run_lazy(cfg, args)
-    except (CheckpointError, DataError) as error:
+    except (CheckpointError, ConfigError, DataError) as error:
         fail(get_parser(), error)
 
 

@@ -23,6 +23,7 @@ from omegaconf import DictConfig
 from torch import nn
 
 from ..checkpoint import SafeCheckpointer, check_checkpoint
+from ..config import ConfigError
 from .amp import AMPTrainer
 from .console import FILE_ONLY, ProgressPrinter, quiet_evaluation
 from .data_check import check_categories, check_images, explained, load_test_set
@@ -46,8 +47,15 @@ def build_model(cfg: DictConfig) -> nn.Module:
     memory, which gives the same results and is faster on many CPUs, and on GPUs under AMP. With
     ``train.compile.enabled`` backbone and head are compiled at their first call; the other keys of
     ``train.compile`` are arguments of ``torch.compile``.
+
+    Raises:
+        ConfigError: A value under ``model`` is refused by the class that takes it.
     """
-    model = instantiate(cfg.model).to(resolve_device(cfg.train.device))
+    try:
+        model = instantiate(cfg.model)
+    except (ValueError, TypeError, AssertionError) as error:
+        raise ConfigError(f"the model cannot be built: {error}") from error
+    model = model.to(resolve_device(cfg.train.device))
     if cfg.train.get("channels_last", False):
         model = model.to(memory_format=torch.channels_last)
     if _enabled(cfg, "compile"):

@@ -1,0 +1,127 @@
+"""Code blocks of the documents, and what to change in one so that a test can run it."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCUMENTS = ("README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")))
+LANGUAGES = ("bash", "python", "yaml")  # others, such as "bibtex" and none, are not code to run
+
+_FENCE = re.compile(r"^ {0,3}(```+|~~~+)\s*([\w+-]*)")
+_COMMENT = re.compile(r"(?:^|\s)#.*$")
+
+
+@dataclasses.dataclass(frozen=True)
+class Block:
+    """A fenced block of code.
+
+    Attributes:
+        document: Path below the checkout.
+        language: As written behind the fence, in lower case.
+        line: Number of its first line of code.
+        text: The code.
+    """
+
+    document: str
+    language: str
+    line: int
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.document}:{self.line} ({self.language}: {self.text.splitlines()[0]!r})"
+
+
+def parse(document: str, text: str) -> list[Block]:
+    """All fenced blocks of a document in markdown, in their order."""
+    blocks: list[Block] = []
+    fence, language, start, lines = "", "", 0, []
+    for number, line in enumerate(text.splitlines(), 1):
+        match = _FENCE.match(line)
+        if not fence and match:
+            fence, language, start, lines = match[1], match[2].lower(), number + 1, []
+        elif fence and match and match[1].startswith(fence) and not match[2]:
+            blocks.append(Block(document, language, start, "\n".join(lines) + "\n"))
+            fence = ""
+        elif fence:
+            lines.append(line)
+    if fence:
+        raise ValueError(f"{document}:{start - 1}: the block that begins here has no end")
+    return blocks
+
+
+def read(document: str) -> list[Block]:
+    """The blocks of a document that are code to run."""
+    text = (ROOT / document).read_text(encoding="utf-8")
+    return [block for block in parse(document, text) if block.language in LANGUAGES]
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """What a test does with a block, where it does not run it as it is written.
+
+    Attributes:
+        contains: A piece of the block that no other block of the document has.
+        replace: Text -> what takes its place, everywhere in the block.
+        append: Program -> words added to each of its commands.
+        save_as: The block is the content of this file, which other blocks use.
+        before: Python code that is run first, for names that the text takes for granted.
+        after: Python code that is run behind a Python block, or a shell command behind one of bash.
+        leaves: Files that are there afterwards; for bash they are removed before.
+        run_by: The test that runs this block instead, a path below the checkout.
+        not_run: Why nothing runs it.
+    """
+
+    contains: str
+    replace: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    append: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    save_as: str = ""
+    before: str = ""
+    after: str = ""
+    leaves: tuple[str, ...] = ()
+    run_by: str = ""
+    not_run: str = ""
+
+    def apply(self, block: Block) -> str:
+        """The text of the block with all changes.
+
+        Raises:
+            ValueError: A change finds nothing to change.
+        """
+        text = block.text
+        for old, new in self.replace.items():
+            if old not in text:
+                raise ValueError(f"{block} has no {old!r} to replace: correct tests/documents/")
+            text = text.replace(old, new)
+        for program, words in self.append.items():
+            text, count = _append(text, program, words)
+            if not count:
+                raise ValueError(f"{block} has no command of {program!r}: correct tests/documents/")
+        return f"{self.before}{text}{self.after}"
+
+
+def _append(text: str, program: str, words: str) -> tuple[str, int]:
+    """Adds words to each command of ``program``: before its comment, behind its last line."""
+    result, command, count = [], "", 0
+    for line in text.splitlines():
+        code = _COMMENT.sub("", line).rstrip()
+        command += f"{code}\n"
+        if code.endswith("\\"):
+            result.append(line)
+            continue
+        if re.search(rf"(?:^|\s){re.escape(program)}(?=\s|$)", command):
+            line, count = f"{code} {words}", count + 1
+        result.append(line)
+        command = ""
+    return "\n".join(result) + "\n", count
+
+
+def find_entry(block: Block, entries: tuple[Entry, ...]) -> Entry | None:
+    """The entry of a block; None if it is to be run as it is written."""
+    found = [entry for entry in entries if entry.contains in block.text]
+    if len(found) > 1:
+        raise ValueError(f"{block} has {len(found)} entries in tests/documents/: leave one")
+    return found[0] if found else None
