@@ -255,7 +255,9 @@ def _check_head(path: Path, head: bytes) -> None:
 def _damage(path: Path, head: bytes, error: Exception) -> str:
     reason = _TORCH_REASON.search(str(error)) or re.search(r"(\S.*)", str(error))
     # Of several sentences the first.
-    reason = ascii(reason[1].split(". ")[0])[1:-1][:160] if reason else type(error).__name__
+    reason = ascii(reason[1].split(". ")[0])[1:-1][:160] if reason else ""
+    if not re.search("[a-z]{2}", reason):  # a KeyError of the byte where an opcode should be
+        reason = f"{type(error).__name__} {reason}".rstrip()
     mend = "it is damaged, incomplete or no checkpoint: copy or download it again"
     if path.suffix.lower() in _READERS and zipfile.is_zipfile(path):
         mend = "it looks like a file of torch.save: name it .pth"

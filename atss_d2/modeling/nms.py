@@ -10,6 +10,7 @@ import itertools
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from functorch.experimental.control_flow import map as map_images
 from torch import Tensor
 from torchvision.ops import nms
@@ -40,16 +41,18 @@ def batched_nms(boxes: Tensor, scores: Tensor, classes: Tensor, iou_thresh: floa
         (D,) int64 indices of the boxes that stay, best score first, of equal scores the lower
         index.
     """
+    if not torch.jit.is_tracing() and len(boxes) == 0:
+        return torch.zeros_like(classes)
     most_at_once = _CPU_MOST_AT_ONCE if boxes.device.type == "cpu" else _GPU_MOST_AT_ONCE
     if torch.jit.is_tracing() or len(boxes) <= most_at_once:
         return _nms(_shifted_apart(boxes, classes), scores, iou_thresh)
     order = classes.argsort(stable=True)  # (T,), within a class as before
-    boxes_in_order, scores_in_order, classes_in_order = boxes[order], scores[order], classes[order]
-    kept = []
-    for rows in _class_groups(classes_in_order):
-        ranks = classes_in_order[rows].diff(prepend=classes_in_order[rows.start, None]).sign()
-        shifted = _shifted_apart(boxes_in_order[rows], ranks.cumsum(0))
-        kept.append(order[rows][_nms(shifted, scores_in_order[rows], iou_thresh)])
+    classes_in_order = classes[order]
+    shifted, scores_in_order = _shifted_apart(boxes[order], classes_in_order), scores[order]
+    kept = [
+        order[rows][_nms(shifted[rows], scores_in_order[rows], iou_thresh)]
+        for rows in _class_groups(classes_in_order)
+    ]
     keep = torch.cat(kept).sort().values
     return keep[scores[keep].sort(descending=True, stable=True).indices]
 
@@ -60,8 +63,9 @@ def _shifted_apart(boxes: Tensor, cells: Tensor) -> Tensor:
     Coordinates of float32, of 10^5 pixels and 10^4 cells, keep steps of 10^-7 pixels.
     """
     boxes = boxes.to(_wide_dtype(boxes))
-    extent = torch.cat((boxes.flatten(), boxes.new_zeros(1))).max() + 1  # also of no box
-    return boxes + (cells * extent)[..., None]
+    # A trace is also run on no box at all, which has no maximum.
+    corners = F.pad(boxes.flatten(), (0, 1)) if torch.jit.is_tracing() else boxes
+    return boxes + (cells * (corners.max() + 1))[..., None]
 
 
 def _wide_dtype(boxes: Tensor) -> torch.dtype:

@@ -5,12 +5,15 @@ import json
 import logging
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from detectron2.config import LazyConfig, instantiate
+from detectron2.layers import ShapeSpec
 
 import atss_d2
 from atss_d2 import Predictor, get_config
@@ -23,7 +26,7 @@ from atss_d2.checkpoint import (
 )
 from atss_d2.checkpoint.recipes import recipe_settings
 from atss_d2.commands import convert_weights
-from atss_d2.engine import apply_overrides
+from atss_d2.engine import apply_overrides, load_weights
 from atss_d2.modeling.box_coding import PointDistances
 from tests import foreign_checkpoints as foreign
 
@@ -210,3 +213,68 @@ def test_the_configs_of_the_document(recipe, files):
     assert cfg.train.init_checkpoint == f"{recipe}://{files / f'{recipe}.pth'}"
     before = copy.deepcopy(cfg.model)
     assert apply_recipe(cfg, recipe).model == before
+
+
+# Training checkpoints of mmdetection, which hold objects
+
+_WRITER = """
+import sys, types
+import numpy as np
+import torch
+
+name = "mmengine.logging.history_buffer"
+for i in range(1, 4):
+    package = ".".join(name.split(".")[:i])
+    sys.modules[package] = types.ModuleType(package)
+
+class HistoryBuffer:
+    def __init__(self):
+        self._log_history = np.arange(3.0)
+
+HistoryBuffer.__module__ = name
+sys.modules[name].HistoryBuffer = HistoryBuffer
+content = torch.load(sys.argv[1])
+content["message_hub"] = {"log_scalars": {"train/loss": HistoryBuffer()}}
+torch.save(content, sys.argv[2])
+"""
+
+
+@pytest.fixture(scope="module")
+def epoch_12(files):
+    path = files / "epoch_12.pth"
+    command = [sys.executable, "-c", _WRITER, str(files / "mmdet.pth"), str(path)]
+    subprocess.run(command, check=True)
+    return path
+
+
+def test_training_checkpoints_of_mmdetection(files, epoch_12, tmp_path, capsys, caplog):
+    assert run(epoch_12, tmp_path / "a.pth", "--quiet") == 1
+    message = capsys.readouterr().err
+    assert message.startswith(f"error: '{epoch_12}' is refused; no code in it was executed: it ask")
+    assert "tools/convert_weights.py with --weights-only-parts" in message
+    expected = convert_state_dict(load_file(files / "mmdet.pth")).state_dict
+    for option in (["--weights-only-parts"], ["--recipe", "mmdet"]):
+        output = tmp_path / f"{option[-1]}.pth"
+        assert run(epoch_12, output, "--quiet", *option) == 0
+        torch.testing.assert_close(dict(load_file(output)["model"]), dict(expected))
+    assert "not read, because they are objects: 1 x mmengine.logging" in caplog.text
+
+
+def test_training_checkpoints_are_loaded_directly(files, epoch_12):
+    models = []
+    for path in (files / "mmdet.pth", epoch_12):
+        cfg = get_config("recipes/atss_R_50_FPN_1x_mmdet")
+        apply_overrides(cfg, ["model.num_classes=3", "model.backbone.out_channels=64"])
+        apply_overrides(cfg, ["model.head.conv_dims=[64,64,64,64]"])
+        cfg.model.head.input_shape = [ShapeSpec(channels=64)] * 5
+        models.append(instantiate(cfg.model))
+        load_weights(models[-1], f"mmdet://{path}")
+    torch.testing.assert_close(*(model.state_dict() for model in models), rtol=0, atol=0)
+
+
+def test_a_file_that_holds_itself(tmp_path, capsys):
+    content = {"model": {"a": 1}}
+    content["model"]["model"] = content["model"]
+    torch.save(content, tmp_path / "a.pth")
+    assert run(tmp_path / "a.pth", tmp_path / "b.pth") == 1
+    assert "there are no weights in this file" in capsys.readouterr().err

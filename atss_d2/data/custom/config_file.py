@@ -53,7 +53,6 @@ def config_text(
         "",
         "from atss_d2 import get_config",
         "from atss_d2.data import register_coco",
-        "from omegaconf import ListConfig",
         "",
         "_here = Path(__file__).resolve().parent",
         *_register(f"{name}_train", *(_path(folder, path) for path in train)),
@@ -135,12 +134,9 @@ def _comment(reason: str) -> list[str]:
 
 
 def _categories(categories: Categories) -> list[str]:
-    """The list of categories, as many to a line as fit."""
-    entries = [
-        f'{{"id": {c["id"]}, "name": {json.dumps(c["name"], ensure_ascii=False)}}}'
-        for c in categories
-    ]
-    start, line = "categories = ListConfig([", f"{', '.join(entries)}])"
+    """The original ids and the names, as many to a line as fit."""
+    entries = [f"{c['id']}: {json.dumps(c['name'], ensure_ascii=False)}" for c in categories]
+    start, line = "categories = {", f"{', '.join(entries)}}}"
     if len(start) + len(line) <= _WIDTH:
         return [start + line]
     lines, line = [start], "   "
@@ -149,4 +145,4 @@ def _categories(categories: Categories) -> list[str]:
             lines.append(line)
             line = "   "
         line += f" {entry},"
-    return [*lines, line, "])"]
+    return [*lines, line, "}"]

@@ -4,7 +4,6 @@ import runpy
 from pathlib import Path
 
 import pytest
-from omegaconf import ListConfig
 
 from atss_d2.config import load_config
 from atss_d2.data.categories import config_categories
@@ -93,7 +92,7 @@ def test_paths_inside_move_with_the_folder_and_others_do_not(project, tmp_path):
         "my_1st_projéct_val": (tmp_path / "v.json", moved / "images"),
     }
     assert names["train"].init_checkpoint == str(moved / "pretrained" / "a.pth")
-    assert isinstance(names["categories"], ListConfig)  # LazyConfig drops a plain list
+    assert names["categories"] == {c["id"]: c["name"] for c in CATEGORIES}
 
 
 @pytest.mark.parametrize("num_classes", [1, 3, 80])
@@ -101,7 +100,7 @@ def test_it_is_short_and_every_choice_has_its_reason(project, num_classes):
     categories = [{"id": 2 * i, "name": f"class {i}"} for i in range(num_classes)]
     lines = text_of(project, categories=categories).splitlines()
     assert max(len(line) for line in lines if "Path(" not in line) <= 100
-    code = [line for line in lines[5:] if line and line[0] not in "# ])"]
+    code = [line for line in lines[5:] if line and line[0] not in "# ])}"]
     assert len(code) <= 25
     text = " ".join(line.removeprefix("#") for line in lines if line.startswith("#"))
     for reason in SETTINGS.reasons.values():
