@@ -46,12 +46,13 @@ class Checkout:
     Attributes:
         folder: The copy.
         datasets: ``$DETECTRON2_DATASETS``.
+        cache: ``$FVCORE_CACHE``, where Detectron2 keeps downloads.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder / "atss_d2"
         self.datasets = folder / "datasets"
-        self._cache = folder / "cache"
+        self.cache = folder / "cache"
         self._programs = folder / "bin"
         self.folder.mkdir(parents=True)
         for name in PARTS:
@@ -97,7 +98,7 @@ class Checkout:
         environment |= {
             "PATH": f"{self._programs}{os.pathsep}{os.environ['PATH']}",
             "DETECTRON2_DATASETS": str(self.datasets),
-            "FVCORE_CACHE": str(self._cache),
+            "FVCORE_CACHE": str(self.cache),
             "OMP_NUM_THREADS": "1",
             "MPLBACKEND": "Agg",
             "PIP_NO_INDEX": "1",
@@ -153,7 +154,7 @@ class Checkout:
                 weights[name] *= 0.1
         weights["stem.conv1.norm.weight"] /= 57
         content = {"model": weights, "__author__": "a test", "matching_heuristics": True}
-        path = self._cache / R_50
+        path = self.cache / R_50
         path.parent.mkdir(parents=True)
         path.write_bytes(pickle.dumps(content))
 

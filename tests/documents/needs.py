@@ -60,7 +60,12 @@ def _authors_weights(checkout: Checkout) -> None:
 
 
 def _mmdet_weights(checkout: Checkout) -> None:
-    torch.save({"state_dict": foreign.mmdet()}, checkout.folder / "atss_r50_fpn_1x_coco.pth")
+    path = checkout.folder / "atss_r50_fpn_1x_coco.pth"
+    torch.save({"state_dict": foreign.mmdet()}, path)
+    # What is downloaded from the address in docs/checkpoints.md.
+    cached = checkout.cache / "mmdetection/v2.0/atss/atss_r50_fpn_1x_coco"
+    cached.mkdir(parents=True)
+    (cached / "atss_r50_fpn_1x_coco_20200209-985f7bd0.pth").symlink_to(path)
 
 
 def _own_configs(checkout: Checkout) -> None:
@@ -77,6 +82,7 @@ def _own_configs(checkout: Checkout) -> None:
 
 NEEDS: dict[str, tuple[Callable[[Checkout], None], ...]] = {
     "README.md": (
+        Checkout.add_own_data,
         Checkout.add_coco,
         Checkout.add_r50,
         Checkout.add_photographs,
@@ -89,6 +95,7 @@ NEEDS: dict[str, tuple[Callable[[Checkout], None], ...]] = {
     "docs/checkpoints.md": (
         Checkout.add_coco,
         Checkout.add_own_data,
+        Checkout.add_r50,
         _authors_weights,
         _mmdet_weights,
         _model_of_80_classes,

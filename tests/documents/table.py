@@ -73,6 +73,11 @@ TABLE: dict[str, tuple[Entry, ...]] = {
             },
         ),
         Entry(
+            "tools/start_project.py",
+            append={"train_net.py": f"{_SMALL} {_LOW}"},
+            leaves=("output/widgets/data.png", "output/widgets/output/model_best.pth"),
+        ),
+        Entry(
             "# COCO under $DETECTRON2_DATASETS",
             replace={
                 # A smaller model, and two processes that meet on this machine instead of two.
@@ -167,8 +172,10 @@ TABLE: dict[str, tuple[Entry, ...]] = {
             append={"train_net.py": _SMALL_TEST},
             leaves=("output/mmdet_R_50.pth", "output/mmdet_R_50.py"),
         ),
-        Entry("train.init_checkpoint=mmdet://", append={"train_net.py": _SMALL_TEST}),
-        Entry("apply_recipe(cfg", after="assert cfg.model.matcher.inset == 0.5\n"),
+        Entry("train.init_checkpoint=authors://", append={"train_net.py": _SMALL_TEST}),
+        Entry("mmdet://https://", append={"train_net.py": _SMALL}),
+        Entry('apply_recipe(cfg, "mmdet")', after="assert not model.head.conv_bias\n"),
+        Entry('apply_recipe(cfg, "authors")', after="assert cfg.model.matcher.inset == 0.5\n"),
         Entry("report.key_table()", after="assert len(weights) == 316\n"),
         Entry("safe_globals([argparse.Namespace])", run_by="tests/checkpoint/test_document.py"),
         Entry("trained_on", run_by="tests/checkpoint/test_document.py"),
