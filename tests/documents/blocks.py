@@ -72,7 +72,6 @@ class Entry:
         after: Python code that is run behind a Python block, or a shell command behind one of bash.
         leaves: Files that are there afterwards; for bash they are removed before.
         run_by: The test that runs this block instead, a path below the checkout.
-        not_run: Why nothing runs it.
     """
 
     contains: str
@@ -83,7 +82,6 @@ class Entry:
     after: str = ""
     leaves: tuple[str, ...] = ()
     run_by: str = ""
-    not_run: str = ""
 
     def apply(self, block: Block) -> str:
         """The text of the block with all changes.

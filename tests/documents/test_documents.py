@@ -48,7 +48,7 @@ def run_block(checkout: Checkout, block: Block, entry: Entry | None) -> None:
     """Runs a block, or writes the file that it is the content of."""
     entry = Entry("") if entry is None else entry
     text = entry.apply(block)
-    if entry.run_by or entry.not_run:
+    if entry.run_by:
         return
     if entry.save_as:
         (checkout.folder / entry.save_as).write_text(text, encoding="utf-8")
