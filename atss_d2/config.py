@@ -112,9 +112,11 @@ def get_config_path(name: str) -> str:
 
 
 def _some(names: list[str]) -> list[str]:
-    """The first config of each folder but those of the ablations, for a message."""
-    first = {name.partition("/")[0]: name for name in reversed(names)}
-    return [*sorted(name for folder, name in first.items() if folder != "ablations"), "..."]
+    """The shortest name of each folder but that of the ablations, for a message."""
+    shortest: dict[str, str] = {}
+    for name in sorted(names, key=lambda name: ("Base" in name, len(name), name)):
+        shortest.setdefault(name.partition("/")[0], name)
+    return [*sorted(name for name in shortest.values() if "ablations/" not in name), "..."]
 
 
 def list_configs() -> list[str]:

@@ -486,7 +486,7 @@ def test_a_wrong_name_is_answered_with_the_nearest(function, wrong, nearest):
     assert nearest in str(error.value)
 
 
-def test_a_name_like_no_other_is_answered_with_all():
+def test_a_name_like_no_other_is_answered_with_one_of_each_folder():
     with pytest.raises(FileNotFoundError, match=r"available: .*coco/atss_R_50_FPN_1x"):
         get_config("?")
     with pytest.raises(FileNotFoundError):
