@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from detectron2.config import CfgNode, instantiate
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils.file_io import PathManager
+from detectron2.utils.registry import locate
 from omegaconf import DictConfig, OmegaConf
 
 from ..data import DataError
@@ -142,7 +143,10 @@ def check_dataset_files(cfg: DictConfig | CfgNode, *, with_training: bool) -> No
     Raises:
         DataError: One is not; the message names it and says what to do.
     """
-    for name in dataset_names(cfg, "train" if with_training else "test", "test"):
+    names = dataset_names(cfg, "train" if with_training else "test", "test")
+    if not isinstance(cfg, CfgNode) and any(name not in DatasetCatalog for name in names):
+        _import_targets(cfg)
+    for name in names:
         if name not in DatasetCatalog and name in _PLACEHOLDERS:
             raise DataError(
                 f"'{name}' stands for a data set of your own: tools/start_project.py writes a "
@@ -160,6 +164,21 @@ def check_dataset_files(cfg: DictConfig | CfgNode, *, with_training: bool) -> No
         for path, exists in ((json_file, PathManager.isfile), (image_root, PathManager.isdir)):
             if path and "://" not in path and not exists(path):
                 raise DataError(f"the data set '{name}' needs '{path}', which {_not_there(path)}")
+
+
+def _import_targets(cfg: DictConfig) -> None:
+    """Imports what the config will call: such a module may register data sets.
+
+    Executing a ``.py`` config has imported it already; reading the same config as yaml has not.
+    """
+    nodes = [OmegaConf.to_container(cfg, resolve=False)]
+    while nodes:
+        node = nodes.pop()
+        nodes += node.values() if isinstance(node, dict) else node if isinstance(node, list) else []
+        target = node.get("_target_") if isinstance(node, dict) else None
+        if isinstance(target, str) and not target.startswith(("atss_d2.", "detectron2.")):
+            with contextlib.suppress(Exception):  # to be reported where it is called
+                locate(target)
 
 
 def check_images(dataset: Sequence[dict] | None, what: str) -> None:
