@@ -180,3 +180,23 @@ def test_other_errors_pass(register):
         raise DataError("as it was")
     with pytest.raises(DataError, match="needs 'x.json'"), explained(lazy(1), "train"):
         Path("x.json").read_text()
+
+
+def test_a_module_that_the_config_names_may_register_the_data(register, tmp_path, monkeypatch):
+    """As in the config.yaml of a run whose mapper and data sets are in one file of the user's."""
+    register("check_val")
+    (tmp_path / "own_data.py").write_text(
+        "from detectron2.data import DatasetCatalog\n"
+        "DatasetCatalog.register('own_train', list)\n"
+        "class Mapper: pass\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    cfg = lazy(3, train="own_train")
+    cfg.dataloader.train.mapper._target_ = "own_data.Mapper"
+    try:
+        check_dataset_files(cfg, with_training=True)
+    finally:
+        DatasetCatalog.pop("own_train", None)
+    cfg.dataloader.train.mapper._target_ = "no_such_module.Mapper"
+    with pytest.raises(DataError, match="there is no data set 'own_train'"):
+        check_dataset_files(cfg, with_training=True)
