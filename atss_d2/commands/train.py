@@ -150,6 +150,12 @@ def check(cfg: DictConfig | CfgNode, args: argparse.Namespace) -> None:
             "without a GPU, Detectron2's trainer of yaml configs runs in one process: give "
             "--num-gpus 1 or a LazyConfig"
         )
+    num_devices = torch.cuda.device_count()
+    if num_devices and args.num_gpus > num_devices:
+        raise ValueError(
+            f"--num-gpus {args.num_gpus}, but this machine has {num_devices}; with "
+            "CUDA_VISIBLE_DEVICES= in front of the command it trains on the CPU"
+        )
     check_categories(cfg)
     if not args.resume:
         # Last, as it downloads the file.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import logging
 import os
@@ -12,12 +13,13 @@ from pathlib import Path
 
 import torch
 import torch.fx.experimental._config as fx_config
-from torch import Tensor
+from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from ..data.download import replacing
 from ..modeling import ATSS
-from ..modeling.nms import kept_by_nms
+from ..modeling.nms import kept_by_joint_nms
+from ..modeling.nms import kept_by_nms as kept_in_each_image
 from .checks import (
     check_dtype,
     check_free_sizes,
@@ -91,6 +93,32 @@ def _quiet_serializer() -> Iterator[None]:
         logger.setLevel(level)
 
 
+@functools.lru_cache
+def _exports_loops() -> bool:
+    """Whether this torch exports an NMS inside of a loop over images; 2.11 does not, 2.14 does."""
+
+    class Loop(nn.Module):
+        def forward(self, boxes: Tensor, scores: Tensor) -> Tensor:
+            classes = torch.zeros_like(scores, dtype=torch.int64)
+            return kept_in_each_image(boxes, scores, classes, scores > 0, 0.5)
+
+    example = torch.zeros(2, 5, 4), torch.zeros(2, 5)
+    loggers = [logging.getLogger(name) for name in ("torch._dynamo", "torch.fx", "torch._export")]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.CRITICAL)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            torch.export.export(Loop(), example, dynamic_shapes=({0: Dim.DYNAMIC},) * 2)
+    except Exception:  # torch's internal errors have no class in common but this
+        return False
+    finally:
+        for logger, level in zip(loggers, levels):
+            logger.setLevel(level)
+    return True
+
+
 @torch.no_grad()
 def export_program(
     model: ATSS,
@@ -98,7 +126,7 @@ def export_program(
     *,
     with_nms: bool = True,
     dtype: torch.dtype = torch.float32,
-    kept_by_nms: Callable[..., Tensor] = kept_by_nms,
+    kept_by_nms: Callable[..., Tensor] | None = None,
 ) -> ExportedProgram:
     """A model as a graph whose batch, height and width are free, see :func:`export_pt2`.
 
@@ -107,7 +135,8 @@ def export_program(
         sample: An image.
         with_nms: Whether NMS is inside.
         dtype: Type of backbone and head.
-        kept_by_nms: See :class:`ExportableDetector`.
+        kept_by_nms: See :class:`ExportableDetector`. Default: an NMS of each image by itself, where
+            this torch can export that.
 
     Raises:
         ValueError: ``model`` or ``sample`` cannot be exported.
@@ -119,6 +148,8 @@ def export_program(
             "torch 2.7 or newer, or use TorchScript"
         )
     check_sample(sample)
+    if kept_by_nms is None:
+        kept_by_nms = kept_in_each_image if _exports_loops() else kept_by_joint_nms
     # In the usual layout: of one by channels, exporters note that sides must not be 1.
     model = to_precision(model, dtype).to(memory_format=torch.contiguous_format)
     detector = ExportableDetector(model, with_nms=with_nms, kept_by_nms=kept_by_nms)

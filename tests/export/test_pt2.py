@@ -9,7 +9,8 @@ import pytest
 import torch
 import torch.fx.experimental._config as fx_config
 
-from atss_d2.export import Metadata, export_pt2, load_exported
+from atss_d2.export import Metadata, export_pt2, load_exported, pt2
+from atss_d2.export.detector import ExportableDetector
 from atss_d2.export.pt2 import export_program
 from tests.detector import build
 from tests.exported import BATCHES, assert_same_detections, noise
@@ -125,3 +126,12 @@ def test_a_file_is_replaced_at_once(model, metadata, sample, tmp_path, monkeypat
         export_pt2(model, sample, path, metadata=metadata)
     assert path.read_text() == "earlier"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_torch_that_exports_no_loop_over_images(model, monkeypatch):
+    monkeypatch.setattr(pt2, "_exports_loops", lambda: False)  # as on torch 2.11
+    images = noise(64, 96)[None].repeat(3, 1, 1, 1)
+    program = export_program(model, images[:1]).module(check_guards=False)
+    images[1] = images[1].flip(-1)
+    for one, other in zip(program(images), ExportableDetector(model)(images)):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)

@@ -9,7 +9,7 @@ from torchvision.ops import nms
 from atss_d2.modeling import nms as nms_module
 from atss_d2.modeling.box_coding import box2box_transform
 from atss_d2.modeling.candidates import NO_SCORE, RANKINGS, SCORE_TYPES, select_fixed_number
-from atss_d2.modeling.nms import kept_by_nms
+from atss_d2.modeling.nms import kept_by_joint_nms, kept_by_nms
 from atss_d2.modeling.postprocess import (
     best_of_batch,
     candidates_of_batch,
@@ -127,6 +127,8 @@ def test_each_pair_of_image_and_class_is_suppressed_alone(num_images, num_classe
     classes = torch.randint(0, num_classes, (num_images, 200))
     is_candidate = torch.rand(num_images, 200) > 0.2
     kept = kept_by_nms(boxes, scores, classes, is_candidate, iou_thresh)
+    joint = kept_by_joint_nms(boxes, scores, classes, is_candidate, iou_thresh)
+    assert torch.equal(joint, kept)
     expected = torch.zeros_like(kept)
     for i in range(num_images):
         for k in range(num_classes):
@@ -185,7 +187,8 @@ def test_no_candidate_at_all(num_places):
     boxes = torch.rand(2, num_places, 4)
     nothing = torch.zeros(2, num_places, dtype=torch.bool)
     zeros = torch.zeros(2, num_places)
-    assert not kept_by_nms(boxes, zeros, zeros.long(), nothing, 0.5).any()
+    for kept in (kept_by_nms, kept_by_joint_nms):
+        assert not kept(boxes, zeros, zeros.long(), nothing, 0.5).any()
 
 
 def test_clipping_a_batch_is_clipping_each_image():
