@@ -19,7 +19,6 @@ CASES = {
     "python train_net.py --config-file my_confg.py": "no config 'my_confg.py'; available: coco/",
     "python train_net.py --config-file unfinished.py": "config 'unfinished.py', line 3: '(' was",
     f"python train_net.py --config-file {CONFIG}": "tools/start_project.py writes a config",
-    f"{PREDICT} coco/atss_R_50 --weights x.pth": "did you mean custom/atss_R_50, coco/atss_R_50_",
     f"{PREDICT} {CONFIG} --weights page.pth": "'page.pth' is a web page and no checkpoint: downl",
     f"python tools/export_model.py --config-file {CONFIG}": (
         "is a backbone to start training with, not a trained detector: give train.init_checkpoint="
@@ -40,9 +39,7 @@ CASES = {
     ),
     "python -m benchmarks --report --json gone.json": "there are no results in gone.json",
     # Keys of configs.
-    f"python train_net.py --config-file {CONFIG} train.max_itr=9": "did you mean train.max_iter",
     f"{PREDICT} {CONFIG} --weights page.pth --opts train.devise=cpu": "did you mean train.device",
-    "python tools/ablate.py --rows table4/k3 train.max_itr=3": "did you mean train.max_iter",
     # Flags.
     "python train_net.py --config CONFIG --num_gpus 1": "--num_gpus; did you mean --num-gpus?",
     f"{PREDICT} CONFIG --weight x.pth --threshold 0.3": "did you mean --confidence-threshold?",
