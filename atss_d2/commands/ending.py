@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import shlex
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from .doors import program
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -36,7 +37,9 @@ def print_ending(cfg: DictConfig, config_file: str, results: dict[str, Any]) -> 
         is_last = best["iteration"] + 1 >= cfg.train.max_iter
         rows = {label: best["bbox"]} if is_last else {**rows, label: best["bbox"]}
         weights, detections = best["path"], best["detections"]
-    console = Console(width=max(80, Console().width), highlight=False)
+    # Names of classes and folders are not markup, whatever brackets and colons they have.
+    width = max(80, Console().width)
+    console = Console(width=width, highlight=False, markup=False, emoji=False)
     console.print(_table(rows))
     per_class = _per_class(list(rows.values())[-1])
     if per_class is not None:
@@ -109,9 +112,7 @@ def _per_class(row: dict[str, float]) -> Any:
 
 
 def _next_command(cfg: DictConfig, config_file: str, weights: Path, threshold: float | None) -> str:
-    # The door that the person came through: the console script or the checkout.
-    is_script = Path(sys.argv[0].partition(" ")[0]).name == "atss-d2"
-    command = ["atss-d2", "predict"] if is_script else ["python", "tools/demo.py"]
+    command = [*program("predict")]
     command += ["--config-file", config_file, "--weights", str(weights)]
     if threshold is not None:
         command += ["--confidence-threshold", f"{threshold:g}"]

@@ -18,12 +18,12 @@ from __future__ import annotations
 import argparse
 import os
 import shlex
-import shutil
 import sys
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .doors import checkout, program, quote_value, relative
 from .errors import EXPECTED, Parser, fail
 
 if TYPE_CHECKING:
@@ -33,8 +33,6 @@ if TYPE_CHECKING:
 _FOREIGN = ("mmdet", "authors")
 _NUM_PICTURED = 14
 _NUM_PREDICTED = 4
-# Scripts of a checkout that start the commands of atss_d2_cli.
-_DOORS = {"train": "train_net.py", "predict": "tools/demo.py", "export": "tools/export_model.py"}
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -175,8 +173,8 @@ def find_backbone(folder: Path) -> tuple[Path | None, str]:
     from ..data import DataError, dataset_root, prepare_pretrained
     from ..data.pretrained import PRETRAINED_FILE
 
-    checkout = _checkout()
-    for root in (dataset_root(), folder, *([checkout / "datasets"] if checkout else [])):
+    root_here = checkout()
+    for root in (dataset_root(), folder, *([root_here / "datasets"] if root_here else [])):
         if (root / PRETRAINED_FILE).is_file():
             return root / PRETRAINED_FILE, ""
     print("\nFetching the ImageNet weights of MobileNetV2 (8 MB) ...", flush=True)
@@ -238,14 +236,14 @@ def draw_page(train: Checked, path: Path, **options) -> None:
 
 def next_commands(args: argparse.Namespace, val: Checked) -> list[tuple[str, str]]:
     """The next three commands as they are typed in this folder, each with what it is for."""
-    config, output = _relative(args.output / "config.py"), args.output / "output"
-    weights = _relative(output / "model_best.pth")
+    config, output = relative(args.output / "config.py"), args.output / "output"
+    weights = relative(output / "model_best.pth")
     paths = [file.path for file in val.files.values()]
     if args.val:  # their folder
         paths = [Counter(path.parent for path in paths).most_common(1)[0][0]]
-    value = weights if shlex.quote(weights) == weights else f"'{weights}'"  # for Hydra's grammar
-    inputs = [_relative(path) for path in paths[:_NUM_PREDICTED]]
-    predictions, export = (_relative(args.output / name) for name in ("predictions", "export"))
+    value = weights if shlex.quote(weights) == weights else quote_value(weights)
+    inputs = [relative(path) for path in paths[:_NUM_PREDICTED]]
+    predictions, export = (relative(args.output / name) for name in ("predictions", "export"))
     flags = ["--config-file", config]
     commands = (
         ("train", flags),
@@ -255,30 +253,7 @@ def next_commands(args: argparse.Namespace, val: Checked) -> list[tuple[str, str
             [*flags, "--format", "onnx", "--output", export, f"train.init_checkpoint={value}"],
         ),
     )
-    return [(name, shlex.join([*_program(name), *arguments])) for name, arguments in commands]
-
-
-def _program(command: str) -> list[str]:
-    """How a command is started where this one was started."""
-    root = _checkout()
-    if root is None:
-        return ["atss-d2", command]
-    python = shutil.which("python")
-    is_ours = python is not None and Path(python).parent == Path(sys.executable).parent
-    return ["python" if is_ours else _relative(sys.executable), _relative(root / _DOORS[command])]
-
-
-def _checkout() -> Path | None:
-    """The checkout whose tools/start_project.py was started; None for ``atss-d2``."""
-    script = Path(sys.argv[0])
-    return script.resolve().parent.parent if script.name == "start_project.py" else None
-
-
-def _relative(path: str | Path) -> str:
-    """A path as short as it can be typed here."""
-    absolute = os.path.abspath(path)
-    relative = os.path.relpath(absolute)
-    return absolute if relative.startswith(os.pardir) else relative
+    return [(name, shlex.join([*program(name), *arguments])) for name, arguments in commands]
 
 
 def run(args: argparse.Namespace) -> None:
@@ -356,7 +331,7 @@ def run(args: argparse.Namespace) -> None:
     print("Written:")
     written = [path for path, _ in files if path.parent.resolve() == args.output.resolve()]
     for path in (*written, args.output / "data.png", args.output / "config.py"):
-        print(f"  {_relative(path)}")
+        print(f"  {relative(path)}")
     print("\nNext:")
     for name, command in commands:
         print(f"  # {name}\n  {command}")

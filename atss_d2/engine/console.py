@@ -32,6 +32,8 @@ _QUIET = (
 _QUIET_IN_EVALUATION = ("detectron2.evaluation", "detectron2.data")
 # ... but for the progress of long evaluations, and the number of objects of each class.
 _SHOWN = ("Inference done", "Distribution of instances")
+# A warning about what is right: the ids of classes need not be 1..K.
+_HARMLESS = "Category ids in annotations are not in [1, #categories]!"
 
 
 class ConsoleFilter(logging.Filter):
@@ -47,7 +49,7 @@ class ConsoleFilter(logging.Filter):
         if getattr(record, "file_only", False):
             return False
         if record.levelno >= logging.WARNING:
-            return True
+            return not record.getMessage().strip().startswith(_HARMLESS)
         if record.name == "detectron2":  # from its default_setup
             return False
         quiet = _QUIET + (_QUIET_IN_EVALUATION if self.is_evaluating else ())

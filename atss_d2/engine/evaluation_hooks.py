@@ -102,12 +102,19 @@ class BestCheckpoint(HookBase):
         self.results: dict[str, float] = {}
 
     def before_train(self) -> None:
-        if not comm.is_main_process() or not self._is_resumed or not self.path.is_file():
+        if not comm.is_main_process() or not self.path.is_file():
             return
-        content = load_file(str(self.path))
-        if content.get("iteration", math.inf) < self.trainer.start_iter:
-            self.best, self.iteration = content.get("metric"), content["iteration"]
-            self.results = dict(content.get("results", {}))
+        if self._is_resumed:
+            content = load_file(str(self.path))
+            if content.get("iteration", math.inf) < self.trainer.start_iter:
+                self.best, self.iteration = content.get("metric"), content["iteration"]
+                self.results = dict(content.get("results", {}))
+                return
+        # Of another run: it must not pass for the best of this one, which may never detect anything.
+        previous = self.path.with_name(f"{BEST}_previous.pth")
+        self.path.replace(previous)
+        (self.path.parent / BEST_DETECTIONS).unlink(missing_ok=True)
+        logger.info(f"The best weights of an earlier run are now {previous}")
 
     def update(self, results: dict[str, Any]) -> None:
         """Saves the model if these results of its evaluation are the best."""

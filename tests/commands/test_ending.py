@@ -2,13 +2,16 @@
 
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
+from atss_d2.commands.ending import print_ending
 from atss_d2.visualization.report import _Counts, best_f1
 from tests import toy
 
@@ -69,12 +72,27 @@ def test_the_ending_has_results_places_and_the_next_command(trained):
 def test_the_next_command_runs_as_it_is_printed(trained):
     line = next(x for x in trained.process.stdout.splitlines() if "tools/demo.py" in x)
     program, *arguments = shlex.split(line)
-    assert program == "python"
+    assert shutil.which("python") != sys.executable or program == "python"
     process = subprocess.run(
         [sys.executable, *arguments], capture_output=True, text=True, cwd=ROOT, timeout=600
     )
     assert process.returncode == 0, process.stderr
     assert (trained.output_dir / "detections" / "detections.json").is_file()
+
+
+def test_names_with_brackets_and_colons_are_shown_as_they_are(capsys, tmp_path):
+    names = ["[/b]", "[red]x[/red]", ":smile:", "Ünïcode"]
+    cfg = OmegaConf.create(
+        {
+            "train": {"output_dir": str(tmp_path / "[b] :car:"), "max_iter": 5},
+            "dataloader": {"test": {"dataset": {"names": "not_registered"}}},
+        }
+    )
+    boxes = {"AP": 1.0, **{f"AP-{name}": 2.0 for name in names}}
+    print_ending(cfg, "[i]/config.py", {"bbox": boxes})
+    printed = capsys.readouterr().out
+    for text in (*names, str(tmp_path / "[b] :car:" / "model_final.pth"), "[i]/config.py"):
+        assert text in printed
 
 
 # The threshold of the best F1

@@ -47,6 +47,8 @@ def test_the_console_shows_less_than_the_file(shown):
     logging.getLogger("detectron2.data.build").info("Distribution of instances among ...")
     logging.getLogger("detectron2.data.common").warning("a warning")
     logging.getLogger("detectron2.engine").info("the model", extra=FILE_ONLY)
+    ids = "\nCategory ids in annotations are not in [1, #categories]! We'll apply a mapping.\n"
+    logging.getLogger("detectron2.data.datasets.coco").warning(ids)
     stream, file = (x.getvalue() for x in shown)
     assert stream.splitlines() == [
         "from detectron2.data.datasets.coco",
@@ -55,7 +57,7 @@ def test_the_console_shows_less_than_the_file(shown):
         "a warning",
     ]
     assert all(f"from {name}" in file for name in hidden)
-    assert "the model" in file
+    assert "the model" in file and "Category ids" in file
 
 
 def test_evaluations_are_quiet_while_training(shown, capsys):
@@ -183,6 +185,11 @@ def test_the_best_metric_survives_resuming(tmp_path, monkeypatch):
     with_scores(monkeypatch, [1.0, 2.0, 3.0, 1.5])
     run.train()
     assert run.checkpoint("model_best")["metric"] == 3.0
+    # Nor does it end with the best weights of the last, if it detects nothing.
+    with_scores(monkeypatch, [float("nan")] * 4)
+    run.train()
+    assert not (run.output_dir / "model_best.pth").exists()
+    assert run.checkpoint("model_best_previous")["metric"] == 3.0
 
 
 def test_a_best_checkpoint_is_kept_even_if_nothing_was_detected(tmp_path, monkeypatch):

@@ -31,6 +31,7 @@ def check_annotations(checked: Checked) -> None:
         for key in ("image", "category", "values", "area", "outside", "clip", "double", "ignore")
     }
     kept, seen = [], set()
+    _box_polygons(checked)
     _refuse_other_boxes(checked, sizes)
     for annotation in content["annotations"]:
         image_id, category_id = annotation.get("image_id"), annotation.get("category_id")
@@ -81,6 +82,11 @@ def check_annotations(checked: Checked) -> None:
                 f"cannot be used: {Finding(2, left_out[key], ()).phrase}, e.g. {cases[key][0]}"
             )
         raise DataError(f"'{place}': no annotation belongs to an image that can be used")
+    if all(annotation["iscrowd"] for annotation in kept):
+        raise DataError(
+            f"'{place}': all {len(kept)} annotations are iscrowd regions, which are not objects: "
+            "set iscrowd to 0 where single objects are meant"
+        )
     for key, what in left_out.items():
         checked.report(cases[key], what, "left out", changes=True)
     checked.report(
@@ -91,6 +97,34 @@ def check_annotations(checked: Checked) -> None:
     )
     _renumber(checked, kept)
     content["annotations"] = kept
+
+
+def _box_polygons(checked: Checked) -> None:
+    """Gives annotations with polygons but without a box the box around them, in place."""
+    annotations = checked.content["annotations"]
+    boxed = []
+    for i, annotation in enumerate(annotations):
+        polygons = annotation.get("segmentation")
+        if annotation.get("bbox") or not isinstance(polygons, list):
+            continue
+        rings = [ring for ring in polygons if isinstance(ring, list) and len(ring) % 2 == 0]
+        values = [x for ring in rings for x in ring]
+        if not values or len(rings) < len(polygons):
+            continue
+        if not all(isinstance(x, int | float) and math.isfinite(x) for x in values):
+            continue
+        xs, ys = values[::2], values[1::2]  # every ring has an even length
+        if not boxed:  # the source's list stays as it is
+            annotations = checked.content["annotations"] = list(annotations)
+        box = [min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)]
+        annotations[i] = {**annotation, "bbox": box}
+        boxed.append(f"id {annotation.get('id')}")
+    checked.report(
+        boxed,
+        "annotation{s} {have} polygons but no box",
+        "their box is the one around the polygons",
+        changes=True,
+    )
 
 
 def _is_box(box: Any) -> bool:

@@ -106,7 +106,8 @@ def report_empty_classes(train: Checked, val: Checked | None = None) -> None:
     """Adds findings about classes that have no box."""
     for part, consequence in ((train, "not to be learned"), (val, "without an AP")):
         if part is not None:
-            used = {annotation["category_id"] for annotation in part.content["annotations"]}
+            annotations = part.content["annotations"]
+            used = {a["category_id"] for a in annotations if not a["iscrowd"]}
             empty = [f"'{c['name']}'" for c in part.categories if c["id"] not in used]
             part.report(empty, "class{es} {have} no box", consequence)
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import Any
+from urllib.parse import unquote
 
 from ..download import DataError
 from .checked import Checked, Finding
@@ -38,16 +40,15 @@ def check_images(checked: Checked, inspect: Callable) -> None:
     checked.report(doubles, "image{s} {have} the id of another", "left out", changes=True)
 
     files = dict(zip(entries, inspect([root / e["file_name"] for e in entries.values()])))
-    moved = {i: root / Path(entries[i]["file_name"]).name for i in entries if files[i].problem}
-    moved = {i: path for i, path in moved.items() if path.is_file() and path != files[i].path}
+    moved = _find_moved(root, {i: e["file_name"] for i, e in entries.items() if files[i].problem})
     checked.report(
         (f"'{entries[i]['file_name']}'" for i in moved),
-        f"image{{s}} {{are}} found in '{root}' itself, not where the JSON says",
+        f"image{{s}} {{are}} found in '{root}' under another path than the JSON says",
         "file_name changed",
         changes=True,
     )
-    for i, file in zip(moved, inspect(list(moved.values()))):
-        files[i], entries[i]["file_name"] = file, file.path.name
+    for i, file in zip(moved, inspect([root / name for name in moved.values()])):
+        files[i], entries[i]["file_name"] = file, moved[i]
 
     broken = {i: file.problem for i, file in files.items() if file.problem}
     sizeless = []
@@ -96,6 +97,34 @@ def check_images(checked: Checked, inspect: Callable) -> None:
         checked.findings.append(Finding(grey, text, (), "read as three equal channels"))
 
 
+def _find_moved(root: Path, names: dict[Any, str]) -> dict[Any, str]:
+    """Finds files whose names were written on another machine.
+
+    Such names have leading folders that are not here, Windows' backslashes, or a URL's escapes.
+
+    Args:
+        root: Folder of the images.
+        names: Names by image id that lead nowhere, or to a file that cannot be read.
+
+    Returns:
+        Those below ``root`` by image id. Where several images would get the same file, none does.
+    """
+    found: dict[Any, str] = {}
+    for i, name in names.items():
+        parts = PurePosixPath(name.replace("\\", "/")).parts
+        tails = [
+            "/".join(parts[start:]) for start in range(len(parts)) if ".." not in parts[start:]
+        ]
+        tails = [
+            tail for part in tails for tail in (part, unquote(part)) if tail.lstrip("/") == tail
+        ]
+        tail = next((tail for tail in tails if tail != name and (root / tail).is_file()), None)
+        if tail is not None:
+            found[i] = tail
+    uses = Counter(found.values())
+    return {i: tail for i, tail in found.items() if uses[tail] == 1}
+
+
 def _refuse_most(checked: Checked, entries: dict, files: dict, broken: dict) -> None:
     """Raises where more than half of the images cannot be used."""
     if 2 * len(broken) <= len(entries):
@@ -108,8 +137,16 @@ def _refuse_most(checked: Checked, entries: dict, files: dict, broken: dict) -> 
         raise DataError(text + "is it the right folder?")
     if problem == "unreadable":
         raise DataError(text + f"unreadable, e.g. '{files[first].path}': are they images?")
+    sizes = [(entries[i].get("height"), entries[i].get("width")) for i in broken]
+    is_turned = sizes == [(files[i].width, files[i].height) for i in broken]
+    mend = (
+        "the JSON does not know that their EXIF data turn them; remove the tag Orientation from "
+        "the files"
+        if is_turned
+        else "were they resized?"
+    )
     raise DataError(
         text + f"not of the size that the JSON says, e.g. '{entries[first]['file_name']}': "
         f"{files[first].width} x {files[first].height} pixels, in the JSON "
-        f"{entries[first].get('width')} x {entries[first].get('height')}; were they resized?"
+        f"{entries[first].get('width')} x {entries[first].get('height')}; {mend}"
     )

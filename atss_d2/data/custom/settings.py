@@ -172,17 +172,24 @@ def _choose_size(spec: Model, train: Statistics) -> tuple[int, int, str]:
     short = np.minimum(train.heights, train.widths)
     long = np.maximum(train.heights, train.widths)
     side = float(np.median(short))
-    aspect = float(np.clip(np.quantile(long / short, 0.95), 1, 2))
+    aspect = float(np.quantile(long / short, 0.95))
     enlarge = _MAX_ENLARGEMENT if spec.enlarges else 1.0
     least = _multiple(min(usual, enlarge * side))
     most = max(_multiple(min(largest, _MAX_ENLARGEMENT * side)), least)
-    for chosen in range(least, most + 1, _STEP):
-        max_size = _multiple(chosen * aspect)
-        sizes = train.sizes * resize_factors(train, chosen, max_size)[train.image_idxs]
+    best = -1.0
+    for candidate in range(least, most + 1, _STEP):
+        # Panoramas may be as long as they are, if they have no more pixels than the largest 2:1.
+        limit = _multiple(min(candidate * aspect, 2 * largest**2 / candidate))
+        resized = train.sizes * resize_factors(train, candidate, limit)[train.image_idxs]
+        if np.median(resized) <= best:
+            break  # of longer images the limit shrinks
+        chosen, max_size, sizes, best = candidate, limit, resized, np.median(resized)
         if np.quantile(sizes, 0.1) >= _SMALLEST and np.median(sizes) >= 2 * _SMALLEST:
             break
     small, median = np.quantile(train.sizes, [0.1, 0.5])
     factor = chosen / side
+    if aspect > 2:  # the longer side may be what limits
+        factor = float(np.median(resize_factors(train, chosen, max_size)))
     how = "enlarged" if factor > 1.05 else "reduced" if factor < 0.95 else "kept"
     reason = (
         f"images measure {np.median(train.widths):.0f} x {np.median(train.heights):.0f} px "

@@ -268,10 +268,95 @@ def test_images_are_found_without_the_folders_in_their_names(drawn, tmp_path):
     (tmp_path / "a.json").write_text(json.dumps(content))
     checked = check(read_source([str(tmp_path / "a.json"), str(drawn[1])]))
     (said,) = findings(checked)
-    assert said.startswith(f"8 images are found in '{drawn[1]}' itself, not where the JSON says")
+    assert said.startswith(f"8 images are found in '{drawn[1]}' under another path than the JSON")
     assert [image["file_name"] for image in checked.content["images"]] == [
         f"{i:04d}.jpg" for i in range(8)
     ]
+
+
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [
+        ("images\\a\\0.jpg", "a/0.jpg"),  # Windows
+        ("C:\\data\\images\\0.jpg", "0.jpg"),
+        ("a%20b/%C3%A4.jpg", "a b/ä.jpg"),  # a URL
+        ("/data/local-files/?d=images/a/0.jpg", "a/0.jpg"),  # Label Studio
+        ("http://localhost:8080/data/a%20b.jpg", "a b.jpg"),
+        ("images/a%20b.jpg", "a%20b.jpg"),  # before "a b.jpg"
+        ("../pictures/a/0.jpg", "a/0.jpg"),
+    ],
+)
+def test_names_from_other_machines_lead_to_files(tmp_path, name, file):
+    content = draw_set(tmp_path / "images", 1)
+    (tmp_path / "images" / file).parent.mkdir(exist_ok=True)
+    (tmp_path / "images" / "0000.jpg").rename(tmp_path / "images" / file)
+    content["images"][0]["file_name"] = name
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    checked = check(read_source([str(tmp_path / "a.json"), str(tmp_path / "images")]))
+    assert [image["file_name"] for image in checked.content["images"]] == [file]
+    assert checked.is_changed
+    assert len(findings(checked)) == 1
+
+
+def test_a_file_is_not_taken_for_several_images(drawn, tmp_path):
+    content = copy.deepcopy(drawn[0])
+    content["images"][0]["file_name"] = "a/0000.jpg"
+    content["images"][1]["file_name"] = "b/0000.jpg"
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    checked = check(read_source([str(tmp_path / "a.json"), str(drawn[1])]))
+    assert findings(checked) == ["2 images are missing, e.g. 'a/0000.jpg', 'b/0000.jpg': left out"]
+
+
+def test_a_json_without_the_rotation_of_the_exif_data_is_refused_with_the_mend(tmp_path):
+    content = draw_set(tmp_path / "images", 3, heights=(90, 91), widths=(120, 121))
+    for path in (tmp_path / "images").iterdir():
+        image = Image.open(path)
+        image.load()
+        exif = image.getexif()
+        exif[0x0112] = 6
+        image.save(path, exif=exif)
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    with pytest.raises(DataError, match=r"EXIF data turn them; remove the tag Orientation"):
+        check(read_source([str(tmp_path / "a.json"), str(tmp_path / "images")]))
+
+
+def test_polygons_without_a_box_get_one(check_changed, drawn):
+    def drop(content):
+        for a in content["annotations"]:
+            x, y, w, h = a.pop("bbox")
+            del a["area"]
+            half = [x, y, x + w / 2, y, x + w / 2, y + h]
+            a["segmentation"] = [half, [x + w / 2, y, x + w, y, x + w, y + h]]
+
+    checked = check_changed(drop)
+    num = len(drawn[0]["annotations"])
+    assert [a["bbox"] for a in checked.content["annotations"]] == [
+        a["bbox"] for a in drawn[0]["annotations"]
+    ]
+    assert findings(checked)[0].startswith(f"{num} annotations have polygons but no box, e.g. id 1")
+    assert checked.is_changed
+
+
+@pytest.mark.parametrize(
+    "segmentation", [[], [[]], [[1, 2, 3]], [[1, math.nan, 3, 4]], [["a", "b"]], {"counts": "x"}]
+)
+def test_other_segmentations_are_no_boxes(check_changed, segmentation):
+    def change(content):
+        del content["annotations"][0]["bbox"]
+        content["annotations"][0]["segmentation"] = segmentation
+
+    assert findings(check_changed(change))[0].startswith(
+        "1 box is not four finite numbers, e.g. No"
+    )
+
+
+def test_regions_alone_are_nothing_to_learn(check_changed):
+    def change(content):
+        for a in content["annotations"]:
+            a["iscrowd"] = 1
+
+    with pytest.raises(DataError, match="annotations are iscrowd regions, which are not objects"):
+        check_changed(change)
 
 
 def test_only_the_pixels_of_the_first_files_are_read(tmp_path):

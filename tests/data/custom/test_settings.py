@@ -56,7 +56,9 @@ def test_bounds(num, height, width, size, model, has_gpu):
     short = min(height, width)
     assert result.short_side <= max(MODELS[model].sides[1], 32)
     assert result.short_side <= 2 * short + 32
-    assert result.short_side <= result.max_size <= 2 * result.short_side + 32
+    largest, aspect = MODELS[model].sides[1], max(height, width) / short
+    assert result.short_side <= result.max_size <= max(aspect, 2) * result.short_side + 32
+    assert result.max_size * result.short_side <= 2 * largest**2 + 32 * result.short_side
     assert result.train_short_sides[0] <= result.short_side <= result.train_short_sides[1]
     sides = [result.short_side, result.max_size, result.train_max_size, *result.train_short_sides]
     assert all(side % 32 == 0 < side for side in sides)
@@ -79,6 +81,19 @@ def test_small_objects_get_larger_images_and_smaller_anchors():
     assert (large.anchor_scale, medium.anchor_scale, small.anchor_scale) == (8, 4, 4)
     assert "reduced 0.67 times" in large.reasons["short_side"]
     assert "anchors of 32 to 256 px" in small.reasons["anchor_scale"]
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize(
+    ("height", "width", "size"), [(200, 4000, 40), (4000, 200, 40), (100, 2000, 30), (32, 2048, 25)]
+)
+def test_panoramas_keep_their_objects(model, height, width, size):
+    """Of 40 px were left 8 when the longer side was at most twice the shorter."""
+    train = make(100, height=height, width=width, size=size)
+    result = chosen(train, model)
+    factors = resize_factors(train, result.short_side, result.max_size)
+    assert np.median(train.sizes * factors[train.image_idxs]) > 0.6 * size
+    assert "reduced 0.68 times" in result.reasons["short_side"] or factors[0] > 0.9
 
 
 def test_a_trained_detector_keeps_its_anchors():

@@ -1,0 +1,48 @@
+"""How the next command is typed: by ``atss-d2``, or by a script of the checkout in use."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import sys
+from pathlib import Path
+
+# Scripts of a checkout that start the commands of atss_d2_cli.
+_DOORS = {
+    "start-project": "tools/start_project.py",
+    "train": "train_net.py",
+    "predict": "tools/demo.py",
+    "export": "tools/export_model.py",
+}
+
+
+def program(command: str) -> list[str]:
+    """The first words of a command line, as they are typed in this folder."""
+    root = checkout()
+    if root is None:
+        return ["atss-d2", command]
+    python = shutil.which("python")
+    is_ours = python is not None and Path(python).parent == Path(sys.executable).parent
+    return ["python" if is_ours else relative(sys.executable), relative(root / _DOORS[command])]
+
+
+def checkout() -> Path | None:
+    """The checkout that this code is in; None for ``atss-d2``, or if it is not in one."""
+    if Path(sys.argv[0].partition(" ")[0]).name == "atss-d2":
+        return None
+    root = Path(__file__).resolve().parents[2]
+    return root if all((root / door).is_file() for door in _DOORS.values()) else None
+
+
+def relative(path: str | os.PathLike[str]) -> str:
+    """A path as short as it can be typed here."""
+    absolute = os.path.abspath(path)
+    shorter = os.path.relpath(absolute)
+    return absolute if shorter.startswith(os.pardir) else shorter
+
+
+def quote_value(text: str) -> str:
+    """A text as the value of an override ``key=value``, which has Hydra's grammar."""
+    escaped = re.sub(r"""(\\*)('|$)""", lambda m: 2 * m[1] + ("\\'" if m[2] else ""), text)
+    return f"'{escaped}'"
