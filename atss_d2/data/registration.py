@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 
-_PLAIN = (str, int, float, bool, tuple, Path, type(None))
+_PLAIN = (str, bytes, int, float, bool, Path, type(None))
 
 
 def register_coco(name: str, json_file: str | Path, image_root: str | Path) -> None:
@@ -68,14 +69,44 @@ def repeated_registration() -> Iterator[None]:
         del DatasetCatalog.register
 
 
-def _content(function: Any) -> Any:
-    """What a loader of a data set does, comparable with that of another execution of its file."""
-    if isinstance(function, functools.partial):
-        return _content(function.func), function.args, function.keywords
-    code = getattr(function, "__code__", None)
-    if code is None:
-        return function
-    cells = [cell.cell_contents for cell in function.__closure__ or ()]
-    names = {name: function.__globals__.get(name) for name in code.co_names}
-    plain = {name: value for name, value in names.items() if isinstance(value, _PLAIN)}
-    return code, function.__defaults__, cells, plain
+def _content(value: Any, above: tuple[int, ...] = ()) -> Any:
+    """What a loader of a data set does, comparable with that of another execution of its file.
+
+    Functions and objects of a config file are other ones each time: they are compared by their
+    code and by the values that they hold. Of what can be compared in no such way, such as arrays,
+    only the type counts.
+
+    Args:
+        value: A loader, or a value that it uses.
+        above: Ids of the values that this one was reached through, which end a circle.
+    """
+    if isinstance(value, _PLAIN):
+        return value
+    if id(value) in above:
+        return None
+    content = functools.partial(_content, above=(*above, id(value)))
+    if isinstance(value, dict):
+        return [(content(key), content(item)) for key, item in value.items()]
+    if isinstance(value, (list, tuple)):
+        return list(map(content, value))
+    if isinstance(value, functools.partial):
+        return list(map(content, (value.func, value.args, value.keywords)))
+    if inspect.ismethod(value):
+        return content(value.__func__), content(value.__self__)
+    if inspect.isfunction(value):
+        names = {name: value.__globals__.get(name) for name in value.__code__.co_names}
+        of_file = {name: x for name, x in names.items() if _is_compared(x, value.__globals__)}
+        cells = [cell.cell_contents for cell in value.__closure__ or ()]
+        held = (value.__defaults__, value.__kwdefaults__, cells, of_file)
+        return value.__code__, *map(content, held)
+    if isinstance(value, type):
+        return value.__qualname__
+    code = getattr(type(value).__call__, "__code__", None) if callable(value) else None
+    return type(value).__qualname__, code, content(getattr(value, "__dict__", {}))
+
+
+def _is_compared(value: Any, names_of_file: dict[str, Any]) -> bool:
+    """Whether a global value that a function names is a setting or a function of the same file."""
+    if inspect.isfunction(value):
+        return value.__globals__ is names_of_file
+    return isinstance(value, (*_PLAIN, list, tuple, dict))

@@ -13,13 +13,13 @@ from typing import Any
 import torch
 from detectron2.config import instantiate
 from detectron2.data import DatasetMapper
-from detectron2.engine import SimpleTrainer, create_ddp_model, hooks
+from detectron2.engine import HookBase, SimpleTrainer, create_ddp_model, hooks
 from detectron2.evaluation import inference_context, inference_on_dataset, print_csv_format
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.events import JSONWriter, TensorboardXWriter
 from detectron2.utils.file_io import PathManager
-from omegaconf import DictConfig
+from omegaconf import DictConfig, ListConfig
 from torch import nn
 
 from ..checkpoint import SafeCheckpointer, check_checkpoint
@@ -298,7 +298,7 @@ def _build_hooks(
         else None,
         BaseLRScheduler(base_lr=cfg.optimizer.get("lr"), scheduler=instantiate(cfg.lr_multiplier)),
         ema,
-        *instantiate(list(cfg.train.get("hooks") or [])),
+        *_own_hooks(cfg),
         # Before the evaluation, so that the checkpoint is there when evaluation fails.
         hooks.PeriodicCheckpointer(checkpointer, **cfg.train.checkpointer) if is_main else None,
         evaluation,
@@ -315,6 +315,18 @@ def _build_hooks(
         if is_main
         else None,
     ]
+
+
+def _own_hooks(cfg: DictConfig) -> list[HookBase]:
+    """The hooks that ``train.hooks`` describes."""
+    nodes = cfg.train.get("hooks")
+    own = instantiate(list(nodes)) if isinstance(nodes, ListConfig) else nodes or []
+    if not isinstance(own, list) or not all(isinstance(x, HookBase) for x in own):
+        raise ConfigError(
+            "train.hooks must be a list of hooks of Detectron2, such as [L(MyHook)(...)], got "
+            f"{nodes}"
+        )
+    return own
 
 
 def _enabled(cfg: DictConfig, name: str) -> bool:

@@ -93,6 +93,66 @@ def test_partial_functions_are_compared(tmp_path):
             DatasetCatalog.register("partial", functools.partial(list, (1, 3)))
 
 
+LOADERS = """
+import numpy as np
+from detectron2.data import DatasetCatalog
+from functools import partial
+
+NAMES = ["a"]
+
+def read(folder, again=True):
+    return read(folder, again=False) if again else [{"file_name": folder, "names": NAMES}]
+
+def register(name, loader):
+    DatasetCatalog.register(name, lambda: loader(name))
+
+class Loader:
+    def __init__(self, folder):
+        self.folder, self.mask, self.me = folder, np.zeros(3), self
+    def __call__(self):
+        return read(self.folder)
+    def load(self):
+        return self()
+
+register("closure", read)
+DatasetCatalog.register("default", lambda loader=read, *, folder="x": loader(folder))
+DatasetCatalog.register("partial", partial(read, "x"))
+DatasetCatalog.register("object", Loader("x"))
+DatasetCatalog.register("method", Loader("x").load)
+model = {}
+"""
+
+
+def test_loaders_that_hold_functions_and_objects_of_the_file_are_compared(tmp_path):
+    path = tmp_path / "config.py"
+    path.write_text(LOADERS)
+    for _ in range(3):
+        load_config(path)
+    assert DatasetCatalog.get("method") == [{"file_name": "x", "names": ["a"]}]
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new"),
+    [
+        ("closure", '"file_name": folder', '"file_name": folder + "/"'),
+        ("closure", 'NAMES = ["a"]', 'NAMES = ["b"]'),
+        ("default", 'folder="x"', 'folder="y"'),
+        ("partial", 'partial(read, "x")', 'partial(read, "y")'),
+        ("object", '"object", Loader("x")', '"object", Loader("y")'),
+        ("object", "return read(self.folder)", "return read(self.folder)[:1]"),
+        ("method", 'Loader("x").load', 'Loader("y").load'),
+    ],
+)
+def test_another_content_of_what_a_loader_holds_is_an_error(tmp_path, name, old, new):
+    path = tmp_path / "config.py"
+    path.write_text(LOADERS)
+    load_config(path)
+    assert LOADERS.count(old) == 1
+    path.write_text(LOADERS.replace(old, new))
+    with pytest.raises(ValueError, match=f"'{name}' is already registered with another content"):
+        load_config(path)
+
+
 def test_categories_come_from_the_file_before_the_data_set_was_loaded(tmp_path):
     register_coco("cats", write_json(tmp_path / "a.json", CATEGORIES[::-1]), tmp_path)
     assert categories_of_dataset("cats") == CATEGORIES  # in the order of their ids

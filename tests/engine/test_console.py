@@ -5,6 +5,7 @@ import json
 import logging
 import re
 import time
+from collections import Counter
 
 import pytest
 import torch
@@ -236,6 +237,20 @@ def test_own_hooks_run(tmp_path):
     run.cfg.train.hooks = [L(Recorder)(path=str(tmp_path / "iterations"))]
     run.train()
     assert (tmp_path / "iterations").read_text().split() == [str(i) for i in range(12)]
+
+
+@pytest.mark.parametrize("is_list", [True, False])
+def test_what_is_no_list_of_hooks_is_refused(tmp_path, is_list):
+    """A node alone ended in an AssertionError without a word, as did a list of something else."""
+    from detectron2.config import LazyCall as L
+
+    from atss_d2.config import ConfigError
+
+    run = toy.Run(tmp_path)
+    node = L(Counter)() if is_list else L(Recorder)(path=str(tmp_path / "iterations"))
+    run.cfg.train.hooks = [node] if is_list else node
+    with pytest.raises(ConfigError, match=r"train.hooks must be a list of hooks of Detectron2"):
+        run.train()
 
 
 def test_the_lr_that_is_logged_is_the_base_rate(tmp_path):
