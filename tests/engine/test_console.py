@@ -190,7 +190,7 @@ def test_the_best_metric_survives_resuming(tmp_path, monkeypatch):
     # Nor does it end with the best weights of the last, if it detects nothing.
     with_scores(monkeypatch, [float("nan")] * 4)
     run.train()
-    assert not (run.output_dir / "model_best.pth").exists()
+    assert run.checkpoint("model_best")["metric"] == -float("inf")
     assert run.checkpoint("model_best_previous")["metric"] == 3.0
 
 
