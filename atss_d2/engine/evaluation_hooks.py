@@ -110,7 +110,7 @@ class BestCheckpoint(HookBase):
                 self.best, self.iteration = content.get("metric"), content["iteration"]
                 self.results = dict(content.get("results", {}))
                 return
-        # Of another run: it must not pass for the best of this one, which may never detect anything.
+        # Of another run: not to be taken for the best of this one, which may detect nothing.
         previous = self.path.with_name(f"{BEST}_previous.pth")
         self.path.replace(previous)
         (self.path.parent / BEST_DETECTIONS).unlink(missing_ok=True)
