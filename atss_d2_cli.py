@@ -38,9 +38,16 @@ def run(command: str, argv: Sequence[str] | None = None) -> int:
         argv: Its arguments. Default: those of this process.
 
     Returns:
-        The exit code.
+        The exit code; 130 after Ctrl-C.
     """
-    return _load(command).main(None if argv is None else list(argv))
+    try:
+        return _load(command).main(None if argv is None else list(argv))
+    except KeyboardInterrupt:
+        arguments = sys.argv[1:] if argv is None else argv
+        hint = "; with --resume, the same command continues from the last checkpoint"
+        is_training = command == "train" and "--eval-only" not in arguments
+        print(f"interrupted{hint if is_training else ''}", file=sys.stderr)
+        return 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:

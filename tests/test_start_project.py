@@ -198,6 +198,7 @@ def test_weights_that_cannot_be_fetched_are_a_warning(folder, capsys, monkeypatc
 
     monkeypatch.setenv("DETECTRON2_DATASETS", str(folder / "nothing"))
     monkeypatch.setattr("atss_d2.data.prepare_pretrained", prepare)
+    monkeypatch.setattr(sys, "argv", ["atss-d2 start-project"])  # not the checkout's datasets/
     assert run("--output", "p", "--model", "mobilenetv2") == 0
     output = capsys.readouterr().out
     assert (

@@ -124,12 +124,16 @@ def _an_image_folder(cfg: DictConfig) -> str:
     from detectron2.data import DatasetCatalog, MetadataCatalog
     from detectron2.utils.file_io import PathManager
 
+    from ..plain.files import find_images
+
     names = cfg.dataloader.test.dataset.names
     if not isinstance(names, str) or names not in DatasetCatalog:
         return "IMAGES"
     root = MetadataCatalog.get(names).get("image_root")
     if root and PathManager.isdir(root):
-        return PathManager.get_local_path(root)
+        folder = PathManager.get_local_path(root)
+        if find_images([folder])[0]:  # else they are in folders below it
+            return folder
     dataset = DatasetCatalog.get(names)
     return str(Path(dataset[0]["file_name"]).parent) if dataset else "IMAGES"
 

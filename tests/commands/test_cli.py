@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -93,3 +94,20 @@ def test_errors_of_workers_are_one_sentence():
     assert one_sentence(error) == "image 'a.jpg': cannot be read"
     assert one_sentence(KeyError("no key 'a'")) == "no key 'a'"
     assert one_sentence(ValueError()) == "ValueError()"
+
+
+@pytest.mark.parametrize(
+    ("command", "argv", "says"),
+    [
+        ("start-project", [], "interrupted\n"),
+        ("train", ["--eval-only"], "interrupted\n"),
+        ("train", [], "interrupted; with --resume, the same command continues from the last "),
+    ],
+)
+def test_an_interrupt_is_one_line(monkeypatch, capsys, command, argv, says):
+    def interrupt(argv):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(atss_d2_cli, "_load", lambda command: types.SimpleNamespace(main=interrupt))
+    assert atss_d2_cli.run(command, argv) == 130
+    assert capsys.readouterr().err.startswith(says)

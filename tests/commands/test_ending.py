@@ -1,5 +1,6 @@
 """What a training run ends with, looked at as its output; and which images are the worst."""
 
+import json
 import re
 import shlex
 import shutil
@@ -11,9 +12,11 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from atss_d2.commands.ending import print_ending
+from atss_d2.commands.ending import _an_image_folder, print_ending
+from atss_d2.data import register_coco
 from atss_d2.visualization.report import _Counts, best_f1
 from tests import toy
+from tests.drawn_set import write_set
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -93,6 +96,20 @@ def test_names_with_brackets_and_colons_are_shown_as_they_are(capsys, tmp_path):
     printed = capsys.readouterr().out
     for text in (*names, str(tmp_path / "[b] :car:" / "model_final.pth"), "[i]/config.py"):
         assert text in printed
+
+
+def test_images_in_folders_below_the_root_are_found_by_the_next_command(tmp_path):
+    content = write_set(tmp_path, 2)
+    (tmp_path / "images" / "a").mkdir()
+    for image in content["images"]:
+        name = image["file_name"]
+        image["file_name"] = f"a/{name}"
+        (tmp_path / "images" / name).rename(tmp_path / "images" / "a" / name)
+    (tmp_path / "train.json").write_text(json.dumps(content))
+    name = f"in_folders_{tmp_path.name}"
+    register_coco(name, tmp_path / "train.json", tmp_path / "images")
+    cfg = OmegaConf.create({"dataloader": {"test": {"dataset": {"names": name}}}})
+    assert _an_image_folder(cfg) == str(tmp_path / "images" / "a")
 
 
 # The threshold of the best F1

@@ -5,6 +5,8 @@ Nothing is copied or written here: images stay where they are.
 
 from __future__ import annotations
 
+import json
+import tempfile
 import warnings
 from pathlib import Path
 from typing import Any
@@ -21,13 +23,24 @@ def read_voc_folder(images: Path, labels: Path) -> dict[str, Any]:
     return _read("from_pascal_voc", labels, str(images), str(labels), sort_names=True)
 
 
-def read_yolo_folder(images: Path, labels: Path, data_yaml: Path) -> dict[str, Any]:
+def read_yolo_folder(images: Path, labels: Path, names: Path | list[str]) -> dict[str, Any]:
     """Reads one text file an image; category ids are YOLO's own numbers, from 0.
+
+    Args:
+        images: Folder of the images.
+        labels: Folder of the text files.
+        names: The data.yaml with the names of the classes, or these names.
 
     Raises:
         DataError: ``supervision`` is missing, or a file cannot be read.
     """
-    return _read("from_yolo", data_yaml, str(images), str(labels), str(data_yaml), sort_names=False)
+    with tempfile.TemporaryDirectory() as folder:
+        place = data_yaml = names
+        if not isinstance(names, Path):
+            place, data_yaml = labels, Path(folder) / "data.yaml"
+            data_yaml.write_text(json.dumps({"names": [name.strip() for name in names]}))
+        paths = str(images), str(labels), str(data_yaml)
+        return _read("from_yolo", place, *paths, sort_names=False)
 
 
 def _read(method: str, place: Path, *arguments: str, sort_names: bool) -> dict[str, Any]:

@@ -104,11 +104,21 @@ def _read_folder(folder: Path) -> Source:
     yaml = _find_yaml(folder)
     if _holds(labels, ".txt") and yaml is not None:
         return Source(conversion.read_yolo_folder(images, labels, yaml), images, None, "YOLO")
+    classes = next((f for f in (labels, folder, folder.absolute().parent) if _names(f)), None)
+    if _holds(labels, ".txt") and classes is not None:
+        content = conversion.read_yolo_folder(images, labels, _names(classes))
+        return Source(content, images, None, "YOLO")
     if _holds(labels, ".txt"):
         raise DataError(
             f"'{labels}' holds YOLO labels, but neither it nor a folder above has a data.yaml with "
             "the names of the classes: write one with `names: [first, second, ...]`"
         )
+    for part in (folder / "train", folder / "images" / "train"):
+        if part.is_dir():
+            raise DataError(
+                f"'{folder}' has several parts: give them one by one, --train '{part}' and --val "
+                "likewise"
+            )
     raise DataError(
         f"'{folder}' holds none of {', '.join(_JSON_NAMES)} (COCO), *.xml (Pascal VOC) or *.txt "
         "(YOLO) in it or in its folder of labels: give a COCO JSON and the folder of its images"
@@ -133,6 +143,12 @@ def _first_folder(folder: Path, names: Sequence[str]) -> Path | None:
 
 def _holds(folder: Path, suffix: str) -> bool:
     return any(path.suffix.lower() == suffix for path in folder.iterdir())
+
+
+def _names(folder: Path) -> list[str]:
+    """The lines of a classes.txt, as labelling tools write it; [] without one."""
+    path = folder / "classes.txt"
+    return path.read_text(encoding="utf-8-sig").splitlines() if path.is_file() else []
 
 
 def _find_yaml(folder: Path) -> Path | None:

@@ -147,3 +147,24 @@ def test_yolo_without_names(tmp_path):
     (tmp_path / "a" / "b" / "data.yaml").unlink()
     with pytest.raises(DataError, match="has a data.yaml with the names of the classes"):
         read_source([str(tmp_path / "a" / "b")])
+
+
+@pytest.mark.parametrize("place", ["", "a", "a/labels"])
+def test_yolo_with_a_list_of_names(tmp_path, place):
+    pytest.importorskip("supervision")
+    content = draw_set(tmp_path / "a" / "images", 3)
+    write_yolo(content, tmp_path / "a" / "labels", tmp_path / "data.yaml")
+    expected = read_source([str(tmp_path / "a")])
+    (tmp_path / "data.yaml").unlink()
+    (tmp_path / place / "classes.txt").write_text("\n".join(IDS) + "\n")
+    found = read_source([str(tmp_path / "a")])
+    assert found == expected
+    assert [category["name"] for category in found.content["categories"]] == list(IDS)
+
+
+@pytest.mark.parametrize("part", ["train", "images/train"])
+def test_a_folder_of_several_parts_is_told_from_none(tmp_path, part):
+    (tmp_path / part).mkdir(parents=True)
+    (tmp_path / "labels").mkdir()
+    with pytest.raises(DataError, match=f"has several parts: .* --train '.*{part}' and --val"):
+        read_source([str(tmp_path)])
