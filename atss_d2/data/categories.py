@@ -92,7 +92,10 @@ def read_categories(path: str) -> Categories:
         with open(local, encoding="utf-8") as file:
             content = json.load(file)
     except FileNotFoundError:
-        raise FileNotFoundError(f"There is no annotation file '{path}'") from None
+        raise FileNotFoundError(
+            f"There is no annotation file '{path}': correct the path where the "
+            "data set is registered"
+        ) from None
     except ValueError as error:
         raise ValueError(f"'{path}' is not a JSON file: {error}") from None
     categories = content.get("categories") if isinstance(content, dict) else None

@@ -182,15 +182,16 @@ def _import_targets(cfg: DictConfig) -> None:
 
 
 def check_images(dataset: Sequence[dict] | None, what: str) -> None:
-    """Checks that the image files of a data set exist, by listing their folders.
+    """Checks that the image files of a data set exist, by listing their folders, and its boxes.
 
     Args:
         dataset: Dicts in Detectron2's format; of others nothing is checked.
         what: The data set, for the message.
 
     Raises:
-        DataError: Images are missing; the message names one.
+        DataError: Images are missing, or an annotation has no box; the message names one.
     """
+    _check_boxes(dataset, what)
     paths = [x.get("file_name", "") for x in dataset if isinstance(x, dict)]
     paths = [path for path in paths if path and "://" not in path]
     in_folder: dict[str, set[str]] = {}
@@ -206,6 +207,19 @@ def check_images(dataset: Sequence[dict] | None, what: str) -> None:
             f"'{missing[0]}': correct the folder that the data set was registered with, or remove "
             "them from its annotations"
         )
+
+
+def _check_boxes(dataset: Sequence[dict], what: str) -> None:
+    """Checks that annotations have what a mapper takes for a box."""
+    for x in dataset:
+        for annotation in x.get("annotations", ()) if isinstance(x, dict) else ():
+            box = annotation.get("bbox")
+            if isinstance(box, str) or not hasattr(box, "__len__") or len(box) not in (4, 5):
+                found = "no bbox" if box is None else f"the bbox {box!r}"
+                raise DataError(
+                    f"an annotation of '{x.get('file_name')}' in the {what} set has {found}: give "
+                    "it the four numbers x, y, width and height"
+                )
 
 
 @contextlib.contextmanager

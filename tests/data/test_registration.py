@@ -187,7 +187,7 @@ def test_wrong_files_are_named(tmp_path, content, message):
     with pytest.raises(ValueError, match=message) as info:
         read_categories(str(path))
     assert str(path) in str(info.value)
-    with pytest.raises(FileNotFoundError, match="nowhere.json"):
+    with pytest.raises(FileNotFoundError, match=r"nowhere.json': correct the path where"):
         read_categories(str(tmp_path / "nowhere.json"))
 
 

@@ -173,6 +173,24 @@ def test_annotations_that_are_not_coco(register, content):
         DatasetCatalog.get("check_val")
 
 
+@pytest.mark.parametrize(
+    ("annotation", "found"),
+    [({}, "no bbox"), ({"bbox": "x"}, "the bbox 'x'"), ({"bbox": [1, 2, 3]}, "the bbox [1, 2, 3]")],
+)
+def test_annotations_without_a_box_are_named(tmp_path, annotation, found):
+    """They ended in KeyError 'bbox' or "'str' object has no attribute 'clone'" of the mapper."""
+    path = tmp_path / "a.jpg"
+    path.touch()
+    good = {"file_name": str(path), "annotations": [{"bbox": [1, 2, 3, 4]}, {"bbox": (0.0,) * 5}]}
+    check_images([good], "test")
+    with pytest.raises(DataError) as info:
+        check_images([good, {**good, "annotations": [annotation]}], "test")
+    assert str(info.value) == (
+        f"an annotation of '{path}' in the test set has {found}: give it the four numbers x, y, "
+        "width and height"
+    )
+
+
 def test_other_errors_pass(register):
     with pytest.raises(ZeroDivisionError), explained(lazy(1), "train"):
         raise ZeroDivisionError
