@@ -25,6 +25,8 @@ def print_ending(cfg: DictConfig, config_file: str, results: dict[str, Any]) -> 
     """
     from rich.console import Console
 
+    from ..engine.console import quiet_evaluation
+
     if not isinstance(results.get("bbox"), dict):
         return
     output_dir = Path(cfg.train.output_dir)
@@ -40,6 +42,8 @@ def print_ending(cfg: DictConfig, config_file: str, results: dict[str, Any]) -> 
     # Names of classes and folders are not markup, whatever brackets and colons they have.
     width = max(80, Console().width)
     console = Console(width=width, highlight=False, markup=False, emoji=False)
+    with quiet_evaluation():
+        images = _an_image_folder(cfg)
     console.print(_table(rows))
     per_class = _per_class(list(rows.values())[-1])
     if per_class is not None:
@@ -52,11 +56,12 @@ def print_ending(cfg: DictConfig, config_file: str, results: dict[str, Any]) -> 
     if weights != final:
         console.print(f"Last weights: {final}", soft_wrap=True)
     console.print("Next, detect in images of your own (a file, a 'pattern', a folder):")
-    console.print(f"  {_next_command(cfg, config_file, weights, threshold)}", soft_wrap=True)
+    console.print(f"  {_next_command(config_file, weights, threshold, images)}", soft_wrap=True)
 
 
 def _draw(cfg: DictConfig, console: Any, detections: Path) -> float | None:
     """Learning curve and pictures; returns the threshold of the best F1."""
+    from ..engine.console import quiet_evaluation
     from ..visualization import draw_worst_images, plot_training_curves
 
     output_dir = Path(cfg.train.output_dir)
@@ -65,9 +70,10 @@ def _draw(cfg: DictConfig, console: Any, detections: Path) -> float | None:
     names = cfg.dataloader.test.dataset.names
     if not isinstance(names, str) or not detections.is_file():
         return None
-    report = draw_worst_images(
-        names, detections, output_dir / "pictures", num_pictures=cfg.train.report.num_pictures
-    )
+    with quiet_evaluation():
+        report = draw_worst_images(
+            names, detections, output_dir / "pictures", num_pictures=cfg.train.report.num_pictures
+        )
     if report.pictures:
         console.print(
             f"Validation images, ground truth beside detections, the worst first: "
@@ -111,12 +117,12 @@ def _per_class(row: dict[str, float]) -> Any:
     return table
 
 
-def _next_command(cfg: DictConfig, config_file: str, weights: Path, threshold: float | None) -> str:
+def _next_command(config_file: str, weights: Path, threshold: float | None, images: str) -> str:
     command = [*program("predict")]
     command += ["--config-file", config_file, "--weights", str(weights)]
     if threshold is not None:
         command += ["--confidence-threshold", f"{threshold:g}"]
-    command += ["--input", _an_image_folder(cfg), "--output", str(weights.parent / "detections")]
+    command += ["--input", images, "--output", str(weights.parent / "detections")]
     return shlex.join(command)
 
 

@@ -26,8 +26,9 @@ class Model:
         sides: Shorter sides (usual, largest) of an image that it is fed; pixels.
         enlarges: Whether images are enlarged to the usual side; else only for small objects.
         lr: Learning rate of a batch of one image.
-        seconds: That training takes for each megapixel on two CPU cores, evaluations included; from
-            the table in docs/demo.md. None where training on a CPU is not for the impatient.
+        seconds: That training takes for each megapixel on two CPU cores, evaluations included
+            (docs/custom_dataset.md has the measurement). None where training on a CPU takes
+            patience.
     """
 
     config: str
@@ -45,7 +46,7 @@ MODELS = {
         sides=(320, 512),
         enlarges=False,
         lr=1e-3 / 4,
-        seconds=1.0,
+        seconds=1.25,
     ),
     "r50": Model(
         config="custom/atss_R_50",
@@ -61,7 +62,7 @@ _SMALLEST = 16.0  # px, two cells of the finest level: what small objects should
 _MAX_ENLARGEMENT = 2.0
 _LOST = 8.0  # px, one cell of the finest level: smaller ones are hardly found
 _EVALUATIONS = 10
-_MEGAPIXELS = 450.0  # of training on a CPU: under ten minutes
+_MEGAPIXELS = 370.0  # of training on a CPU: about eight minutes
 _STEP = 32  # sides are multiples of this
 
 
@@ -230,7 +231,7 @@ def _choose_schedule(
     """
     views = 8000.0
     if not has_gpu:
-        views = float(np.clip(_MEGAPIXELS / megapixels, 1200, 4000))
+        views = float(np.clip(_MEGAPIXELS / megapixels, 1000, 4000))
     # The first hundreds share what a short training can do.
     views = max(min(100 * num_images, views), 12 * (num_images - 200))
     low, high = (500, 90_000) if has_gpu else (300, 20_000)
