@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import json
 import logging
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -89,8 +90,8 @@ def read_categories(path: str) -> Categories:
     """
     local = PathManager.get_local_path(path)
     try:
-        with open(local, encoding="utf-8") as file:
-            content = json.load(file)
+        state = os.stat(local)
+        categories = _raw_categories(local, state.st_mtime_ns, state.st_size)
     except FileNotFoundError:
         raise FileNotFoundError(
             f"There is no annotation file '{path}': correct the path where the "
@@ -98,9 +99,19 @@ def read_categories(path: str) -> Categories:
         ) from None
     except ValueError as error:
         raise ValueError(f"'{path}' is not a JSON file: {error}") from None
-    categories = content.get("categories") if isinstance(content, dict) else None
     parsed = parse_categories(categories, source=f"'{path}': categories")
     return sorted(parsed, key=lambda category: category["id"])
+
+
+@functools.lru_cache(maxsize=16)
+def _raw_categories(path: str, mtime_ns: int, size: int) -> Any:
+    """``categories`` as they stand in a file, parsed once for each of its states.
+
+    A run asks several times before it loads the data, and a large file takes seconds.
+    """
+    with open(path, encoding="utf-8") as file:
+        content = json.load(file)
+    return content.get("categories") if isinstance(content, dict) else None
 
 
 def config_categories(cfg: DictConfig | CfgNode) -> Categories:
