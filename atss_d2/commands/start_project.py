@@ -8,7 +8,7 @@ YOLO's format (these need `pip install 'atss_d2[convert]'`), or with a COCO JSON
 
     config.py   some twenty lines that you may change, each choice with its reason
     data.png    images with their boxes, sizes of objects, classes
-    train.json, val.json   where the data set had to be split, converted or mended
+    train.json, val.json   if the data set had to be split, converted or fixed
 
 The last lines printed are the next three commands: train, predict, export.
 """

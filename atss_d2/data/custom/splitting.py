@@ -25,7 +25,7 @@ def split_images(
 
     Args:
         content: COCO's dict of ``images``, ``annotations`` and ``categories``.
-        fraction: Of the images that are for validation, in (0, 1); each part has one at least.
+        fraction: Share of the images used for validation, in (0, 1); each part gets at least one.
         seed: The same seed gives the same parts.
         groups: Ids of images that must stay together, such as copies of the same file.
 
