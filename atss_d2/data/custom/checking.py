@@ -3,7 +3,8 @@
 Detectron2 and pycocotools take files on trust: a missing image stops the training in the middle,
 a repeated annotation id at its start, an annotation with id 0 is never matched, a box of NaN turns
 the losses to NaN. What can be fixed without guessing is fixed, the rest is left out, and both are
-reported. Where most of a set would have to be left out, something else is wrong, and that is an error.
+reported. Where most of a set would have to be left out, something else is wrong, and that is an
+error.
 """
 
 from __future__ import annotations
