@@ -200,7 +200,7 @@ def train_and_evaluate(train_args, eval_args) -> None:
     """What each of the processes does."""
     torch.set_num_threads(1)
     train_net.run(train_args)
-    train_net.run(eval_args)
+    train_net.run_and_leave(eval_args)
 
 
 class TwoProcesses:
@@ -290,7 +290,7 @@ def test_the_command_launches_processes(tmp_path, monkeypatch):
     with pytest.raises(SystemExit, match="^0$"):
         runpy.run_path(str(SCRIPT), run_name="__main__")
     (main, num_gpus), kwargs = calls[0]
-    assert main.__name__ == "run"
+    assert main.__name__ == "run_and_leave"
     assert num_gpus == 2
     assert kwargs["args"][0].opts == ["train.max_iter=7"]
     assert {key: kwargs[key] for key in ("num_machines", "machine_rank", "dist_url")} == {

@@ -82,7 +82,7 @@ def main(argv: list[str] | None = None) -> int:
     logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)
     try:
         launch(
-            run,
+            run_and_leave,
             args.num_gpus,
             num_machines=args.num_machines,
             machine_rank=args.machine_rank,
@@ -185,6 +185,21 @@ def run(args: argparse.Namespace, cfg: DictConfig | CfgNode | None = None) -> di
         return run_yaml(cfg, args) if isinstance(cfg, CfgNode) else run_lazy(cfg, args)
     except (CheckpointError, ConfigError, DataError) as error:
         fail(get_parser(), error)
+
+
+def run_and_leave(args: argparse.Namespace, cfg: DictConfig | CfgNode | None = None) -> None:
+    """Runs one process of the job, the last thing that this process does.
+
+    Leaves the process group when all processes are done: threads of gloo that still run when the
+    interpreter ends may abort the process.
+    """
+    from detectron2.utils import comm
+    from torch import distributed
+
+    run(args, cfg)
+    if comm.get_world_size() > 1:
+        comm.synchronize()
+        distributed.destroy_process_group()
 
 
 def load_for_evaluation(
