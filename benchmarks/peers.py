@@ -20,6 +20,7 @@ from torchvision.ops import box_iou
 
 from atss_d2 import ATSSMatcher, CenterSamplingMatcher, IoUMatcher
 from atss_d2.modeling.matchers import BACKGROUND, IGNORED, DenseMatcher
+from atss_d2.modeling.scene import build_scene
 
 from . import scenes
 from .published_atss import match_images
@@ -83,7 +84,7 @@ def ours(scene: AssignmentScene, matcher: DenseMatcher | None = None, name: str 
     first = (counts.cumsum(0) - counts)[:, None]  # (N, 1)
     return Assignment(
         name,
-        lambda: matcher.match_batch(anchors, scene.gt_boxes, grid_sizes=sizes),
+        lambda: matcher.assign(build_scene(anchors, scene.gt_boxes, None, sizes)).matched_idxs,
         lambda matched: torch.where(matched >= 0, matched - first, matched),
     )
 

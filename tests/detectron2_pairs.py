@@ -6,6 +6,7 @@ from detectron2.layers import ShapeSpec
 
 from atss_d2 import ATSS, ATSSHead, CenterSamplingMatcher, IoUMatcher
 from atss_d2.modeling.box_coding import PointDistances
+from atss_d2.modeling.nouns import Targets
 from tests import detectron2_models as d2
 from tests.toy import CHANNELS
 
@@ -93,7 +94,8 @@ def random_batch(seed, num_boxes=(5, 0, 2)):
 def labels_of(model, images):
     """Labels (N, R) and matched boxes (N, R, 4)."""
     anchors = d2.anchors_of(model)
-    labels, boxes = model.label_anchors(anchors, [x["instances"] for x in images])
+    targets = model.label_anchors(anchors, [x["instances"] for x in images])
+    labels, boxes = targets[1:3] if isinstance(targets, Targets) else targets
     return torch.stack(list(labels)), torch.stack(list(boxes))
 
 

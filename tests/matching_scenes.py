@@ -17,6 +17,7 @@ from atss_d2.modeling.matchers import (
     ScaleRangeMatcher,
     TopKMatcher,
 )
+from atss_d2.modeling.scene import build_scene
 from tests import reference, reference_matching
 
 # Name of a rule -> its class, its loop version.
@@ -39,6 +40,11 @@ class Scene:
     gt_boxes: list[Tensor]
     gt_ignore: list[Tensor]
     options: dict[str, Any] = field(default_factory=dict)
+
+
+def stats_of(matcher, anchors, gt_boxes, gt_ignore=None) -> dict[str, torch.Tensor]:
+    """What a matcher reports of a scene."""
+    return dict(matcher.assign(build_scene(anchors, gt_boxes, gt_ignore)).stats)
 
 
 def grid(shapes, strides, sides=((8.0, 8.0),), offset=0.5):

@@ -259,14 +259,14 @@ def match_with_regions(
     boxes: Sequence[Box],
     is_region: Sequence[bool],
     *,
-    ignore_iof_thresh: float | None = None,
+    ignore_ioa_thresh: float | None = None,
     **options,
 ) -> list[int]:
     """A rule on the objects among the boxes; then background that a region covers is ignored."""
     objects = [g for g in range(len(boxes)) if not is_region[g]]
     matched = match(levels, [boxes[g] for g in objects], **options)
     matched = [objects[m] if m >= 0 else m for m in matched]
-    if ignore_iof_thresh is None:
+    if ignore_ioa_thresh is None:
         return matched
     anchors = [as_float32(anchor) for level in levels for anchor in level]
     for i, anchor in enumerate(anchors):
@@ -274,7 +274,7 @@ def match_with_regions(
             width = min(anchor[2], region[2]) - max(anchor[0], region[0])
             height = min(anchor[3], region[3]) - max(anchor[1], region[1])
             covered = max(width, np.float32(0)) * max(height, np.float32(0))
-            limit = np.float32(ignore_iof_thresh) * _area(anchor)
+            limit = np.float32(ignore_ioa_thresh) * _area(anchor)
             if is_region[g] and matched[i] == -1 and covered > limit:
                 matched[i] = -2
     return matched

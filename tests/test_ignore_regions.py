@@ -17,6 +17,7 @@ from atss_d2 import ATSSMatcher, get_config
 from atss_d2.commands import train as train_net
 from atss_d2.data import BoxDatasetMapper, shapes
 from atss_d2.engine import apply_overrides
+from atss_d2.modeling.nouns import Predictions
 from tests import toy
 from tests.detector import build
 
@@ -62,8 +63,8 @@ def read(record, *augmentations, keep_ignored=True, min_visible=0.0):
     return mapper(record)
 
 
-def detector(iof_thresh=None, **options):
-    matcher = ATSSMatcher(ignore_iof_thresh=iof_thresh, **options)
+def detector(ioa_thresh=None, **options):
+    matcher = ATSSMatcher(ignore_ioa_thresh=ioa_thresh, **options)
     return build(num_classes=NUM_CLASSES, matcher=matcher)
 
 
@@ -76,6 +77,10 @@ def grid(model, image):
 
 def label(model, *images):
     """Labels (N, R) and matched boxes (N, R, 4) of images of one size."""
+    return targets_of(model, *images)[1:3]
+
+
+def targets_of(model, *images):
     return model.label_anchors(grid(model, images[0]), [x["instances"] for x in images])
 
 
@@ -96,17 +101,17 @@ def by_levels(model, image, values):
 # ------------------------------------------------------------------------------------ labels
 
 
-@pytest.mark.parametrize("iof_thresh", [0.0, 0.3, 0.5, 0.9])
-def test_background_in_a_crowd_is_left_out(iof_thresh):
+@pytest.mark.parametrize("ioa_thresh", [0.0, 0.3, 0.5, 0.9])
+def test_background_in_a_crowd_is_left_out(ioa_thresh):
     record = crowded()
     plain, plain_boxes = label(detector(), read(record, keep_ignored=False))
-    model = detector(iof_thresh)
+    model = detector(ioa_thresh)
     image = read(record)
     labels, boxes = label(model, image)
     (region,) = image["instances"].gt_boxes.tensor[image["instances"].gt_ignore].tolist()
     expected = plain[0].tolist()
     for r, anchor in enumerate(Boxes.cat(grid(model, image)).tensor.tolist()):
-        if expected[r] == NUM_CLASSES and covered_share(anchor, region) > iof_thresh:
+        if expected[r] == NUM_CLASSES and covered_share(anchor, region) > ioa_thresh:
             expected[r] = -1
     assert labels[0].tolist() == expected
     torch.testing.assert_close(boxes, plain_boxes, rtol=0, atol=0)
@@ -134,9 +139,9 @@ def test_objects_in_a_crowd_keep_their_anchors(tmp_path):
 @pytest.mark.parametrize("options", [{}, {"center_epsilon": None}, {"min_positives": 2}])
 def test_a_crowd_alone_has_no_positives(tmp_path, options):
     image = read(blank(tmp_path, crowds=[(32, 16, 160, 112), (0, 0, 40, 40)]))
-    for iof_thresh in (None, 0.5):
-        labels, _ = label(detector(iof_thresh, **options), image)
-        assert set(labels.unique().tolist()) == {NUM_CLASSES} | ({-1} if iof_thresh else set())
+    for ioa_thresh in (None, 0.5):
+        labels, _ = label(detector(ioa_thresh, **options), image)
+        assert set(labels.unique().tolist()) == {NUM_CLASSES} | ({-1} if ioa_thresh else set())
 
 
 @pytest.mark.parametrize("horizontal", [True, False])
@@ -188,9 +193,8 @@ def predictions(model, image, seed=0):
 
 def losses_of(model, image, outputs):
     logits, deltas, centerness = outputs
-    labels, boxes = label(model, image)
-    centerness = [c[..., 0] for c in centerness]
-    return model.losses(grid(model, image), logits, labels, deltas, boxes, centerness)
+    predictions = Predictions(logits, deltas, [c[..., 0] for c in centerness])
+    return model.losses(predictions, targets_of(model, image))
 
 
 def test_anchors_left_out_have_no_classification_loss():
@@ -226,9 +230,9 @@ def test_off_by_default():
     record = crowded()
     outputs = predictions(detector(), read(record))
     expected = losses_of(detector(), read(record, keep_ignored=False), outputs)
-    for iof_thresh, keep_ignored in ((None, True), (0.5, False)):
+    for ioa_thresh, keep_ignored in ((None, True), (0.5, False)):
         image = read(record, keep_ignored=keep_ignored)
-        losses = losses_of(detector(iof_thresh), image, outputs)
+        losses = losses_of(detector(ioa_thresh), image, outputs)
         assert losses.keys() == expected.keys()
         for name in losses:
             torch.testing.assert_close(losses[name], expected[name], rtol=0, atol=0)
@@ -272,7 +276,7 @@ def test_batches_of_all_kinds_train(tmp_path):
 # -------------------------------------------------------------------------------- the command
 
 
-OVERRIDES = ["dataloader.train.mapper.keep_ignored=True", "model.matcher.ignore_iof_thresh=0.5"]
+OVERRIDES = ["dataloader.train.mapper.keep_ignored=True", "model.matcher.ignore_ioa_thresh=0.5"]
 
 
 def test_the_recipes_for_coco_take_the_overrides_of_the_document():
@@ -280,7 +284,7 @@ def test_the_recipes_for_coco_take_the_overrides_of_the_document():
     assert f"my_config.py \\\n    {' '.join(OVERRIDES)}\n" in text
     cfg = apply_overrides(get_config("coco/atss_R_50_FPN_1x"), OVERRIDES)
     assert instantiate(cfg.dataloader.train.mapper).keep_ignored
-    assert instantiate(cfg.model.matcher).ignore_iof_thresh == 0.5
+    assert instantiate(cfg.model.matcher).ignore_ioa_thresh == 0.5
 
 
 def test_two_overrides_turn_it_on(tmp_path):

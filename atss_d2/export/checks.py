@@ -11,7 +11,6 @@ from pathlib import Path
 from types import ModuleType
 
 import torch
-from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
 from torch import Tensor
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
@@ -22,6 +21,7 @@ from torch.export import ExportedProgram
 from torch.overrides import TorchFunctionMode
 
 from ..modeling import ATSS
+from ..modeling.anchor_generator import lays_out_cells
 from ..modeling.deform_conv import DeformConv2d
 
 # onnxscript translates torchvision's operator from this opset on; below, files come out invalid.
@@ -40,15 +40,10 @@ def check_exportable(model: ATSS) -> None:
         raise ValueError(f"can export an ATSS, got {type(model).__name__}")
     if model.training:
         raise ValueError("only a model in evaluation mode can be exported: call model.eval()")
-    generator = type(model.anchor_generator)
-    if (
-        not issubclass(generator, DefaultAnchorGenerator)
-        or generator._grid_anchors is not DefaultAnchorGenerator._grid_anchors
-        or generator.forward is not DefaultAnchorGenerator.forward
-    ):
+    if not lays_out_cells(model.anchor_generator):
         raise ValueError(
             f"can export anchors on a grid, as DefaultAnchorGenerator makes them, but not those of "
-            f"{generator.__name__}"
+            f"{type(model.anchor_generator).__name__}"
         )
     square_size = (model.backbone.padding_constraints or {}).get("square_size", 0)
     if square_size > 0:

@@ -90,7 +90,7 @@ class ExportableDetector(nn.Module):
         model = self.model
         boxes, scores, classes = candidates_of_batch(
             self._anchors(predictions[0]),
-            *model._flatten_predictions(predictions),
+            *model.as_predictions(predictions),
             image_size,
             **model.candidate_options(),
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -13,9 +12,6 @@ from torch import nn
 
 from ..modeling.matchers import DenseMatcher
 from .detector import replace_label_anchors
-
-# Arguments of a matcher -> the node below that of the model that has the same value.
-_SAME_VALUE = {"num_anchors": "head", "strides": "anchor_generator"}
 
 
 def build_with_matcher(
@@ -75,13 +71,7 @@ def _matcher_node(
             f"a LazyConfig describes what is built later, got a built {name}: give the class with "
             f"its options, or LazyCall({name})(...)"
         )
-    matcher = LazyCall(matcher)(**options) if isinstance(matcher, type) else matcher.copy()
-    # One value, one place: what another node of the model says is not said again.
-    arguments = inspect.signature(_located(matcher._target_)).parameters
-    for name, part in _SAME_VALUE.items():
-        if name in arguments and name not in matcher and name in (node.get(part) or {}):
-            matcher[name] = f"${{..{part}.{name}}}"
-    return matcher
+    return LazyCall(matcher)(**options) if isinstance(matcher, type) else matcher.copy()
 
 
 def _check_target(node: DictConfig) -> None:

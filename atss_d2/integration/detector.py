@@ -6,8 +6,7 @@ Shapes: N images, L levels of Ri anchors, R = sum(Ri), K classes.
 from __future__ import annotations
 
 import functools
-import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -19,17 +18,17 @@ from torch import Tensor, nn
 from ..modeling.anchor_generator import grid_sizes, makes_grids
 from ..modeling.atss import ATSS
 from ..modeling.build import check_parts
-from ..modeling.labels import ignore_flags, labels_from_matches
+from ..modeling.geometry import box_centers, least_side_distance
+from ..modeling.labels import look_up
 from ..modeling.matchers import DenseMatcher
-from ..modeling.matchers.geometry import box_centers, least_side_distance
+from ..modeling.scene import scene_of_instances
+from ..modeling.training_log import training_iteration
 
 # Side, in strides, of the anchors that the paper compares with boxes. Detectron2's FCOS has
 # anchors of side 1, which stand for points.
 _FCOS_ANCHOR_SCALE = 8.0
 # A logit whose focal loss as background is 0 in any precision.
 _SURE_BACKGROUND = -100.0
-# How far apart the centres of the anchors of one location may be, in strides.
-_MAX_DEVIATION = 1e-4
 # What a detector needs to have.
 _PARTS = (
     "label_anchors",
@@ -56,10 +55,14 @@ def replace_label_anchors(
         return model
     generator = model.anchor_generator
     if isinstance(matcher, type):
-        known = {"num_anchors": generator.num_anchors[0], "strides": tuple(generator.strides)}
-        matcher = matcher(**{**_accepted(known, matcher), **options})
+        matcher = matcher(**options)
     if not isinstance(matcher, DenseMatcher):
         raise TypeError(f"matcher must be a DenseMatcher, got {type(matcher).__name__}")
+    if matcher.needs_predictions:
+        raise TypeError(
+            f"{type(matcher).__name__} selects by predictions, for which label_anchors of "
+            f"{type(model).__name__} has no room: use it with ATSS"
+        )
     check_parts(
         backbone_shapes=model.backbone.output_shape(),
         head_in_features=model.head_in_features,
@@ -106,20 +109,7 @@ def _labels_grids(model: nn.Module) -> bool:
     detectron2s = (RetinaNet.forward_training, FCOS.forward_training)
     if getattr(type(model), "forward_training", None) not in detectron2s:
         return False  # a subclass may label others
-    generator = model.anchor_generator
-    if not makes_grids(generator):
-        return False
-    # The anchors of a location share a centre, unless somebody has changed the cells.
-    for cell, stride in zip(generator.cell_anchors, generator.strides):
-        centers = box_centers(cell)  # (A, 2)
-        if not cell.is_meta and (centers - centers[0]).abs().max() > _MAX_DEVIATION * stride:
-            return False
-    return True
-
-
-def _accepted(arguments: dict[str, Any], function: Callable) -> dict[str, Any]:
-    names = inspect.signature(function).parameters
-    return {name: value for name, value in arguments.items() if name in names}
+    return makes_grids(model.anchor_generator)
 
 
 def _sides(generator: nn.Module, anchor_scale: float) -> list[float]:
@@ -159,34 +149,44 @@ class LabelAnchors:
         self.num_classes = num_classes
         self.sides = sides
         self.centers_inside = centers_inside
-        self.grid_sizes: Sequence[tuple[int, int]] | None = None  # of the maps of the present step
 
     @torch.no_grad()
     def __call__(
-        self, anchors: list[Boxes], gt_instances: list[Instances]
+        self,
+        anchors: list[Boxes],
+        gt_instances: list[Instances],
+        grid_sizes: Sequence[tuple[int, int]] | None = None,
     ) -> tuple[list[Tensor], list[Tensor]]:
         """
         Args:
             anchors: L levels of anchors.
             gt_instances: N images with ``gt_boxes`` and ``gt_classes``; boxes that the optional
                 field ``gt_ignore`` (bool) marks are ignore regions, never matched.
+            grid_sizes: (Hi, Wi) of the L levels, if anchors lie on grids.
 
         Returns:
             N labels (R,): class, K for background, -1 for ignored anchors; and N times the matched
             boxes (R, 4), for an anchor without one itself.
         """
-        seen = anchors
+        seen = [a.tensor for a in anchors]
+        all_anchors = torch.cat(seen)  # (R, 4)
         if self.sides is not None:
-            seen = [_squares(a.tensor, side) for a, side in zip(anchors, self.sides)]
-        matched_idxs = self.matcher.match_batch(
+            seen = [_squares(a, side) for a, side in zip(seen, self.sides)]
+        scene = scene_of_instances(
             seen,
-            [x.gt_boxes for x in gt_instances],
-            ignore_flags(gt_instances),
-            self.grid_sizes,
-        )  # (N, R)
-        all_anchors = Boxes.cat(anchors).tensor  # (R, 4)
-        gt_labels, boxes, _ = labels_from_matches(
-            matched_idxs, all_anchors, gt_instances, num_classes=self.num_classes
+            gt_instances,
+            grid_sizes,
+            num_classes=self.num_classes,
+            iteration=training_iteration(),
+        )
+        assignment = self.matcher.assign(scene)
+        if assignment.soft is not None:
+            raise TypeError(
+                f"{type(self.matcher).__name__} gives soft targets, for which the losses of "
+                "Detectron2's detectors have no room: use it with ATSS"
+            )
+        _, gt_labels, boxes, _ = look_up(
+            assignment, scene, num_classes=self.num_classes, anchors=all_anchors
         )
         if self.centers_inside:  # background counts as matched to itself, with its centre inside
             is_inside = least_side_distance(box_centers(all_anchors), boxes) > 0
@@ -210,11 +210,20 @@ def _forward_training_on_grids(
 
     Without them the matcher would look at the anchors, for which the host waits for a GPU.
     """
-    label_anchors.grid_sizes = grid_sizes(model.anchor_generator, features)
-    try:
-        return type(model).forward_training(model, images, features, *args)
-    finally:
-        label_anchors.grid_sizes = None
+    sizes = grid_sizes(model.anchor_generator, features)
+    view = _View(model, label_anchors=functools.partial(label_anchors, grid_sizes=sizes))
+    return type(model).forward_training(view, images, features, *args)
+
+
+class _View:
+    """A model with some attributes replaced; the model itself is not touched."""
+
+    def __init__(self, model: nn.Module, **attributes: Any) -> None:
+        self._model = model
+        self.__dict__.update(attributes)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
 
 
 def _losses_without_ignored(

@@ -35,9 +35,4 @@ class RetinaNetWithMatcher(RetinaNet):
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict:
         """Detectron2's parts, and the matcher of ``MODEL.ATSS.SAMPLE_SELECTION``."""
-        parts = super().from_config(cfg)
-        generator = parts["anchor_generator"]
-        matcher = build_matcher(
-            cfg, num_anchors=generator.num_anchors[0], strides=generator.strides
-        )
-        return {**parts, "matcher": matcher}
+        return {**super().from_config(cfg), "matcher": build_matcher(cfg)}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import weakref
+from collections.abc import MutableMapping, Sequence
 
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
@@ -12,6 +13,8 @@ from detectron2.modeling.anchor_generator import (
     DefaultAnchorGenerator,
 )
 from torch import Tensor, nn
+
+from .geometry import box_centers
 
 # Arguments of ShiftedAnchorGenerator for which Detectron2 already has a key.
 ANCHOR_ARGS_WITH_OWN_KEY = ("sizes", "aspect_ratios", "strides", "offset")
@@ -55,9 +58,40 @@ class ShiftedAnchorGenerator(DefaultAnchorGenerator):
         return {**super().from_config(cfg, input_shape), "center_shift": shift}
 
 
+def lays_out_cells(generator: nn.Module) -> bool:
+    """Whether a generator repeats a cell of anchors at every location, in Detectron2's way."""
+    kind = type(generator)
+    return issubclass(kind, DefaultAnchorGenerator) and all(
+        getattr(kind, name) is getattr(DefaultAnchorGenerator, name)
+        for name in ("forward", "_grid_anchors")
+    )
+
+
 def makes_grids(generator: nn.Module) -> bool:
-    """Whether a generator is known to put anchors on grids; a subclass may put them elsewhere."""
-    return type(generator) in (DefaultAnchorGenerator, ShiftedAnchorGenerator)
+    """Whether the centers of a generator's anchors lie on a grid on each level.
+
+    They do if it :func:`lays_out_cells` and the anchors of a cell share a center. The cells are
+    looked at once for a generator, for which the host may wait.
+    """
+    if not lays_out_cells(generator):
+        return False
+    if generator not in _HAS_CENTERED_CELLS:
+        _HAS_CENTERED_CELLS[generator] = all(
+            _is_centered(cell, stride)
+            for cell, stride in zip(generator.cell_anchors, generator.strides)
+        )
+    return _HAS_CENTERED_CELLS[generator]
+
+
+_HAS_CENTERED_CELLS: MutableMapping[nn.Module, bool] = weakref.WeakKeyDictionary()
+# How far apart the centers of the anchors of one location may be, in strides.
+_MAX_DEVIATION = 1e-4
+
+
+def _is_centered(cell: Tensor, stride: int) -> bool:
+    """Whether the anchors (A, 4) of one location share a center."""
+    centers = box_centers(cell)  # (A, 2)
+    return cell.is_meta or bool((centers - centers[0]).abs().max() <= _MAX_DEVIATION * stride)
 
 
 def grid_sizes(generator: nn.Module, features: Sequence[Tensor]) -> list[tuple[int, int]] | None:

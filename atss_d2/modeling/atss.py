@@ -1,12 +1,14 @@
 """The ATSS meta-architecture: anchors are labelled by statistics of each object.
 
-Shapes: N images, L levels of size Hi x Wi, A anchors per location, R = sum(Hi x Wi x A) anchors,
-M ground-truth boxes of the batch, K classes.
+Shapes: N images, L levels of size Hi x Wi, A anchors per location, R = sum(Hi x Wi x A) anchors, K
+classes.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from detectron2.config import CfgNode, configurable
@@ -16,23 +18,19 @@ from detectron2.structures import Boxes, ImageList, Instances
 from torch import Tensor, nn
 
 from .anchor_generator import grid_sizes
+from .box_coding import num_box_values
 from .build import build_parts, check_parts
 from .candidates import RANKINGS, SCORE_TYPES
 from .choices import check_choice
-from .labels import ignore_flags, labels_from_matches
-from .losses import (
-    BOX_REG_LOSS_TYPES,
-    box_reg_loss,
-    centerness_loss,
-    centerness_targets,
-    loss_normalizers,
-    positive_rows,
-    sigmoid_focal_loss,
-)
+from .criterion import ATSSCriterion, Criterion
+from .labels import label_stats, look_up
 from .matchers import DenseMatcher
+from .nouns import Predictions, Targets
 from .postprocess import postprocess
+from .predictions import decode_predictions, predictions_from_maps
+from .scene import scene_of_instances
 from .scripting import ScriptableATSS
-from .training_log import TrainingLog
+from .training_log import TrainingLog, training_iteration
 from .training_pictures import draw_training, is_time_to_draw
 
 
@@ -56,6 +54,7 @@ class ATSS(DenseDetector):
         matcher: DenseMatcher,
         num_classes: int,
         head_in_features: Sequence[str] | None = None,
+        criterion: Criterion | None = None,
         focal_loss_alpha: float = 0.25,
         focal_loss_gamma: float = 2.0,
         box_reg_loss_type: str = "giou",
@@ -87,20 +86,17 @@ class ATSS(DenseDetector):
             num_classes: K. Background is label K.
             head_in_features: Feature maps of the backbone that the head uses, from high to low
                 resolution. Default: all.
-            focal_loss_alpha: Weight of positives in the focal loss.
-            focal_loss_gamma: Exponent of the focal loss.
-            box_reg_loss_type: "giou", "diou", "ciou" (of decoded boxes) or "smooth_l1" (of deltas,
-                RetinaNet's).
-            smooth_l1_beta: Where smooth L1 turns from a parabola to a line.
-            box_reg_loss_weight: Weight of the box loss.
-            centerness_weighted_box_loss: Whether the box loss of a positive weighs as much as its
-                centerness target, if the head predicts centerness. Otherwise all weigh the same.
-            centerness_loss_weight: Weight of the centerness loss.
-            centerness_inset: Pixels taken off each of the four distances that the centerness
-                target is made of. 0 is continuous geometry; 0.5 gives the targets of the authors'
-                inclusive-corner geometry.
-            floor_per_image: Whether an image without positives counts as one positive in the
-                number that classification and centerness losses are divided by, as in mmdetection.
+            criterion: The losses. Default: an :class:`ATSSCriterion` of the following arguments,
+                which must keep their defaults if a criterion is given.
+            focal_loss_alpha: See :class:`ATSSCriterion`, as for the next eight.
+            focal_loss_gamma: See there.
+            box_reg_loss_type: See there.
+            smooth_l1_beta: See there.
+            box_reg_loss_weight: See there.
+            centerness_weighted_box_loss: See there.
+            centerness_loss_weight: See there.
+            centerness_inset: See there.
+            floor_per_image: See there.
             test_score_thresh: Least class score (before centerness) of a detection.
             test_topk_candidates: Most candidates per level before NMS.
             test_nms_thresh: IoU threshold of NMS.
@@ -127,15 +123,19 @@ class ATSS(DenseDetector):
         self.box2box_transform = box2box_transform
         self.matcher = matcher
         self.num_classes = num_classes
-        self.focal_loss_alpha = focal_loss_alpha
-        self.focal_loss_gamma = focal_loss_gamma
-        self.box_reg_loss_type = box_reg_loss_type
-        self.smooth_l1_beta = smooth_l1_beta
-        self.centerness_weighted_box_loss = centerness_weighted_box_loss
-        self.box_reg_loss_weight = box_reg_loss_weight
-        self.centerness_loss_weight = centerness_loss_weight
-        self.centerness_inset = centerness_inset
-        self.floor_per_image = floor_per_image
+        self.criterion = _criterion(
+            criterion,
+            focal_loss_alpha=focal_loss_alpha,
+            focal_loss_gamma=focal_loss_gamma,
+            box_reg_loss_type=box_reg_loss_type,
+            smooth_l1_beta=smooth_l1_beta,
+            box_reg_loss_weight=box_reg_loss_weight,
+            centerness_weighted_box_loss=centerness_weighted_box_loss,
+            centerness_loss_weight=centerness_loss_weight,
+            centerness_inset=centerness_inset,
+            floor_per_image=floor_per_image,
+        )
+        self.criterion.bind(box2box_transform=box2box_transform, num_classes=num_classes)
         self.test_score_thresh = test_score_thresh
         self.test_topk_candidates = test_topk_candidates
         self.test_nms_thresh = test_nms_thresh
@@ -146,6 +146,10 @@ class ATSS(DenseDetector):
         self.vis_period = vis_period
         self._training_log = TrainingLog()
         self._check_parts()
+
+    def _bind_matcher(self) -> None:
+        generator = self.anchor_generator
+        self.matcher.bind(generator.num_anchors[0], tuple(generator.strides))
 
     def _check_parts(self) -> None:
         check_parts(
@@ -159,11 +163,8 @@ class ATSS(DenseDetector):
         )
         if self.input_format not in ("BGR", "RGB"):
             raise ValueError(f'input_format must be "BGR" or "RGB", got "{self.input_format}"')
-        if self.centerness_inset < 0:
-            raise ValueError(f"centerness_inset must be >= 0, got {self.centerness_inset}")
         if self.vis_period < 0:
             raise ValueError(f"vis_period must be >= 0, got {self.vis_period}")
-        check_choice("box_reg_loss_type", self.box_reg_loss_type, BOX_REG_LOSS_TYPES)
         check_choice("test_score_type", self.test_score_type, SCORE_TYPES)
         check_choice("test_rank_by", self.test_rank_by, RANKINGS)
 
@@ -182,159 +183,66 @@ class ATSS(DenseDetector):
         """Labels the anchors and computes the losses."""
         if self.vis_period > 0 and is_time_to_draw(self.vis_period):
             draw_training(self, images, features, predictions, gt_instances)
-        logits, deltas, centerness = self._flatten_predictions(predictions)
+        predictions = self.as_predictions(predictions)
         anchors = self.anchor_generator(features)
         sizes = grid_sizes(self.anchor_generator, features)
-        gt_labels, matched_gt_boxes = self.label_anchors(anchors, gt_instances, sizes)
-        return self.losses(anchors, logits, gt_labels, deltas, matched_gt_boxes, centerness)
+        targets = self.label_anchors(anchors, gt_instances, predictions, sizes)
+        return self.losses(predictions, targets)
 
-    def _flatten_predictions(
-        self, predictions: Sequence[list[Tensor]]
-    ) -> tuple[list[Tensor], list[Tensor], list[Tensor] | None]:
-        """Per level: logits (N, Ri, K), deltas (N, Ri, 4), centerness (N, Ri) if predicted."""
-        logits, deltas, *centerness = self._transpose_dense_predictions(
-            predictions, [self.num_classes, 4, 1][: len(predictions)]
+    def as_predictions(self, maps: Sequence[Sequence[Tensor]]) -> Predictions:
+        """Sorts the maps of the head by anchors; see :func:`predictions_from_maps`."""
+        return predictions_from_maps(
+            maps,
+            num_anchors=self.anchor_generator.num_anchors,
+            num_classes=self.num_classes,
+            num_box_values=num_box_values(self.box2box_transform),
         )
-        return logits, deltas, [c.squeeze(2) for c in centerness[0]] if centerness else None
 
     @torch.no_grad()
     def label_anchors(
         self,
         anchors: list[Boxes],
         gt_instances: list[Instances],
+        predictions: Predictions | None = None,
         grid_sizes: Sequence[tuple[int, int]] | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """Finds the class and the box that every anchor is trained for.
+    ) -> Targets:
+        """Finds what every anchor is trained for, by the rule of the matcher.
 
         Args:
             anchors: L levels of anchors.
             gt_instances: N images with ``gt_boxes`` and ``gt_classes``; boxes that the optional
                 field ``gt_ignore`` (bool) marks are ignore regions, never matched.
-            grid_sizes: (Hi, Wi) of the L levels, if anchors lie on grids, see
-                :class:`DenseMatcher`.
-
-        Returns:
-            gt_labels (N, R) int64: class, K for background, -1 for ignored anchors; and
-            matched_gt_boxes (N, R, 4): the matched box, for an anchor without one itself.
+            predictions: Of the head; only rules with ``needs_predictions`` look at them.
+            grid_sizes: (Hi, Wi) of the L levels, if anchors lie on grids, see :class:`Scene`.
         """
-        gt_ignore = ignore_flags(gt_instances)
-        matched_idxs = self.matcher.match_batch(
-            anchors, [x.gt_boxes for x in gt_instances], gt_ignore, grid_sizes
-        )  # (N, R)
-        gt_labels, matched_gt_boxes, rows = labels_from_matches(
-            matched_idxs,
-            Boxes.cat(anchors).tensor,
+        self._bind_matcher()  # a matcher may have been set after the model was built
+        anchors = [a.tensor for a in anchors]
+        decoded = None
+        if self.matcher.needs_predictions and predictions is not None:
+            decoded = decode_predictions(predictions, anchors, self.box2box_transform)
+        scene = scene_of_instances(
+            anchors,
             gt_instances,
+            grid_sizes,
             num_classes=self.num_classes,
+            predictions=decoded,
+            iteration=training_iteration(),
         )
-        self._log_labels(rows, [len(x) for x in gt_instances], gt_ignore, [len(a) for a in anchors])
-        return gt_labels, matched_gt_boxes
-
-    def _log_labels(
-        self,
-        rows: Tensor,
-        counts: list[int],
-        gt_ignore: list[Tensor] | None,
-        level_sizes: list[int],
-    ) -> None:
-        """Logs means per image: positives, positives of each level, boxes without a positive."""
-        num_images = len(rows)
-        is_positive = (rows > 0).split(level_sizes, dim=1)
-        per_level = torch.stack([x.sum() for x in is_positive]) / num_images  # (L,)
-        is_unused = torch.ones(1 + sum(counts), dtype=torch.bool, device=rows.device)
-        is_unused[:1].zero_()  # `[0] = False` would make the host wait for a GPU
-        if gt_ignore is not None:
-            is_unused[1:] = ~torch.cat(gt_ignore)
-        is_unused.scatter_(0, rows.flatten(), False)
+        assignment = self.matcher.assign(scene)
         self._training_log.put(
-            {
-                "num_positives": per_level.sum(),
-                **{
-                    f"num_positives_{name}": value
-                    for name, value in zip(self.head_in_features, per_level)
-                },
-                "gt_without_positive": is_unused.sum() / num_images,
-                **self.matcher.last_stats,
-            }
+            {**label_stats(assignment, scene, self.head_in_features), **assignment.stats}
         )
+        return look_up(assignment, scene, num_classes=self.num_classes)
 
-    def losses(
-        self,
-        anchors: list[Boxes],
-        pred_logits: list[Tensor],
-        gt_labels: Tensor,
-        pred_anchor_deltas: list[Tensor],
-        matched_gt_boxes: Tensor,
-        pred_centerness: list[Tensor] | None,
-    ) -> dict[str, Tensor]:
-        """Computes the losses of a batch (Sec. 3.1).
-
-        Args:
-            anchors: L levels of anchors.
-            pred_logits: L levels, each (N, Ri, K).
-            gt_labels: (N, R), see :meth:`label_anchors`.
-            pred_anchor_deltas: L levels, each (N, Ri, 4).
-            matched_gt_boxes: (N, R, 4), see :meth:`label_anchors`.
-            pred_centerness: L levels, each (N, Ri) logits; None for a head that predicts none.
-
-        Returns:
-            ``loss_cls`` (focal loss per positive), ``loss_box_reg`` (mean over the positives,
-            weighted by the centerness targets) and, if predicted, ``loss_centerness``.
-        """
-        num_images = len(gt_labels)
-        # (N x R, ...): the anchors of the batch as one list, in float32 under any autocast.
-        with torch.autocast(gt_labels.device.type, enabled=False):
-            logits = torch.cat(pred_logits, dim=1).flatten(0, 1)
-            labels = gt_labels.flatten()
-            loss_cls = sigmoid_focal_loss(
-                logits, labels, alpha=self.focal_loss_alpha, gamma=self.focal_loss_gamma
-            )
-
-            is_positive = (labels >= 0) & (labels != self.num_classes)
-            rows = positive_rows(is_positive)
-            is_positive = is_positive[rows]  # (P,), as all from here on
-            boxes = matched_gt_boxes.flatten(0, 1)[rows]
-            row_anchors = Boxes.cat(anchors).tensor.repeat(num_images, 1)[rows]
-            deltas = torch.cat(pred_anchor_deltas, dim=1).flatten(0, 1)[rows].float()
-
-            targets = centerness_targets(row_anchors, boxes, self.centerness_inset) * is_positive
-            is_weighted = pred_centerness is not None and self.centerness_weighted_box_loss
-            weights = targets if is_weighted else is_positive.to(targets.dtype)
-            num_positives = is_positive.sum()
-            if self.floor_per_image:
-                of_images = ((gt_labels >= 0) & (gt_labels != self.num_classes)).sum(dim=1)  # (N,)
-                num_positives = of_images.clamp(min=1).sum()
-            num_positives, sum_weights = loss_normalizers(num_positives, weights.sum())
-
-            # Weight 0 does not silence a background anchor whose box has overflowed: 0 x inf.
-            deltas = torch.where(is_positive[:, None], deltas, 0.0)
-            loss_box_reg = box_reg_loss(
-                deltas,
-                row_anchors,
-                boxes,
-                box2box_transform=self.box2box_transform,
-                loss_type=self.box_reg_loss_type,
-                smooth_l1_beta=self.smooth_l1_beta,
-            )
-            loss_box_reg = (loss_box_reg * weights).sum()
-            losses = {
-                "loss_cls": loss_cls / num_positives,
-                "loss_box_reg": loss_box_reg * (self.box_reg_loss_weight / sum_weights),
-            }
-            if pred_centerness is not None:
-                centerness = torch.cat(pred_centerness, dim=1).flatten()[rows]
-                centerness = torch.where(is_positive, centerness, 0.0)  # 0 x inf, again
-                loss_centerness = (centerness_loss(centerness, targets) * is_positive).sum()
-                losses["loss_centerness"] = loss_centerness * (
-                    self.centerness_loss_weight / num_positives
-                )
-        return losses
+    def losses(self, predictions: Predictions, targets: Targets) -> dict[str, Tensor]:
+        """Computes the losses of a batch: what the criterion says."""
+        return self.criterion(predictions, targets)
 
     def forward_inference(
         self, images: ImageList, features: list[Tensor], predictions: Sequence[list[Tensor]]
     ) -> list[Instances]:
         """Detections of every image, in the coordinates of the images that the model was given."""
-        logits, deltas, centerness = self._flatten_predictions(predictions)
+        logits, deltas, centerness = self.as_predictions(predictions)
         anchors = [a.tensor for a in self.anchor_generator(features)]
         results = []
         for i, image_size in enumerate(images.image_sizes):
@@ -366,3 +274,17 @@ class ATSS(DenseDetector):
     def __prepare_scriptable__(self) -> nn.Module:
         """What ``torch.jit.script`` compiles in place of this class."""
         return ScriptableATSS(self)
+
+
+def _criterion(criterion: Criterion | None, **arguments: Any) -> Criterion:
+    """The criterion of a model, given or built from arguments of the model."""
+    if criterion is None:
+        return ATSSCriterion(**arguments)
+    defaults = inspect.signature(ATSSCriterion).parameters
+    changed = [name for name, value in arguments.items() if value != defaults[name].default]
+    if changed:
+        raise ValueError(
+            f"{', '.join(changed)} would have no effect beside criterion="
+            f"{type(criterion).__name__}: set what the criterion takes there"
+        )
+    return criterion

@@ -1,7 +1,8 @@
 """Box coders: what the head regresses, relative to an anchor.
 
 A box coder has ``get_deltas(anchors, boxes)`` and ``apply_deltas(deltas, anchors)``, both on
-(R, 4) tensors in pixels, and is its own inverse on valid boxes. Regression from a box is
+(R, 4) tensors in pixels, and is its own inverse on valid boxes. One that takes other than four
+values for an anchor, (R, D), says so as ``num_values``. Regression from a box is
 Detectron2's ``Box2BoxTransform`` with the numbers of the paper (or
 :class:`TwoSidedBox2BoxTransform`), regression from a point is :class:`PointDistances`.
 """
@@ -15,7 +16,12 @@ import torch
 from detectron2.modeling.box_regression import Box2BoxTransform
 from torch import Tensor
 
-from .matchers.geometry import box_areas, box_centers, side_distances
+from .geometry import box_areas, box_centers, side_distances
+
+
+def num_box_values(box_coder) -> int:
+    """Number of values that a box coder takes for an anchor: its ``num_values``, else 4."""
+    return getattr(box_coder, "num_values", 4)
 
 
 def box2box_transform(

@@ -16,7 +16,7 @@ from torch import nn
 from ..config import cfg_to_kwargs, signature_to_cfg
 from .anchor_generator import ANCHOR_ARGS_WITH_OWN_KEY, ShiftedAnchorGenerator
 from .backbones import FPN_ARGS_WITH_OWN_KEY, build_fpn_with_p6p7
-from .box_coding import PointDistances, box2box_transform
+from .box_coding import PointDistances, box2box_transform, num_box_values
 from .head import ATSSHead
 from .matchers import (
     ATSSMatcher,
@@ -33,8 +33,8 @@ logger = logging.getLogger(__name__)
 _NUM_CLASSES = 80
 _DETECTIONS_PER_IMAGE = 100
 # Arguments that Detectron2's own cfg keys give, or that the rest of the cfg determines.
-_ATSS_ARGS_FROM_ELSEWHERE = ("input_format", "vis_period")
-_HEAD_ARGS_FROM_ELSEWHERE = ("num_anchors",)
+_ATSS_ARGS_FROM_ELSEWHERE = ("input_format", "vis_period", "criterion")
+_HEAD_ARGS_FROM_ELSEWHERE = ("num_anchors", "num_box_values")
 _MATCHER_ARGS_FROM_ELSEWHERE = ("num_anchors", "strides")
 
 # Value of MODEL.ATSS.SAMPLE_SELECTION -> the node with the arguments, and the class.
@@ -76,25 +76,18 @@ def config_node(meta_architecture: type) -> CfgNode:
     return node
 
 
-def build_matcher(cfg: CfgNode, *, num_anchors: int, strides: Sequence[int]) -> DenseMatcher:
-    """Builds the rule that ``MODEL.ATSS.SAMPLE_SELECTION`` names.
+def build_matcher(cfg: CfgNode) -> DenseMatcher:
+    """Builds the rule that ``MODEL.ATSS.SAMPLE_SELECTION`` names; its model binds it.
 
     Args:
         cfg: A cfg with ``MODEL.ATSS``.
-        num_anchors: A, anchors per location.
-        strides: Strides of the L levels, pixels.
 
     Raises:
         ValueError: There is no such rule; the message names those there are.
     """
     node = cfg.MODEL.ATSS
     key, matcher = _choose(MATCHERS, "SAMPLE_SELECTION", node)
-    kwargs = cfg_to_kwargs(node[key], matcher, skip=_MATCHER_ARGS_FROM_ELSEWHERE)
-    if matcher is ATSSMatcher:
-        kwargs["num_anchors"] = num_anchors
-    elif issubclass(matcher, ScaleRangeMatcher):
-        kwargs["strides"] = tuple(strides)
-    return matcher(**kwargs)
+    return matcher(**cfg_to_kwargs(node[key], matcher, skip=_MATCHER_ARGS_FROM_ELSEWHERE))
 
 
 def _choose(choices: dict, key: str, node: CfgNode) -> tuple:
@@ -155,6 +148,7 @@ def build_parts(cfg: CfgNode, meta_architecture: type) -> dict:
     anchor_generator = build_anchor_generator(cfg, input_shape)
     num_anchors = anchor_generator.num_anchors[0]
     coder_key, coder = _choose(BOX_CODERS, "BOX_CODER", node)
+    coder = coder(**cfg_to_kwargs(node[coder_key], coder))
     return {
         **kwargs,
         "backbone": backbone,
@@ -162,11 +156,12 @@ def build_parts(cfg: CfgNode, meta_architecture: type) -> dict:
             input_shape=input_shape,
             num_classes=node.NUM_CLASSES,
             num_anchors=num_anchors,
+            num_box_values=num_box_values(coder),
             **cfg_to_kwargs(node.HEAD, ATSSHead, skip=_HEAD_ARGS_FROM_ELSEWHERE),
         ),
         "anchor_generator": anchor_generator,
-        "box2box_transform": coder(**cfg_to_kwargs(node[coder_key], coder)),
-        "matcher": build_matcher(cfg, num_anchors=num_anchors, strides=anchor_generator.strides),
+        "box2box_transform": coder,
+        "matcher": build_matcher(cfg),
         "num_classes": node.NUM_CLASSES,
         "pixel_mean": cfg.MODEL.PIXEL_MEAN,
         "pixel_std": cfg.MODEL.PIXEL_STD,
@@ -187,7 +182,7 @@ def check_parts(
     box2box_transform,
     num_classes: int,
 ) -> None:
-    """Checks that the parts of a detector fit each other.
+    """Checks that the parts of a detector fit each other, and binds the matcher to the others.
 
     Raises:
         ValueError: They do not; the message names the values.
@@ -205,12 +200,7 @@ def check_parts(
             f"the anchor generator has strides {list(anchor_generator.strides)}, but the "
             f"features {list(head_in_features)} have strides {strides}"
         )
-    matcher_strides = getattr(matcher, "strides", None)
-    if matcher_strides is not None and list(matcher_strides) != strides:
-        raise ValueError(
-            f"the matcher was built for strides {list(matcher_strides)}, but the features "
-            f"{list(head_in_features)} have strides {strides}"
-        )
+    matcher.bind(num_anchors[0], tuple(strides))
     for part, name in ((head, "head"), (matcher, "matcher")):
         expected = getattr(part, "num_anchors", None)
         if expected is not None and set(num_anchors) != {expected}:
@@ -228,4 +218,11 @@ def check_parts(
     if head_classes != num_classes:
         raise ValueError(
             f"num_classes={num_classes}, but the head was built for {head_classes} classes"
+        )
+    num_values = num_box_values(box2box_transform)
+    head_values = getattr(head, "num_box_values", num_values)
+    if head_values != num_values:
+        raise ValueError(
+            f"the head was built for num_box_values={head_values} per anchor, but "
+            f"{type(box2box_transform).__name__} takes {num_values}"
         )

@@ -1,6 +1,6 @@
 """The dense head: two towers shared by all levels, three predictors, one scalar per level.
 
-Shapes: N images, L levels of size Hi x Wi, A anchors per location, K classes.
+Shapes: N images, L levels of size Hi x Wi, A anchors per location, K classes, D values of a box.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ class ATSSHead(nn.Module):
         input_shape: Sequence[ShapeSpec],
         num_classes: int,
         num_anchors: int = 1,
+        num_box_values: int = 4,
         conv_dims: Sequence[int] = (256, 256, 256, 256),
         norm: str = "GN",
         conv_bias: bool = True,
@@ -55,6 +56,7 @@ class ATSSHead(nn.Module):
             input_shape: Shape of each of the L levels; all have the same number of channels.
             num_classes: K, foreground classes.
             num_anchors: A, anchors per location.
+            num_box_values: D, values that the box coder takes for an anchor.
             conv_dims: Channels of each convolution of a tower.
             norm: Norm after each tower convolution, see :func:`detectron2.layers.get_norm`;
                 ``""`` for none.
@@ -79,6 +81,8 @@ class ATSSHead(nn.Module):
             raise ValueError(f"num_classes must be >= 1, got {num_classes}")
         if num_anchors < 1:
             raise ValueError(f"num_anchors must be >= 1, got {num_anchors}")
+        if num_box_values < 1:
+            raise ValueError(f"num_box_values must be >= 1, got {num_box_values}")
         if not 0 < prior_prob < 1:
             raise ValueError(f"prior_prob must be between 0 and 1, got {prior_prob}")
         channels = {shape.channels for shape in input_shape}
@@ -92,13 +96,14 @@ class ATSSHead(nn.Module):
         in_channels = channels.pop()
         self.num_classes = num_classes
         self.num_anchors = num_anchors
+        self.num_box_values = num_box_values
 
         tower = (in_channels, conv_dims, norm, conv_bias, deform_last_conv)
         self.cls_subnet = _make_tower(*tower)
         self.bbox_subnet = _make_tower(*tower)
         out_channels = conv_dims[-1] if len(conv_dims) else in_channels
         self.cls_score = _conv3x3(out_channels, num_anchors * num_classes)
-        self.bbox_pred = _conv3x3(out_channels, num_anchors * 4)
+        self.bbox_pred = _conv3x3(out_channels, num_anchors * num_box_values)
         self.ctrness = _conv3x3(out_channels, num_anchors) if with_centerness else None
         self.scales = nn.ModuleList(
             [Scale() if with_scales else nn.Identity() for _ in input_shape]
@@ -124,8 +129,9 @@ class ATSSHead(nn.Module):
             features: L maps, each (N, C, Hi, Wi), from high to low resolution.
 
         Returns:
-            Three lists of L maps: class logits (N, A K, Hi, Wi), box deltas (N, A 4, Hi, Wi) and
-            centerness logits (N, A, Hi, Wi); the first two without ``with_centerness``.
+            Three lists of L maps: class logits (N, A K, Hi, Wi), box regression
+            (N, A D, Hi, Wi) and centerness logits (N, A, Hi, Wi); the first two without
+            ``with_centerness``.
         """
         if len(features) != len(self.scales):
             raise ValueError(

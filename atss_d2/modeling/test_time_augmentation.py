@@ -25,7 +25,7 @@ from ..data.images import read_image
 from .box_voting import soft_vote, vote
 from .build import detections_per_image
 from .choices import check_choice
-from .matchers.geometry import box_areas
+from .geometry import box_areas
 from .nms import batched_nms
 from .postprocess import clip_boxes
 from .precision import widen

@@ -7,6 +7,11 @@ from detectron2.utils.events import get_event_storage, has_event_storage
 from torch import Tensor
 
 
+def training_iteration() -> int | None:
+    """Returns the iteration of the training, which a trainer also restores; None outside of one."""
+    return get_event_storage().iter if has_event_storage() else None
+
+
 class TrainingLog:
     """Puts 0-dim tensors into Detectron2's event storage as ``atss/<name>``.
 

@@ -10,7 +10,7 @@ from fvcore.nn import sigmoid_focal_loss_jit
 from torch import Tensor
 from torchvision.ops import sigmoid_focal_loss as torchvision_focal_loss
 
-from atss_d2.modeling.losses import sigmoid_focal_loss
+from atss_d2.modeling.criterion.focal_loss import sigmoid_focal_loss
 
 from .. import scenes
 from ..memory import peaks

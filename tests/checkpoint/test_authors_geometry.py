@@ -18,7 +18,9 @@ from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
 from atss_d2 import ATSS
-from atss_d2.modeling.losses import centerness_targets, giou_loss
+from atss_d2.modeling.criterion.box_losses import giou_loss
+from atss_d2.modeling.criterion.centerness import centerness_targets
+from atss_d2.modeling.nouns import Predictions, Targets
 from tests import reference
 from tests.checkpoint.test_conversion import published_model
 
@@ -87,7 +89,7 @@ def make_scene(kind, seed):
     classes = torch.zeros(NUM_BOXES, dtype=torch.int64)
     instances = Instances(SIZE, gt_boxes=Boxes(gt_boxes), gt_classes=classes)
     anchors = model().anchor_generator([torch.zeros(1, 1, *shape) for shape in SHAPES])
-    labels, boxes = model().label_anchors(anchors, [instances])
+    _, labels, boxes, _ = model().label_anchors(anchors, [instances])
     all_anchors = Boxes.cat(anchors).tensor
     deltas = model().box2box_transform.get_deltas(all_anchors, boxes[0])
     deltas = deltas + torch.randn(deltas.shape, generator=generator)  # 0.1 of the anchor's side
@@ -134,14 +136,13 @@ def authors_losses(scene):
 def losses(scene):
     """Ours, with the settings of the model."""
     sizes = [len(level) for level in scene.anchors]
-    results = model().losses(
-        scene.anchors,
+    predictions = Predictions(
         list(torch.full((1, sum(sizes), 5), -5.0).split(sizes, dim=1)),
-        scene.labels,
         list(scene.deltas.split(sizes, dim=1)),
-        scene.boxes,
         list(scene.logits.split(sizes, dim=1)),
     )
+    targets = Targets(Boxes.cat(scene.anchors).tensor, scene.labels, scene.boxes)
+    results = model().losses(predictions, targets)
     return {name: loss.item() for name, loss in results.items()}
 
 
@@ -181,10 +182,10 @@ def test_the_giou_is_that_of_inclusive_corners():
 
 @pytest.mark.parametrize("kind", SIDES)
 def test_centerness_targets_are_theirs(kind):
-    assert model().centerness_inset == 0.5
+    assert model().criterion.centerness_inset == 0.5
     for scene in scenes(kind):
         anchors, boxes, _, _ = scene.positives
-        targets = centerness_targets(anchors, boxes, model().centerness_inset)
+        targets = centerness_targets(anchors, boxes, model().criterion.centerness_inset)
         expected = authors_targets(anchors, boxes).float()
         torch.testing.assert_close(targets, expected, rtol=0, atol=4e-5)
 

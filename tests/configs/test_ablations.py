@@ -172,7 +172,8 @@ def test_switches_of_a_row(configs, toy_models, name):
     assert [m for m in model.head.modules() if isinstance(m, torch.nn.GroupNorm)] != [] or not norm
     assert (model.head.ctrness is not None) == centerness
     assert any(".scale" in key for key, _ in model.head.named_parameters()) == scalars
-    assert (model.box_reg_loss_type, model.box_reg_loss_weight) == (loss, weight)
+    criterion = model.criterion
+    assert (criterion.box_reg_loss_type, criterion.box_reg_loss_weight) == (loss, weight)
     assert getattr(model.matcher, "center_in_gt", None) == in_gt
     # Distances start at 4 strides, deltas at the anchor itself.
     assert model.head.bbox_pred.bias.unique().tolist() == [4.0 if coder is POINT else 0.0]

@@ -29,7 +29,7 @@ def test_the_snippets_on_integration_run():
 
     exec(ignore, names)
     assert names["mapper"].keep_ignored
-    assert model.label_anchors.matcher.ignore_iof_thresh == 0.5
+    assert model.label_anchors.matcher.ignore_ioa_thresh == 0.5
 
     exec(tensors, names)
     first, second = names["matched_idxs"]

@@ -14,7 +14,7 @@ BUILDERS = [d2.retinanet, d2.fcos]
 @pytest.mark.parametrize("build", BUILDERS)
 def test_ignore_regions(build):
     """Their anchors are ignored, whatever class they have; images may lack the field."""
-    model = use_matcher(build(), CenterSamplingMatcher, ignore_iof_thresh=0.5)
+    model = use_matcher(build(), CenterSamplingMatcher, ignore_ioa_thresh=0.5)
     plain = d2.instances([d2.BOXES[0]])
     with_region = d2.instances(d2.BOXES[:2], gt_ignore=[False, True])
     anchors = d2.anchors_of(model)
@@ -53,7 +53,7 @@ def logit_gradients(model, images):
 @pytest.mark.parametrize("build", BUILDERS)
 def test_ignored_anchors_have_no_loss(build):
     images = [d2.image(d2.BOXES[:2], gt_ignore=[False, True])]
-    model = use_atss(build(), ignore_iof_thresh=0.5)
+    model = use_atss(build(), ignore_ioa_thresh=0.5)
     (labels,), _ = model.label_anchors(d2.anchors_of(model), [images[0]["instances"]])
     gradients = logit_gradients(model, images)
     assert (labels == -1).any()

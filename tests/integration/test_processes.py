@@ -20,7 +20,7 @@ def batch_of(rank):
 
 
 def build(name):
-    return use_atss(BUILDERS[name](), ignore_iof_thresh=0.5)
+    return use_atss(BUILDERS[name](), ignore_ioa_thresh=0.5)
 
 
 def train_one_of_two(folder):

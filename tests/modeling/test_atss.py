@@ -19,10 +19,11 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from atss_d2.modeling import ATSS, ATSSHead, ATSSMatcher
-from atss_d2.modeling import atss as atss_module
-from atss_d2.modeling.labels import labels_from_matches
-from atss_d2.modeling.losses import positive_rows
+from atss_d2.modeling.criterion import positives as positives_module
+from atss_d2.modeling.criterion.positives import positive_rows
 from atss_d2.modeling.matchers import BACKGROUND, IGNORED, DenseMatcher
+from atss_d2.modeling.nouns import Assignment, Predictions
+from atss_d2.modeling.scene import scene_of_instances
 from tests import reference, reference_matching
 from tests.detector import BOXES, CHANNELS, ToyBackbone, build, image
 
@@ -184,10 +185,11 @@ def test_images_of_different_sizes():
 @pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan"), 1e30])
 def test_what_the_box_branch_says_about_background_does_not_matter(value, rows, monkeypatch):
     """An anchor that takes no part has weight 0, and 0 times infinity is not 0."""
-    monkeypatch.setattr(atss_module, "positive_rows", rows)
+    monkeypatch.setattr(positives_module, "positive_rows", rows)
     model = build()
     anchors = model.anchor_generator([torch.zeros(1, 1, 8, 12), torch.zeros(1, 1, 4, 6)])
-    gt_labels, matched = model.label_anchors(anchors, [image(BOXES[:2])["instances"]])
+    targets = model.label_anchors(anchors, [image(BOXES[:2])["instances"]])
+    gt_labels = targets.labels
     gt_labels[:, :7] = -1  # ignored
     sizes = [len(a) for a in anchors]
     logits = list(torch.randn(1, sum(sizes), 3).split(sizes, dim=1))
@@ -198,14 +200,8 @@ def test_what_the_box_branch_says_about_background_does_not_matter(value, rows, 
 
     def box_losses(deltas, centerness):
         deltas, centerness = deltas.clone().requires_grad_(), centerness.clone().requires_grad_()
-        losses = model.losses(
-            anchors,
-            logits,
-            gt_labels,
-            list(deltas.split(sizes, dim=1)),
-            matched,
-            list(centerness.split(sizes, dim=1)),
-        )
+        split = [list(x.split(sizes, dim=1)) for x in (deltas, centerness)]
+        losses = model.losses(Predictions(logits, *split), targets)
         both = losses["loss_box_reg"], losses["loss_centerness"]
         return *both, *torch.autograd.grad(sum(both), (deltas, centerness))
 
@@ -219,7 +215,7 @@ def test_losses_are_the_same_by_the_way_of_a_gpu(monkeypatch):
     model = build()
     batch = [image(BOXES), image(seed=1)]
     expected = gradients_of_losses(model, batch)
-    monkeypatch.setattr(atss_module, "positive_rows", lambda _: slice(None))
+    monkeypatch.setattr(positives_module, "positive_rows", lambda _: slice(None))
     torch.testing.assert_close(gradients_of_losses(model, batch), expected)
 
 
@@ -250,12 +246,8 @@ def test_a_device_asserts_that_classes_are_in_range(monkeypatch):
     monkeypatch.setattr(torch, "_assert_async", lambda x, message: seen.append((bool(x), message)))
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
     for classes in ([0, 2], [2, 3], []):
-        labels_from_matches(
-            torch.full((1, 5), BACKGROUND),
-            torch.zeros(5, 4),
-            [image(BOXES[: len(classes)], classes)["instances"]],
-            num_classes=3,
-        )
+        instances = [image(BOXES[: len(classes)], classes)["instances"]]
+        scene_of_instances([torch.zeros(5, 4)], instances, num_classes=3)
     assert [valid for valid, _ in seen] == [True, False, True]
     assert "gt_classes must be 0 to 2: set num_classes" in seen[0][1]
 
@@ -292,9 +284,9 @@ class StubMatcher(DenseMatcher):
         super().__init__()
         self.matched_idxs = torch.tensor(matched_idxs)
 
-    def match(self, anchors, boxes, image_idxs, num_images):
-        self.seen = boxes
-        first = torch.tensor([(image_idxs < i).sum() for i in range(num_images)])
+    def match(self, scene):
+        self.seen = scene.boxes
+        first = torch.tensor([(scene.image_idxs < i).sum() for i in range(scene.num_images)])
         return torch.where(
             self.matched_idxs >= 0, self.matched_idxs + first[:, None], self.matched_idxs
         )
@@ -309,11 +301,15 @@ def test_labels_of_matched_background_and_ignored_anchors():
         Boxes(torch.tensor([[0.0, 0, 16, 16]])),
     ]
     batch = [image(BOXES[:2], [5, 6]), image(), image(BOXES[2:], [0, 3])]
-    gt_labels, matched_boxes = model.label_anchors(anchors, [x["instances"] for x in batch])
+    a, gt_labels, matched_boxes, soft = model.label_anchors(
+        anchors, [x["instances"] for x in batch]
+    )
 
     assert gt_labels.tolist() == [[6, 7, -1], [-1, 7, 7], [0, 3, 0]]
     assert gt_labels.dtype == torch.int64
-    a = Boxes.cat(anchors).tensor.tolist()
+    a = a.tolist()
+    assert a == Boxes.cat(anchors).tensor.tolist()
+    assert soft is None
     assert matched_boxes.tolist() == [
         [BOXES[1], a[1], a[2]],
         [a[0], a[1], a[2]],
@@ -339,12 +335,11 @@ def test_ignored_anchors_have_no_loss_and_no_gradient():
     anchors = model.anchor_generator([torch.zeros(1, 1, h, w) for h, w in shapes])
     instances = [image(BOXES[:2])["instances"]]
     sizes = [h * w for h, w in shapes]
-    gt_labels, matched = model.label_anchors(anchors, instances)
+    targets = model.label_anchors(anchors, instances)
     predictions = [
         torch.randn(1, num_anchors, *rest, requires_grad=True) for rest in ((3,), (4,), ())
     ]
-    logits, deltas, centerness = (list(p.split(sizes, dim=1)) for p in predictions)
-    losses = model.losses(anchors, logits, gt_labels, deltas, matched, centerness)
+    losses = model.losses(Predictions(*(list(p.split(sizes, dim=1)) for p in predictions)), targets)
     grads = torch.autograd.grad(sum(losses.values()), predictions)
     assert (grads[0][idxs == IGNORED] == 0).all()
     assert (grads[0][idxs != IGNORED] != 0).all()
@@ -377,12 +372,13 @@ def test_anchors_of_another_generator_are_not_taken_for_a_grid(monkeypatch):
     label_anchors = model.label_anchors
     monkeypatch.setattr(model, "losses", lambda *args: seen.append(args))
     model([image(BOXES)])
-    anchors, _, gt_labels, *_ = seen[0]
+    _, targets = seen[0]
+    anchors = [Boxes(a) for a in targets.anchors.split([96, 24])]
     levels = [a.tensor.tolist() for a in anchors]
     matched = reference_matching.atss_match(levels, BOXES)
     classes = image(BOXES)["instances"].gt_classes.tolist()
-    assert gt_labels[0].tolist() == [classes[m] if m >= 0 else 3 for m in matched]
-    torch.testing.assert_close(label_anchors(anchors, [image(BOXES)["instances"]])[0], gt_labels)
+    assert targets.labels[0].tolist() == [classes[m] if m >= 0 else 3 for m in matched]
+    torch.testing.assert_close(label_anchors(anchors, [image(BOXES)["instances"]]), targets)
 
 
 def test_logged_scalars_by_hand():
@@ -439,10 +435,8 @@ def test_boxes_without_a_positive_are_counted():
 
 def test_what_a_matcher_reports_is_logged():
     matcher = StubMatcher([[BACKGROUND] * 120])
-    matcher.match = lambda *args: (
-        setattr(matcher, "last_stats", {"answer": torch.tensor(42.0)})
-        or torch.full((1, 120), BACKGROUND)
-    )
+    matched = torch.full((1, 120), BACKGROUND)
+    matcher.match = lambda scene: Assignment(matched, stats={"answer": torch.tensor(42.0)})
     model = build(matcher=matcher)
     with EventStorage() as storage:
         model([image()])
@@ -561,7 +555,7 @@ def test_training_and_inference_see_the_same_anchors_and_predictions():
     features = [torch.zeros(1, CHANNELS, h, w) for h, w in shapes]
     anchors = model.anchor_generator(features)
     batch = [image(BOXES[:2], [2, 0])]
-    gt_labels, matched = model.label_anchors(anchors, [batch[0]["instances"]])
+    _, gt_labels, matched, _ = model.label_anchors(anchors, [batch[0]["instances"]])
     deltas = model.box2box_transform.get_deltas(Boxes.cat(anchors).tensor, matched[0])
     logits = torch.full((gt_labels.shape[1], 3), -9.0)
     is_positive = gt_labels[0] < 3

@@ -7,7 +7,7 @@ import torch
 
 from atss_d2.modeling.matchers import BACKGROUND, ATSSMatcher
 from tests import reference_matching
-from tests.matching_scenes import by_loops, grid
+from tests.matching_scenes import by_loops, grid, stats_of
 
 
 def check_against_loops(anchors, gt_boxes, **options):
@@ -22,32 +22,31 @@ def test_one_box_by_hand():
     # anchors one has IoU 1, the others 0. Mean 1/9, unbiased deviation
     # sqrt(((8/9)^2 + 8 (1/9)^2) / 8) = sqrt(72/81/8) = 1/3, so the threshold is 4/9.
     matcher = ATSSMatcher()
-    matched = matcher(grid([(4, 4)], [8], [(1, 1)]), [torch.tensor([[8.0, 8, 16, 16]])])
+    anchors, boxes = grid([(4, 4)], [8], [(1, 1)]), [torch.tensor([[8.0, 8, 16, 16]])]
+    matched = matcher(anchors, boxes)
     assert matched.tolist() == [[-1] * 5 + [0] + [-1] * 10]
-    torch.testing.assert_close(matcher.last_stats["mean_threshold"].item(), 4 / 9)
+    torch.testing.assert_close(stats_of(matcher, anchors, boxes)["mean_threshold"].item(), 4 / 9)
 
 
 def test_the_deviation_is_unbiased():
     # Two candidates of IoU 1/2 and 1/4: mean 3/8, deviation sqrt(2 (1/8)^2 / (2 - 1)) = 0.17678.
     anchors = [torch.tensor([[0.0, 0, 8, 16]]), torch.tensor([[0.0, 0, 8, 8]])]
     matcher = ATSSMatcher()
-    matcher(anchors, [torch.tensor([[0.0, 0, 16, 16]])])
-    torch.testing.assert_close(
-        matcher.last_stats["mean_threshold"].item(), 3 / 8 + math.sqrt(2) / 8
-    )
+    stats = stats_of(matcher, anchors, [torch.tensor([[0.0, 0, 16, 16]])])
+    torch.testing.assert_close(stats["mean_threshold"].item(), 3 / 8 + math.sqrt(2) / 8)
 
 
 def test_mean_threshold_is_the_mean_over_the_boxes():
     anchors = grid([(6, 6), (3, 3)], [8, 16], [(2, 2)])
     boxes = [torch.tensor([[3.0, 4, 30, 21], [7, 1, 17, 45]]), torch.tensor([[0.0, 0, 48, 48]])]
     matcher = ATSSMatcher(topk=3)
-    matcher(anchors, boxes)
+    stats = stats_of(matcher, anchors, boxes)
     thresholds = [
         reference_matching.atss_threshold([a.tolist() for a in anchors], box, topk=3)
         for box in torch.cat(boxes).tolist()
     ]
     torch.testing.assert_close(
-        matcher.last_stats["mean_threshold"].item(), sum(thresholds) / 3, rtol=1e-6, atol=0
+        stats["mean_threshold"].item(), sum(thresholds) / 3, rtol=1e-6, atol=0
     )
 
 

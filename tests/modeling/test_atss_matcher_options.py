@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from atss_d2.modeling.matchers import BACKGROUND, ATSSMatcher
-from tests.matching_scenes import grid
+from tests.matching_scenes import grid, stats_of
 
 
 def test_the_threshold_is_the_mean_plus_a_multiple_of_the_deviation():
@@ -17,7 +17,7 @@ def test_the_threshold_is_the_mean_plus_a_multiple_of_the_deviation():
         matcher = ATSSMatcher(std_factor=std_factor)
         assert (matcher(anchors, boxes) == 0).sum() == num_positives
         torch.testing.assert_close(
-            matcher.last_stats["mean_threshold"].item(), 1 / 9 + std_factor / 3
+            stats_of(matcher, anchors, boxes)["mean_threshold"].item(), 1 / 9 + std_factor / 3
         )
 
 
@@ -43,7 +43,7 @@ def test_the_biased_deviation_of_two_candidates_reaches_the_better_one():
     boxes = torch.tensor([[0.0, 0, 16, 16]])
     matcher = ATSSMatcher(unbiased_std=False)
     assert matcher(anchors, [boxes]).tolist() == [[0, -1]]
-    assert matcher.last_stats["mean_threshold"] == 0.5
+    assert stats_of(matcher, anchors, [boxes])["mean_threshold"] == 0.5
     assert (ATSSMatcher()(anchors, [boxes]) == BACKGROUND).all()
 
 
@@ -68,12 +68,10 @@ def test_the_biased_deviation_of_two_values_reaches_the_higher_one():
 def test_metrics_by_hand(metric, values):
     anchors = [torch.tensor([[0.0, 0, 8, 8], [16, 0, 24, 8]])]
     matcher = ATSSMatcher(metric=metric)
-    matcher(anchors, [torch.tensor([[0.0, 0, 8, 8]])])
+    stats = stats_of(matcher, anchors, [torch.tensor([[0.0, 0, 8, 8]])])
     mean, half = sum(values) / 2, (values[0] - values[1]) / 2
     expected = mean + math.sqrt(2 * half**2)
-    torch.testing.assert_close(
-        matcher.last_stats["mean_threshold"].item(), expected, rtol=1e-6, atol=0
-    )
+    torch.testing.assert_close(stats["mean_threshold"].item(), expected, rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("metric", ["iou", "giou", "diou"])
@@ -81,10 +79,8 @@ def test_boxes_that_are_none_do_not_count_in_the_mean_threshold(metric):
     anchors = grid([(4, 4)], [8], [(1, 1)])
     box, none = torch.tensor([[3.0, 4, 30, 21]]), torch.tensor([[9.0, 9, 9, 20], [math.nan] * 4])
     matcher = ATSSMatcher(metric=metric)
-    matcher(anchors, [box])
-    alone = matcher.last_stats["mean_threshold"]
-    matcher(anchors, [torch.cat((box, none))])
-    torch.testing.assert_close(matcher.last_stats["mean_threshold"], alone)
+    alone = stats_of(matcher, anchors, [box])
+    torch.testing.assert_close(stats_of(matcher, anchors, [torch.cat((box, none))]), alone)
 
 
 def test_of_negative_overlaps_the_higher_one_wins_the_anchor():

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision.ops import complete_box_iou_loss, distance_box_iou_loss
 
-from atss_d2.modeling.losses import ciou_loss, diou_loss, giou_loss
+from atss_d2.modeling.criterion.box_losses import ciou_loss, diou_loss, giou_loss
 from tests.detector import random_boxes
 
 LOSSES = {"diou": diou_loss, "ciou": ciou_loss}

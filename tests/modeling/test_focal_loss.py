@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from atss_d2.modeling import focal_loss as focal_loss_module
-from atss_d2.modeling.focal_loss import sigmoid_focal_loss
+from atss_d2.modeling.criterion.focal_loss import sigmoid_focal_loss
 from tests import reference
 from tests.allocations import Allocations
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from atss_d2.modeling.matchers import BACKGROUND, IGNORED, IoUMatcher
-from tests.matching_scenes import grid, scenes
+from tests.matching_scenes import grid, scenes, stats_of
 
 
 def by_detectron2(anchors, boxes, thresholds, allow_low_quality_matches):
@@ -50,7 +50,7 @@ def test_thresholds_by_hand():
     boxes = torch.tensor([[0.0, 0, 10, 10]])
     matcher = IoUMatcher()
     assert matcher(anchors, [boxes]).tolist() == [[0, 0, IGNORED, BACKGROUND]]
-    assert matcher.last_stats["num_ignored"] == 1
+    assert stats_of(matcher, anchors, [boxes])["num_ignored"] == 1
     matched = IoUMatcher(thresholds=(0.5, 0.5))(anchors, [boxes])
     assert matched.tolist() == [[0, 0, BACKGROUND, BACKGROUND]]
 
@@ -94,7 +94,7 @@ def test_positives_with_a_centre_outside_of_their_box_are_ignored():
     assert plain.tolist() == [[0, 0, -1], [0, 0, 1]]
     matcher = IoUMatcher(center_in_gt=True)
     assert matcher(anchors, [boxes[:1], boxes[1:]]).tolist() == [[-2, -2, -1], [0, 0, -2]]
-    assert matcher.last_stats["num_ignored"] == 1.5
+    assert stats_of(matcher, anchors, [boxes[:1], boxes[1:]])["num_ignored"] == 1.5
     for options, inside in (
         ({"center_epsilon": 0.99}, True),
         ({"center_epsilon": 1.0}, False),

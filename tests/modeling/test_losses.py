@@ -8,13 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from atss_d2.modeling.box_coding import PointDistances, box2box_transform
-from atss_d2.modeling.losses import (
-    centerness_loss,
-    centerness_targets,
-    giou_loss,
-    loss_normalizers,
-    sigmoid_focal_loss,
-)
+from atss_d2.modeling.criterion.box_losses import giou_loss
+from atss_d2.modeling.criterion.centerness import centerness_loss, centerness_targets
+from atss_d2.modeling.criterion.focal_loss import sigmoid_focal_loss
+from atss_d2.modeling.criterion.positives import loss_normalizers
 from tests import reference
 from tests.detector import random_boxes
 

@@ -12,7 +12,7 @@ from detectron2.structures import Boxes
 from omegaconf import OmegaConf
 
 from atss_d2.modeling.matchers import BACKGROUND, IGNORED, DenseMatcher
-from tests.matching_scenes import RULES, by_loops, grid, simple
+from tests.matching_scenes import RULES, by_loops, grid, simple, stats_of
 
 all_rules = pytest.mark.parametrize("rule", RULES)
 
@@ -59,11 +59,12 @@ def test_autocast_changes_nothing(rule, dtype):
 @all_rules
 def test_no_gradient_is_recorded(rule):
     anchors, gt_boxes = small_scene()
-    matcher = simple(rule, num_levels=2, ignore_iof_thresh=0.5)
-    matched = matcher([a.requires_grad_() for a in anchors], [b.requires_grad_() for b in gt_boxes])
-    assert not matched.requires_grad
-    assert matcher.last_stats
-    assert not any(value.requires_grad for value in matcher.last_stats.values())
+    matcher = simple(rule, num_levels=2, ignore_ioa_thresh=0.5)
+    scene = [a.requires_grad_() for a in anchors], [b.requires_grad_() for b in gt_boxes]
+    assert not matcher(*scene).requires_grad
+    stats = stats_of(matcher, *scene)
+    assert stats
+    assert not any(value.requires_grad for value in stats.values())
 
 
 @all_rules
@@ -71,7 +72,7 @@ def test_the_arguments_are_not_changed(rule):
     anchors, gt_boxes = small_scene()
     gt_ignore = [torch.tensor([False, True]), torch.zeros(0, dtype=torch.bool)]
     before = copy.deepcopy((anchors, gt_boxes, gt_ignore))
-    simple(rule, num_levels=2, ignore_iof_thresh=0.5)(anchors, gt_boxes, gt_ignore)
+    simple(rule, num_levels=2, ignore_ioa_thresh=0.5)(anchors, gt_boxes, gt_ignore)
     torch.testing.assert_close((anchors, gt_boxes, gt_ignore), before, rtol=0, atol=0)
 
 
@@ -112,7 +113,7 @@ def test_the_gpu_gives_the_same_labels(rule):
     boxes = torch.cat((boxes, boxes + torch.rand(500, 4)))
     gt_boxes = [boxes, boxes[:0], boxes[:3]]
     gt_ignore = [torch.arange(len(b)) % 10 == 0 for b in gt_boxes]
-    matcher = simple(rule, num_levels=3, ignore_iof_thresh=0.5)
+    matcher = simple(rule, num_levels=3, ignore_ioa_thresh=0.5)
     matched = matcher(
         [a.cuda() for a in anchors], [b.cuda() for b in gt_boxes], [f.cuda() for f in gt_ignore]
     )
@@ -154,20 +155,21 @@ def test_covered_background_is_ignored_by_hand(rule):
     boxes = torch.tensor([[16.0, 16, 24, 24], [0.0, 0, 13, 12]])
     is_region = torch.tensor([False, True])
     for thresh, ignored in ((None, []), (0.7, [0]), (0.5, [0, 1]), (0.49, [0, 1, 3])):
-        matcher = simple(rule, num_levels=1, ignore_iof_thresh=thresh)
-        matched = matcher(anchors, [boxes, boxes[:1]], [is_region, is_region[:1]])
+        matcher = simple(rule, num_levels=1, ignore_ioa_thresh=thresh)
+        scene = anchors, [boxes, boxes[:1]], [is_region, is_region[:1]]
+        matched = matcher(*scene)
         assert matched[0].eq(IGNORED).nonzero().flatten().tolist() == ignored, thresh
         assert (matched[1] != IGNORED).all()
         assert (matched[:, 8] == 0).all()
         if thresh is not None:
-            assert matcher.last_stats["num_ignored"] == len(ignored) / 2
+            assert stats_of(matcher, *scene)["num_ignored"] == len(ignored) / 2
 
 
 @all_rules
 def test_positives_in_an_ignore_region_stay(rule):
     anchors, gt_boxes = small_scene()
     region = torch.tensor([[-100.0, -100, 200, 200]])
-    matcher = simple(rule, num_levels=2, ignore_iof_thresh=0.5)
+    matcher = simple(rule, num_levels=2, ignore_ioa_thresh=0.5)
     plain = matcher(anchors, gt_boxes)
     assert (plain[1] == BACKGROUND).all()
     matched = matcher(
@@ -185,9 +187,9 @@ def test_positives_in_an_ignore_region_stay(rule):
 @all_rules
 @pytest.mark.parametrize("value", [-0.1, 1, 1.5])
 def test_ignore_thresholds_out_of_range(rule, value):
-    message = rf"ignore_iof_thresh must be None or in \[0, 1\), got {value}"
+    message = rf"ignore_ioa_thresh must be None or in \[0, 1\), got {value}"
     with pytest.raises(ValueError, match=message):
-        simple(rule, num_levels=2, ignore_iof_thresh=value)
+        simple(rule, num_levels=2, ignore_ioa_thresh=value)
 
 
 @all_rules

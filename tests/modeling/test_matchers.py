@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from atss_d2.modeling.matchers import BACKGROUND, IGNORED, selection
-from tests.matching_scenes import RULES, by_loops, grid, scenes, simple
+from tests.matching_scenes import RULES, by_loops, grid, scenes, simple, stats_of
 
 all_rules = pytest.mark.parametrize("rule", RULES)
 quick = settings(max_examples=20, derandomize=True)
@@ -28,7 +28,7 @@ def test_equals_the_loops(rule, data):
 @given(data=st.data())
 def test_ignore_regions_equal_the_loops(rule, data):
     scene = data.draw(scenes(rule, max_levels=2))
-    scene.options["ignore_iof_thresh"] = data.draw(st.sampled_from([None, 0.0, 0.25, 0.5]))
+    scene.options["ignore_ioa_thresh"] = data.draw(st.sampled_from([None, 0.0, 0.25, 0.5]))
     matched = RULES[rule][0](**scene.options)(scene.anchors, scene.gt_boxes, scene.gt_ignore)
     expected = by_loops(rule, scene.anchors, scene.gt_boxes, scene.gt_ignore, **scene.options)
     torch.testing.assert_close(matched, expected, rtol=0, atol=0)
@@ -48,7 +48,7 @@ def test_equals_the_loops_with_up_to_seven_levels(rule, data):
 @given(data=st.data(), max_entries=st.sampled_from([1, 7, 64]))
 def test_chunks_change_nothing(rule, data, max_entries):
     scene = data.draw(scenes(rule))
-    matcher = RULES[rule][0](**scene.options, ignore_iof_thresh=0.25)
+    matcher = RULES[rule][0](**scene.options, ignore_ioa_thresh=0.25)
     arguments = scene.anchors, scene.gt_boxes, scene.gt_ignore
     whole = matcher(*arguments)
     with pytest.MonkeyPatch.context() as patch:
@@ -62,7 +62,7 @@ def test_chunks_change_nothing(rule, data, max_entries):
 def test_images_do_not_see_each_other(rule, data):
     scene = data.draw(scenes(rule))
     anchors, gt_boxes, gt_ignore = scene.anchors, scene.gt_boxes, scene.gt_ignore
-    matcher = RULES[rule][0](**scene.options, ignore_iof_thresh=0.25)
+    matcher = RULES[rule][0](**scene.options, ignore_ioa_thresh=0.25)
     together = matcher(anchors, gt_boxes, gt_ignore)
     alone = [matcher(anchors, [b], [f]) for b, f in zip(gt_boxes, gt_ignore, strict=True)]
     assert torch.equal(together, torch.cat(alone))
@@ -118,12 +118,13 @@ def test_equal_boxes_are_served_in_order_of_index(rule):
 @all_rules
 def test_images_without_boxes(rule):
     anchors = grid([(3, 3), (1, 1)], [8, 16])
-    matcher = simple(rule, num_levels=2, ignore_iof_thresh=0.5)
+    matcher = simple(rule, num_levels=2, ignore_ioa_thresh=0.5)
     for num_images in (1, 3):
         matched = matcher(anchors, [torch.zeros(0, 4)] * num_images)
         assert matched.shape == (num_images, 10)
         assert (matched == BACKGROUND).all()
-        assert all(value == 0 for value in matcher.last_stats.values())
+        stats = stats_of(matcher, anchors, [torch.zeros(0, 4)] * num_images)
+        assert all(value == 0 for value in stats.values())
     no_flags = torch.zeros(0, dtype=torch.bool)
     assert (matcher(anchors, [torch.zeros(0, 4)], [no_flags]) == BACKGROUND).all()
     assert matcher(anchors, []).shape == (0, 10)
@@ -150,14 +151,15 @@ def test_images_without_boxes(rule):
 def test_boxes_that_are_none_get_no_anchor_and_disturb_no_other(rule, box, is_region):
     anchors = grid([(6, 6), (3, 3)], [8, 16], [(2, 2)])
     good = torch.tensor([[8.0, 8, 28, 24]])
-    matcher = simple(rule, num_levels=2, ignore_iof_thresh=0.0)
+    matcher = simple(rule, num_levels=2, ignore_ioa_thresh=0.0)
     alone = matcher(anchors, [good])[0]
-    stats = dict(matcher.last_stats)
+    stats = stats_of(matcher, anchors, [good])
     flags = torch.tensor([is_region, False])
-    both = matcher(anchors, [torch.cat((torch.tensor([box]), good))], [flags])[0]
+    scene = anchors, [torch.cat((torch.tensor([box]), good))], [flags]
+    both = matcher(*scene)[0]
     assert (alone == 0).any()
     assert torch.equal(both, torch.where(alone == 0, 1, alone))
-    torch.testing.assert_close(matcher.last_stats, stats)
+    torch.testing.assert_close(stats_of(matcher, *scene), stats)
 
 
 @all_rules
@@ -196,9 +198,10 @@ def test_boxes_too_large_for_float32_areas(rule):
     huge = torch.tensor([[-1e20, -1e20, 1e20, 1e20]])
     matcher = simple(rule, num_levels=1)
     alone = matcher(anchors, [good])[0]
-    both = matcher(anchors, [torch.cat((good, huge))])[0]
+    scene = anchors, [torch.cat((good, huge))]
+    both = matcher(*scene)[0]
     assert torch.equal(both == 0, alone == 0)
-    assert all(value.isfinite() for value in matcher.last_stats.values())
+    assert all(value.isfinite() for value in stats_of(matcher, *scene).values())
 
 
 @all_rules

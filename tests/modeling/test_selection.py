@@ -1,4 +1,4 @@
-"""Who gets an anchor that several boxes bid for."""
+"""Who gets an anchor that several boxes claim."""
 
 import torch
 from hypothesis import given, settings
@@ -6,18 +6,18 @@ from hypothesis import strategies as st
 
 from atss_d2.modeling.matchers.selection import (
     BACKGROUND,
-    Contest,
+    DenseConflicts,
     ordered_bits,
     positive_priority_keys,
     priority_keys,
-    settle,
+    resolve_conflicts,
     stable_topk,
 )
 
 
 @st.composite
-def bids(draw):
-    """Candidates (M, C), which of them are bid for, their priorities, images, N and R."""
+def claims(draw):
+    """Candidates (M, C), which of them are claimed, their priorities, images, N and R."""
     num_anchors = draw(st.integers(1, 8))
     counts = draw(st.lists(st.integers(0, 4), max_size=3))
     width = draw(st.integers(0, num_anchors))
@@ -42,31 +42,31 @@ def bids(draw):
 
 
 @settings(max_examples=400, derandomize=True)
-@given(bids=bids())
-def test_settling_few_bids_equals_a_contest_for_all_anchors(bids):
-    candidates, positive, priorities, image_idxs, num_images, num_anchors = bids
+@given(claims=claims())
+def test_few_claims_give_what_claims_of_all_anchors_give(claims):
+    candidates, positive, priorities, image_idxs, num_images, num_anchors = claims
     keys = priority_keys(priorities, torch.arange(len(candidates))[:, None])
-    settled = settle(candidates, positive, keys, image_idxs, num_images, num_anchors)
+    matched = resolve_conflicts(candidates, positive, keys, image_idxs, num_images, num_anchors)
 
-    contest = Contest(num_images, num_anchors, torch.device("cpu"))
+    conflicts = DenseConflicts(num_images, num_anchors, torch.device("cpu"))
     if len(candidates):
         wanted = torch.zeros(len(candidates), num_anchors, dtype=torch.bool)
         dense_keys = torch.zeros(len(candidates), num_anchors, dtype=torch.int64)
-        contest.bid(
+        conflicts.claim(
             dense_keys.scatter(1, candidates, keys),
             image_idxs,
             wanted.scatter(1, candidates, positive),
         )
-    assert torch.equal(settled, contest.winners())
-    assert settled.shape == (num_images, num_anchors)
+    assert torch.equal(matched, conflicts.winners())
+    assert matched.shape == (num_images, num_anchors)
 
 
 @settings(max_examples=200, derandomize=True)
-@given(bids=bids())
-def test_the_highest_bid_wins_and_at_a_tie_the_lower_box(bids):
-    candidates, positive, priorities, image_idxs, num_images, num_anchors = bids
+@given(claims=claims())
+def test_the_highest_key_wins_and_at_a_tie_the_lower_box(claims):
+    candidates, positive, priorities, image_idxs, num_images, num_anchors = claims
     keys = priority_keys(priorities, torch.arange(len(candidates))[:, None])
-    settled = settle(candidates, positive, keys, image_idxs, num_images, num_anchors)
+    matched = resolve_conflicts(candidates, positive, keys, image_idxs, num_images, num_anchors)
     for image in range(num_images):
         for anchor in range(num_anchors):
             rivals = [
@@ -76,25 +76,25 @@ def test_the_highest_bid_wins_and_at_a_tie_the_lower_box(bids):
                 if image_idxs[m] == image and candidates[m, c] == anchor and positive[m, c]
             ]
             expected = min(rivals)[1] if rivals else BACKGROUND
-            assert settled[image, anchor] == expected
+            assert matched[image, anchor] == expected
 
 
 @settings(max_examples=100, derandomize=True)
-@given(bids=bids())
-def test_keys_of_priorities_that_are_not_negative_sort_as_all_keys(bids):
-    priorities = bids[2].abs()
+@given(claims=claims())
+def test_keys_of_priorities_that_are_not_negative_sort_as_all_keys(claims):
+    priorities = claims[2].abs()
     box_idxs = torch.arange(len(priorities))[:, None]
     keys = positive_priority_keys(priorities, box_idxs)
-    assert torch.equal(keys >= 0, priorities > 0)  # 0 bids nothing
-    bid = keys >= 0
-    expected = priority_keys(priorities, box_idxs)[bid].sort().indices
-    assert torch.equal(keys[bid].sort().indices, expected)
-    contest = Contest(1, priorities.shape[1], torch.device("cpu"))
+    assert torch.equal(keys >= 0, priorities > 0)  # 0 claims nothing
+    is_claim = keys >= 0
+    expected = priority_keys(priorities, box_idxs)[is_claim].sort().indices
+    assert torch.equal(keys[is_claim].sort().indices, expected)
+    conflicts = DenseConflicts(1, priorities.shape[1], torch.device("cpu"))
     if len(keys):
-        contest.bid(keys, torch.zeros(len(keys), dtype=torch.int64))
+        conflicts.claim(keys, torch.zeros(len(keys), dtype=torch.int64))
         best = priorities.max(dim=0)  # of equal ones the first
         expected = torch.where(best.values > 0, best.indices, BACKGROUND)
-        assert torch.equal(contest.winners()[0], expected)
+        assert torch.equal(conflicts.winners()[0], expected)
 
 
 @settings(max_examples=200, derandomize=True)

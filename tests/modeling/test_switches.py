@@ -20,7 +20,7 @@ from atss_d2.modeling import (
     TopKMatcher,
 )
 from atss_d2.modeling.box_coding import PointDistances, box2box_transform
-from atss_d2.modeling.losses import BOX_REG_LOSS_TYPES, box_reg_loss
+from atss_d2.modeling.criterion.box_losses import BOX_REG_LOSS_TYPES, box_reg_loss
 from tests import reference
 from tests.detector import BOXES, CHANNELS, build, image
 
@@ -320,7 +320,7 @@ def test_the_model_ranks_and_scores_as_it_is_told(rank_by):
             torch.nn.init.normal_(parameter, std=0.3)
         (output,) = model([{"image": image}])
         features = model.backbone(model.preprocess_image([{"image": image}]).tensor)
-        logits, _, centerness = model._flatten_predictions(model.head(list(features.values())))
+        logits, _, centerness = model.as_predictions(model.head(list(features.values())))
     expected = []
     for level_logits, level_centerness in zip(logits, centerness):
         class_scores = level_logits[0].sigmoid()

@@ -6,12 +6,13 @@ the batch, C = sum_i min(k A, Ri) candidates of one box.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from ..choices import check_choice
-from .base import DenseMatcher
-from .geometry import (
+from ..geometry import (
     box_centers,
     has_area,
     least_side_distance,
@@ -20,8 +21,10 @@ from .geometry import (
     paired_intersection,
     paired_iou,
 )
+from ..nouns import Assignment, Scene
+from .base import DenseMatcher, bound_value
 from .grid import anchor_grid
-from .selection import nearest_anchors_per_level, priority_keys, settle
+from .selection import nearest_anchors_per_level, priority_keys, resolve_conflicts
 
 _METRICS = {"iou": paired_iou, "giou": paired_giou, "diou": paired_diou}
 
@@ -38,28 +41,26 @@ class ATSSMatcher(DenseMatcher):
     Ties, the same on every device: among anchors at equal distance the lower index is the
     candidate, among boxes of equal IoU the lower index gets the anchor.
 
-    Attributes:
-        last_stats: ``mean_threshold``, the mean over the boxes with an area of the last call (0
-            without boxes).
+    Its stats have ``mean_threshold``, the mean over the boxes with an area (0 without boxes).
     """
 
     def __init__(
         self,
         *,
         topk: int = 9,
-        num_anchors: int = 1,
+        num_anchors: int | None = None,
         metric: str = "iou",
         std_factor: float = 1.0,
         unbiased_std: bool = True,
         center_epsilon: float | None = 0.01,
         inset: float = 0.0,
         min_positives: int = 0,
-        ignore_iof_thresh: float | None = None,
+        ignore_ioa_thresh: float | None = None,
     ) -> None:
         """
         Args:
             topk: k, candidates per level and anchor of a location (Sec. 3.2; 9 in the paper).
-            num_anchors: A, anchors per location.
+            num_anchors: A, anchors per location. None: the model's, 1 outside of a model.
             metric: What takes the place of the IoU everywhere: "iou", "giou" or "diou".
             std_factor: The threshold is mean + ``std_factor`` * deviation; 1 in the paper.
             unbiased_std: Whether the variance is the sum of squares over C - 1 (the published
@@ -74,15 +75,15 @@ class ATSSMatcher(DenseMatcher):
                 n >= 1 also makes the n best candidates of every box of positive area positive
                 (by the metric, then by distance within a level), wherever their centres lie. A
                 box still loses them to boxes that overlap them more.
-            ignore_iof_thresh: See :class:`DenseMatcher`.
+            ignore_ioa_thresh: See :class:`DenseMatcher`.
 
         Raises:
             ValueError: An argument is out of range.
         """
-        super().__init__(ignore_iof_thresh=ignore_iof_thresh)
+        super().__init__(ignore_ioa_thresh=ignore_ioa_thresh)
         for name, value, least in (
             ("topk", topk, 1),
-            ("num_anchors", num_anchors, 1),
+            ("num_anchors", 1 if num_anchors is None else num_anchors, 1),
             ("inset", inset, 0),
             ("min_positives", min_positives, 0),
         ):
@@ -100,11 +101,12 @@ class ATSSMatcher(DenseMatcher):
         self.inset = inset
         self.min_positives = min_positives
 
-    def match(
-        self, anchors: list[Tensor], boxes: Tensor, image_idxs: Tensor, num_images: int
-    ) -> Tensor:
-        all_anchors = torch.cat(anchors)  # (R, 4)
-        candidates = self._candidates(anchors, all_anchors, boxes)  # (M, C)
+    def bind(self, num_anchors: int, strides: Sequence[int]) -> None:
+        self.num_anchors = bound_value(self, "num_anchors", self.num_anchors, num_anchors)
+
+    def match(self, scene: Scene) -> Assignment:
+        all_anchors, boxes = torch.cat(scene.anchors), scene.boxes  # (R, 4), (M, 4)
+        candidates = self._candidates(scene, all_anchors)  # (M, C)
         # (M, C, 4); index_select takes half the time of indexing.
         candidate_boxes = all_anchors.index_select(0, candidates.flatten())
         candidate_boxes = candidate_boxes.view(*candidates.shape, 4)
@@ -120,17 +122,21 @@ class ATSSMatcher(DenseMatcher):
 
         # "mean" of no boxes would be NaN; a sum over at least one is 0.
         sum_thresholds = thresholds.masked_fill(~is_real, 0).sum()
-        self.last_stats["mean_threshold"] = sum_thresholds / is_real.sum().clamp(min=1)
+        stats = {"mean_threshold": sum_thresholds / is_real.sum().clamp(min=1)}
         box_idxs = torch.arange(len(boxes), device=boxes.device)[:, None]
         keys = priority_keys(overlaps, box_idxs)
-        return settle(candidates, positive, keys, image_idxs, num_images, len(all_anchors))
+        matched = resolve_conflicts(
+            candidates, positive, keys, scene.image_idxs, scene.num_images, len(all_anchors)
+        )
+        return Assignment(matched, stats=stats)
 
-    def _candidates(self, anchors: list[Tensor], all_anchors: Tensor, boxes: Tensor) -> Tensor:
+    def _candidates(self, scene: Scene, all_anchors: Tensor) -> Tensor:
         """Algorithm 1, lines 3 to 6: (M, C) indices into the R anchors."""
-        grid = anchor_grid(anchors, self.grid_sizes, topk=self.topk, num_anchors=self.num_anchors)
+        num_anchors = self.num_anchors or 1
+        grid = anchor_grid(scene.anchors, scene.grid_sizes, topk=self.topk, num_anchors=num_anchors)
         if grid is None:  # anchors of another arrangement: all distances
-            return nearest_anchors_per_level(anchors, boxes, self.topk * self.num_anchors)
-        return grid.nearest_anchors(all_anchors, boxes)
+            return nearest_anchors_per_level(scene.anchors, scene.boxes, self.topk * num_anchors)
+        return grid.nearest_anchors(all_anchors, scene.boxes)
 
     def _thresholds(self, overlaps: Tensor) -> Tensor:
         """Algorithm 1, lines 7 to 10: mean + deviation (M,) of each row.

@@ -8,47 +8,59 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from detectron2.structures import Boxes
 from torch import Tensor
 
-from .geometry import box_areas, paired_intersection
+from ..geometry import box_areas, paired_intersection
+from ..nouns import Assignment, Scene
+from ..scene import build_scene
 from .selection import BACKGROUND, IGNORED, box_chunks, max_per_image_
 
 
 class DenseMatcher(ABC):
     """Assigns the anchors of a batch to ground-truth boxes.
 
-    A rule implements :meth:`match` on plain float32 tensors; calling the matcher takes
-    Detectron2's structures (or plain tensors), leaves autocast and records no gradients. A
-    matcher knows nothing of classes, losses or configs.
+    A rule implements :meth:`match` on a :class:`Scene` of plain float32 tensors. Calling the
+    matcher takes Detectron2's structures (or plain tensors). A matcher knows nothing of losses or
+    configs, and keeps nothing of a call, so threads may share it.
 
     Attributes:
-        last_stats: Scalars that describe the last call, as 0-dim tensors on the boxes' device
-            (reading them on the host is left to the caller): ``num_ignored``, anchors per image
-            that are ignored, where the rule or ``ignore_iof_thresh`` ignores any, and what a rule
-            adds. The meta-architecture logs them as ``atss/<name>``.
-        grid_sizes: Argument of the last call, for :meth:`match`.
+        needs_predictions: Whether the rule looks at ``scene.predictions``. A class sets it.
     """
 
-    def __init__(self, *, ignore_iof_thresh: float | None = None) -> None:
+    needs_predictions = False
+
+    def __init__(self, *, ignore_ioa_thresh: float | None = None) -> None:
         """
         Args:
-            ignore_iof_thresh: Background anchors become ignored when an ignore region of their
-                image covers more than this share of their area. None: ignore regions get no
+            ignore_ioa_thresh: Background anchors become ignored when an ignore region of their
+                image covers more than this share of their area (IoA). None: ignore regions get no
                 positives, and the anchors in them are background like all others.
 
         Raises:
             ValueError: The threshold is not in [0, 1).
         """
-        if ignore_iof_thresh is not None and not 0 <= ignore_iof_thresh < 1:
+        if ignore_ioa_thresh is not None and not 0 <= ignore_ioa_thresh < 1:
             raise ValueError(
-                f"ignore_iof_thresh must be None or in [0, 1), got {ignore_iof_thresh}"
+                f"ignore_ioa_thresh must be None or in [0, 1), got {ignore_ioa_thresh}"
             )
-        self.ignore_iof_thresh = ignore_iof_thresh
-        self.last_stats: dict[str, Tensor] = {}
-        self.grid_sizes: Sequence[tuple[int, int]] | None = None
+        self.ignore_ioa_thresh = ignore_ioa_thresh
+
+    def bind(self, num_anchors: int, strides: Sequence[int]) -> None:  # noqa: B027 (optional)
+        """Fills in what the model determines; whoever owns a model calls it, any number of times.
+
+        A rule that depends on one of them overrides this.
+
+        Args:
+            num_anchors: A, anchors per location.
+            strides: Strides of the L levels, pixels.
+
+        Raises:
+            ValueError: The matcher was built for other values, or is bound to another model.
+        """
 
     @torch.no_grad()
     def __call__(
@@ -76,101 +88,75 @@ class DenseMatcher(ABC):
 
         Raises:
             ValueError: Anchors or boxes are not (n, 4), or ``gt_ignore`` or ``grid_sizes`` do not
-                fit them.
+                fit them, or the rule needs predictions, which :meth:`assign` takes.
         """
-        matched = self.match_batch(anchors, gt_boxes, gt_ignore, grid_sizes)  # (N, R)
+        scene = build_scene(anchors, gt_boxes, gt_ignore, grid_sizes)
+        matched = self.assign(scene).matched_idxs  # (N, R)
         counts = torch.tensor([len(b) for b in gt_boxes], dtype=torch.int64)
         first_idxs = (torch.cumsum(counts, 0) - counts).to(matched.device)[:, None]  # (N, 1)
         return torch.where(matched >= 0, matched - first_idxs, matched)
 
     @torch.no_grad()
-    def match_batch(
-        self,
-        anchors: Sequence[Boxes | Tensor],
-        gt_boxes: Sequence[Boxes | Tensor],
-        gt_ignore: Sequence[Tensor] | None = None,
-        grid_sizes: Sequence[tuple[int, int]] | None = None,
-    ) -> Tensor:
-        """As calling the matcher, with indices into the boxes of all images, one after the other.
+    def assign(self, scene: Scene) -> Assignment:
+        """Applies the rule, outside of autocast, and then what holds for all rules.
 
         Returns:
-            (N, R) int64: index into the M boxes of the batch, :data:`BACKGROUND` or
-            :data:`IGNORED`.
-        """
-        anchors = [_as_tensor(a) for a in anchors]
-        gt_boxes = [_as_tensor(b) for b in gt_boxes]
-        if not anchors:
-            raise ValueError("a matcher needs at least one level of anchors, got an empty list")
-        device = anchors[0].device
-        boxes = torch.cat(gt_boxes) if gt_boxes else anchors[0].new_zeros(0, 4)  # (M, 4)
-        boxes = boxes.to(device)
-        # The image of each box (M,), made on the host, where the numbers of boxes are known.
-        image_idxs = torch.tensor(
-            [i for i, b in enumerate(gt_boxes) for _ in range(len(b))], dtype=torch.int64
-        ).to(device, non_blocking=True)
-        regions = None
-        if gt_ignore is not None and gt_boxes:
-            is_region = _cat_flags(gt_ignore, gt_boxes).to(device)[:, None]  # (M, 1)
-            # Boxes of no area are neutral: no rule gives them an anchor, and they cover none.
-            boxes, regions = boxes.masked_fill(is_region, 0), boxes.masked_fill(~is_region, 0)
+            An :class:`Assignment` whose ``stats`` also have ``num_ignored``, anchors per image,
+            where ``ignore_ioa_thresh`` is set.
 
-        with torch.autocast(device.type, enabled=False):
-            self.last_stats = {}
-            self.grid_sizes = grid_sizes
-            matched = self.match(anchors, boxes, image_idxs, len(gt_boxes))  # (N, R)
-            if self.ignore_iof_thresh is not None:
-                if regions is not None:
-                    covered = self._is_covered(torch.cat(anchors), regions, image_idxs, matched)
+        Raises:
+            ValueError: The rule needs predictions, which the scene does not have.
+        """
+        if self.needs_predictions and scene.predictions is None:
+            raise ValueError(
+                f"{type(self).__name__} selects by predictions: give scene.predictions to assign()"
+            )
+        with torch.autocast(scene.boxes.device.type, enabled=False):
+            result = self.match(scene)
+            matched, soft, stats = result if isinstance(result, tuple) else Assignment(result)
+            if self.ignore_ioa_thresh is not None:
+                if scene.regions is not None:
+                    covered = self._is_covered(scene, matched)
                     matched = torch.where(covered & (matched == BACKGROUND), IGNORED, matched)
-                num_ignored = (matched == IGNORED).sum()
-                self.last_stats["num_ignored"] = num_ignored / max(len(gt_boxes), 1)
-        return matched
+                num_ignored = (matched == IGNORED).sum() / max(scene.num_images, 1)
+                stats = {**stats, "num_ignored": num_ignored}
+        return Assignment(matched, soft, stats)
 
     @abstractmethod
-    def match(
-        self, anchors: list[Tensor], boxes: Tensor, image_idxs: Tensor, num_images: int
-    ) -> Tensor:
+    def match(self, scene: Scene) -> Assignment | Tensor:
         """Applies the rule to a whole batch at once.
 
-        Args:
-            anchors: L levels, each (Ri, 4) float32.
-            boxes: (M, 4) float32 boxes of all images, one after the other. A box whose width or
-                height is not positive must get no positive: ignore regions arrive as such.
-            image_idxs: (M,) int64 image of each box, ascending.
-            num_images: N.
-
         Returns:
-            (N, R) int64 index into ``boxes``, or :data:`BACKGROUND`, or :data:`IGNORED`.
+            An :class:`Assignment`, or its ``matched_idxs`` (N, R) alone.
         """
 
-    def _is_covered(
-        self, anchors: Tensor, regions: Tensor, image_idxs: Tensor, matched: Tensor
-    ) -> Tensor:
-        """Mask (N, R) of the anchors that one of the regions (M, 4) of their image covers."""
+    def _is_covered(self, scene: Scene, matched: Tensor) -> Tensor:
+        """Mask (N, R) of the anchors that an ignore region of their image covers."""
+        anchors = torch.cat(scene.anchors)  # (R, 4)
         covered = torch.zeros_like(matched, dtype=torch.int32)
         areas = box_areas(anchors)  # (R,)
-        for rows in box_chunks(regions, len(anchors)):
-            intersection = paired_intersection(anchors, regions[rows, None])  # (m, R)
-            is_covered = intersection > self.ignore_iof_thresh * areas
-            max_per_image_(covered, is_covered.int(), image_idxs[rows])
+        for rows in box_chunks(scene.boxes, len(anchors)):
+            intersection = paired_intersection(anchors, scene.regions[rows, None])  # (m, R)
+            is_covered = intersection > self.ignore_ioa_thresh * areas
+            max_per_image_(covered, is_covered.int(), scene.image_idxs[rows])
         return covered > 0
 
 
-def _as_tensor(boxes: Boxes | Tensor) -> Tensor:
-    tensor = boxes.tensor if isinstance(boxes, Boxes) else boxes
-    if tensor.dim() != 2 or tensor.shape[1] != 4:
-        raise ValueError(f"boxes must have shape (n, 4), got {tuple(tensor.shape)}")
-    return tensor.detach().float()
+def bound_value(matcher: DenseMatcher, name: str, given: Any, determined: Any) -> Any:
+    """A value that a matcher may have been built with and that a model determines.
 
+    Args:
+        matcher: For the message.
+        name: Of the value.
+        given: What the matcher has; None if it has none yet.
+        determined: What the model has.
 
-def _cat_flags(gt_ignore: Sequence[Tensor], gt_boxes: Sequence[Tensor]) -> Tensor:
-    """Flags (M,) of all images, checked against the numbers of boxes."""
-    if len(gt_ignore) != len(gt_boxes):
-        raise ValueError(f"gt_ignore has {len(gt_ignore)} images, gt_boxes has {len(gt_boxes)}")
-    for i, (flags, boxes) in enumerate(zip(gt_ignore, gt_boxes)):
-        if flags.dtype != torch.bool or flags.shape != boxes.shape[:1]:
-            raise ValueError(
-                f"gt_ignore[{i}] must be bool of shape ({len(boxes)},), one flag for each box of "
-                f"the image, got {flags.dtype} of shape {tuple(flags.shape)}"
-            )
-    return torch.cat(list(gt_ignore))
+    Raises:
+        ValueError: Both are there and differ.
+    """
+    if given is not None and given != determined:
+        raise ValueError(
+            f"{type(matcher).__name__} was built for or is bound to {name}={given}, but the model "
+            f"has {name}={determined}; give each model a matcher of its own, without {name}"
+        )
+    return determined

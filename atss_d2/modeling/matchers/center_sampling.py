@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .geometry import box_centers
+from ..geometry import box_centers
 from .scale_range import ScaleRangeMatcher
 from .selection import nearest_anchors
 
@@ -34,17 +34,17 @@ class CenterSamplingMatcher(ScaleRangeMatcher):
     def __init__(
         self,
         *,
-        strides: Sequence[int] = (8, 16, 32, 64, 128),
+        strides: Sequence[int] | None = None,
         radius: float | None = 1.5,
         topk: int | None = None,
         range_factor: float = 8.0,
         center_epsilon: float = 0.01,
         inset: float = 0.0,
-        ignore_iof_thresh: float | None = None,
+        ignore_ioa_thresh: float | None = None,
     ) -> None:
         """
         Args:
-            strides: Strides of the L levels in pixels, ascending.
+            strides: See :class:`ScaleRangeMatcher`.
             radius: Half the side of the sampling square, in strides; None with ``topk``.
             topk: Candidates per level, counted in anchors: k A for A anchors per location. None
                 with ``radius``.
@@ -52,7 +52,7 @@ class CenterSamplingMatcher(ScaleRangeMatcher):
             center_epsilon: A centre is inside a box and its square when its distances to all
                 sides are larger than this, in pixels.
             inset: Pixels taken off the four distances to the box, see :class:`ATSSMatcher`.
-            ignore_iof_thresh: See :class:`DenseMatcher`.
+            ignore_ioa_thresh: See :class:`DenseMatcher`.
 
         Raises:
             ValueError: An argument is out of range, or not exactly one of ``radius`` and ``topk``
@@ -63,7 +63,7 @@ class CenterSamplingMatcher(ScaleRangeMatcher):
             range_factor=range_factor,
             center_epsilon=center_epsilon,
             inset=inset,
-            ignore_iof_thresh=ignore_iof_thresh,
+            ignore_ioa_thresh=ignore_ioa_thresh,
         )
         if (radius is None) == (topk is None):
             raise ValueError(

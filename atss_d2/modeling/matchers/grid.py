@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .geometry import box_centers
+from ..geometry import box_centers
 from .near_cells import NO_CELL, axis_cases, near_cells
 from .selection import box_chunks
 

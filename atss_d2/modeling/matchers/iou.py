@@ -6,14 +6,14 @@ Shapes: N images, R anchors of all levels, M boxes of the batch, m boxes of a ch
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
+from ..geometry import box_centers, has_area, least_side_distance, paired_iou
+from ..nouns import Assignment, Scene
 from .base import DenseMatcher
-from .geometry import box_centers, has_area, least_side_distance, paired_iou
 from .selection import (
     BACKGROUND,
     IGNORED,
-    Contest,
+    DenseConflicts,
     box_chunks,
     max_per_image_,
     positive_priority_keys,
@@ -35,8 +35,7 @@ class IoUMatcher(DenseMatcher):
     Ties, the same on every device: among boxes of equal IoU the lower index gets the anchor; all
     anchors that share the highest IoU of a box are its best anchors.
 
-    Attributes:
-        last_stats: ``num_ignored``, ignored anchors per image.
+    Its stats have ``num_ignored``, ignored anchors per image.
     """
 
     def __init__(
@@ -47,7 +46,7 @@ class IoUMatcher(DenseMatcher):
         center_in_gt: bool = False,
         center_epsilon: float = 0.01,
         inset: float = 0.0,
-        ignore_iof_thresh: float | None = None,
+        ignore_ioa_thresh: float | None = None,
     ) -> None:
         """
         Args:
@@ -60,12 +59,12 @@ class IoUMatcher(DenseMatcher):
                 all four sides are larger than this, in pixels.
             inset: With ``center_in_gt``: pixels taken off each of these distances, see
                 :class:`ATSSMatcher`.
-            ignore_iof_thresh: See :class:`DenseMatcher`.
+            ignore_ioa_thresh: See :class:`DenseMatcher`.
 
         Raises:
             ValueError: An argument is out of range.
         """
-        super().__init__(ignore_iof_thresh=ignore_iof_thresh)
+        super().__init__(ignore_ioa_thresh=ignore_ioa_thresh)
         if len(thresholds) != 2:
             raise ValueError(f"thresholds must be (low, high), got {tuple(thresholds)}")
         low, high = thresholds
@@ -80,22 +79,21 @@ class IoUMatcher(DenseMatcher):
         self.center_epsilon = center_epsilon
         self.inset = inset
 
-    def match(
-        self, anchors: list[Tensor], boxes: Tensor, image_idxs: Tensor, num_images: int
-    ) -> Tensor:
-        all_anchors = torch.cat(anchors)  # (R, 4)
-        boxes = boxes.masked_fill(~has_area(boxes)[:, None], 0)  # overlaps nothing
-        contest = Contest(num_images, len(all_anchors), boxes.device)
+    def match(self, scene: Scene) -> Assignment:
+        all_anchors = torch.cat(scene.anchors)  # (R, 4)
+        image_idxs, num_images = scene.image_idxs, scene.num_images
+        boxes = scene.boxes.masked_fill(~has_area(scene.boxes)[:, None], 0)  # overlaps nothing
+        conflicts = DenseConflicts(num_images, len(all_anchors), boxes.device)
         is_best_of_a_box = boxes.new_zeros(num_images, len(all_anchors), dtype=torch.int32)
         box_idxs = torch.arange(len(boxes), device=boxes.device)[:, None]  # (M, 1)
         for rows in box_chunks(boxes, len(all_anchors)):
             ious = paired_iou(all_anchors, boxes[rows, None])  # (m, R)
-            contest.bid(positive_priority_keys(ious, box_idxs[rows]), image_idxs[rows])
+            conflicts.claim(positive_priority_keys(ious, box_idxs[rows]), image_idxs[rows])
             if self.allow_low_quality_matches:
                 highest = ious.amax(dim=1, keepdim=True).clamp(min=_LEAST_IOU)
                 max_per_image_(is_best_of_a_box, (ious == highest).int(), image_idxs[rows])
 
-        matched = contest.winners()  # (N, R)
+        matched = conflicts.winners()  # (N, R)
         # Row 0 stands for "no box", so that a batch without boxes needs no branch.
         matched_boxes = torch.cat((boxes.new_zeros(1, 4), boxes))[matched.clamp(min=-1) + 1]
         ious = paired_iou(all_anchors, matched_boxes)  # (N, R)
@@ -107,5 +105,6 @@ class IoUMatcher(DenseMatcher):
             inside = margins - self.inset > self.center_epsilon
             ignored |= positive & ~inside
             positive &= inside
-        self.last_stats["num_ignored"] = ignored.sum() / max(num_images, 1)
-        return torch.where(positive, matched, torch.where(ignored, IGNORED, BACKGROUND))
+        stats = {"num_ignored": ignored.sum() / max(num_images, 1)}
+        matched = torch.where(positive, matched, torch.where(ignored, IGNORED, BACKGROUND))
+        return Assignment(matched, stats=stats)

@@ -13,9 +13,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .base import DenseMatcher
-from .geometry import box_areas, box_centers, side_distance_bounds
-from .selection import Contest, box_chunks, priority_keys
+from ..geometry import box_areas, box_centers, side_distance_bounds
+from ..nouns import Scene
+from .base import DenseMatcher, bound_value
+from .selection import DenseConflicts, box_chunks, priority_keys
 
 
 class ScaleRangeMatcher(DenseMatcher):
@@ -37,29 +38,31 @@ class ScaleRangeMatcher(DenseMatcher):
     def __init__(
         self,
         *,
-        strides: Sequence[int] = (8, 16, 32, 64, 128),
+        strides: Sequence[int] | None = None,
         range_factor: float = 8.0,
         center_epsilon: float = 0.01,
         inset: float = 0.0,
-        ignore_iof_thresh: float | None = None,
+        ignore_ioa_thresh: float | None = None,
     ) -> None:
         """
         Args:
-            strides: Strides of the L levels in pixels, ascending.
+            strides: Strides of the L levels in pixels, ascending. None: those of the model, see
+                :meth:`bind`.
             range_factor: Upper end of the range of a level, in its strides.
             center_epsilon: A centre is inside a box when its distances to all four sides are
                 larger than this, in pixels.
             inset: Pixels taken off each of the four distances, see :class:`ATSSMatcher`.
-            ignore_iof_thresh: See :class:`DenseMatcher`.
+            ignore_ioa_thresh: See :class:`DenseMatcher`.
 
         Raises:
             ValueError: An argument is out of range.
         """
-        super().__init__(ignore_iof_thresh=ignore_iof_thresh)
-        strides = tuple(strides)
-        ascending = all(a < b for a, b in itertools.pairwise(strides))
-        if not strides or strides[0] <= 0 or not ascending:
-            raise ValueError(f"strides must be positive and ascending, got {list(strides)}")
+        super().__init__(ignore_ioa_thresh=ignore_ioa_thresh)
+        if strides is not None:
+            strides = tuple(strides)
+            ascending = all(a < b for a, b in itertools.pairwise(strides))
+            if not strides or strides[0] <= 0 or not ascending:
+                raise ValueError(f"strides must be positive and ascending, got {list(strides)}")
         if range_factor <= 0:
             raise ValueError(f"range_factor must be > 0, got {range_factor}")
         for name, value in (("center_epsilon", center_epsilon), ("inset", inset)):
@@ -70,9 +73,16 @@ class ScaleRangeMatcher(DenseMatcher):
         self.center_epsilon = center_epsilon
         self.inset = inset
 
-    def match(
-        self, anchors: list[Tensor], boxes: Tensor, image_idxs: Tensor, num_images: int
-    ) -> Tensor:
+    def bind(self, num_anchors: int, strides: Sequence[int]) -> None:
+        self.strides = bound_value(self, "strides", self.strides, tuple(strides))
+
+    def match(self, scene: Scene) -> Tensor:
+        anchors, boxes = scene.anchors, scene.boxes
+        if self.strides is None:
+            raise ValueError(
+                f"{type(self).__name__} needs the strides of the {len(anchors)} levels: give "
+                "strides=(...), or call bind(), as a model does"
+            )
         if len(anchors) != len(self.strides):
             raise ValueError(
                 f"the matcher was built for {len(self.strides)} levels of strides "
@@ -83,11 +93,11 @@ class ScaleRangeMatcher(DenseMatcher):
         matched = []
         for level, level_anchors in enumerate(anchors):
             centers = box_centers(level_anchors)  # (Ri, 2)
-            contest = Contest(num_images, len(centers), boxes.device)
+            conflicts = DenseConflicts(scene.num_images, len(centers), boxes.device)
             for rows in box_chunks(boxes, len(centers)):
                 positive = self._is_positive(level, centers, boxes[rows])  # (m, Ri)
-                contest.bid(keys[rows], image_idxs[rows], positive)
-            matched.append(contest.winners())  # (N, Ri)
+                conflicts.claim(keys[rows], scene.image_idxs[rows], positive)
+            matched.append(conflicts.winners())  # (N, Ri)
         return torch.cat(matched, dim=1)
 
     def _is_positive(self, level: int, centers: Tensor, boxes: Tensor) -> Tensor:

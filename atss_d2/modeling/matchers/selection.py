@@ -1,6 +1,8 @@
-"""What several rules do the same way: anchors near a box, anchors wanted by several boxes.
+"""What several rules do the same way: anchors near a box, conflicts between boxes.
 
-Ties are settled by integer keys that are all different, so that the result does not depend on
+A conflict is an anchor that several boxes want.
+
+Ties are broken by integer keys that are all different, so that the result does not depend on
 the device or on the order of execution.
 
 Shapes: N images, L levels, Ri anchors of level i, R = sum(Ri), M boxes of the batch, m boxes of a
@@ -14,7 +16,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from .geometry import box_centers
+from ..geometry import box_centers
 
 BACKGROUND = -1
 IGNORED = -2
@@ -109,19 +111,19 @@ def positive_priority_keys(priorities: Tensor, box_idxs: Tensor) -> Tensor:
     return (priorities.view(torch.int32).long() << _INDEX_BITS) - (1 + box_idxs)
 
 
-class Contest:
-    """Gives every anchor of a batch to the box that bids the highest key."""
+class DenseConflicts:
+    """Gives every anchor of a batch to the box that claims it with the highest key."""
 
     def __init__(self, num_images: int, num_anchors: int, device: torch.device) -> None:
         self._best = torch.full((num_images, num_anchors), _NO_BOX, device=device)  # (N, R)
 
-    def bid(self, keys: Tensor, image_idxs: Tensor, positive: Tensor | None = None) -> None:
-        """Bids for all anchors, or those of a mask.
+    def claim(self, keys: Tensor, image_idxs: Tensor, positive: Tensor | None = None) -> None:
+        """Claims all anchors, or those of a mask.
 
         Args:
-            keys: (m, R) int64; a negative one is no bid.
+            keys: (m, R) int64; a negative one claims nothing.
             image_idxs: (m,) images of the boxes.
-            positive: (m, R), which of the anchors are bid for.
+            positive: (m, R), which of the anchors are claimed.
         """
         if positive is not None:
             keys = torch.where(positive, keys, _NO_BOX)
@@ -133,7 +135,7 @@ class Contest:
         return torch.where(self._best >= 0, idxs, BACKGROUND)
 
 
-def settle(
+def resolve_conflicts(
     candidates: Tensor,
     positive: Tensor,
     keys: Tensor,
@@ -141,11 +143,11 @@ def settle(
     num_images: int,
     num_anchors: int,
 ) -> Tensor:
-    """As :class:`Contest`, when few anchors are bid for; touches others only to clear them.
+    """As :class:`DenseConflicts`, when few anchors are claimed; touches others only to clear them.
 
     Args:
         candidates: (M, C) indices into the R anchors, each at most once in a row.
-        positive: (M, C) which of them are bid for.
+        positive: (M, C) which of them are claimed.
         keys: (M, C) int64, 0 or more, all different for one anchor.
         image_idxs: (M,) image of each box.
         num_images: N.
@@ -157,8 +159,8 @@ def settle(
     num_slots = num_images * num_anchors
     slots = (candidates + (image_idxs * num_anchors)[:, None]).flatten()  # (M C,) into N x R
     keys = keys.masked_fill(~positive, _NO_BOX).flatten()
-    # First the highest key that is bid for an anchor, then, in its place, the box that bid it: each
-    # key is bid once. One slot more, for the bids that have not won.
+    # First the highest key that claims an anchor, then, in its place, the box of that key: no two
+    # boxes have the same. One slot more, for the claims that have not won.
     matched = torch.full((num_slots + 1,), BACKGROUND, device=keys.device)
     matched.scatter_reduce_(0, slots, keys, "amax")
     has_won = (matched.index_select(0, slots) == keys) & positive.flatten()

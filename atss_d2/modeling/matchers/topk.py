@@ -8,9 +8,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..geometry import box_centers, has_area, least_side_distance, paired_iou
+from ..nouns import Scene
 from .base import DenseMatcher
-from .geometry import box_centers, has_area, least_side_distance, paired_iou
-from .selection import box_chunks, ordered_bits, priority_keys, settle, stable_topk
+from .selection import box_chunks, ordered_bits, priority_keys, resolve_conflicts, stable_topk
 
 # What a distance as large as the largest one of the image takes off the IoU.
 _MAX_PENALTY_DIVISOR = 1000.0
@@ -39,7 +40,7 @@ class TopKMatcher(DenseMatcher):
         topk: int = 9,
         center_epsilon: float | None = 0.01,
         inset: float = 0.0,
-        ignore_iof_thresh: float | None = None,
+        ignore_ioa_thresh: float | None = None,
     ) -> None:
         """
         Args:
@@ -48,12 +49,12 @@ class TopKMatcher(DenseMatcher):
                 larger than this, in pixels. None: a positive need not have its centre inside its
                 box, it must only overlap it.
             inset: Pixels taken off each of these distances, see :class:`ATSSMatcher`.
-            ignore_iof_thresh: See :class:`DenseMatcher`.
+            ignore_ioa_thresh: See :class:`DenseMatcher`.
 
         Raises:
             ValueError: An argument is out of range.
         """
-        super().__init__(ignore_iof_thresh=ignore_iof_thresh)
+        super().__init__(ignore_ioa_thresh=ignore_ioa_thresh)
         for name, value, least in (("topk", topk, 1), ("inset", inset, 0)):
             if value < least:
                 raise ValueError(f"{name} must be >= {least}, got {value}")
@@ -63,13 +64,11 @@ class TopKMatcher(DenseMatcher):
         self.center_epsilon = center_epsilon
         self.inset = inset
 
-    def match(
-        self, anchors: list[Tensor], boxes: Tensor, image_idxs: Tensor, num_images: int
-    ) -> Tensor:
-        all_anchors = torch.cat(anchors)  # (R, 4)
+    def match(self, scene: Scene) -> Tensor:
+        all_anchors, boxes = torch.cat(scene.anchors), scene.boxes  # (R, 4), (M, 4)
         centers = box_centers(all_anchors)  # (R, 2)
         k = min(self.topk, len(all_anchors))
-        largest = self._largest_distances(centers, boxes, image_idxs, num_images)  # (M, 1)
+        largest = self._largest_distances(centers, scene)  # (M, 1)
         # A tensor: a GPU multiplies by the reciprocal of a number, which is rounded otherwise.
         divisor = torch.full((1,), _MAX_PENALTY_DIVISOR, device=boxes.device)
         candidates, candidate_ious = [], []
@@ -85,19 +84,22 @@ class TopKMatcher(DenseMatcher):
             margins = least_side_distance(centers[candidates], boxes[:, None])  # (M, k)
             positive &= margins - self.inset > self.center_epsilon
         keys = priority_keys(ious, torch.arange(len(boxes), device=boxes.device)[:, None])
-        return settle(candidates, positive, keys, image_idxs, num_images, len(all_anchors))
+        return resolve_conflicts(
+            candidates, positive, keys, scene.image_idxs, scene.num_images, len(all_anchors)
+        )
 
     @staticmethod
-    def _largest_distances(
-        centers: Tensor, boxes: Tensor, image_idxs: Tensor, num_images: int
-    ) -> Tensor:
+    def _largest_distances(centers: Tensor, scene: Scene) -> Tensor:
         """d_max (M, 1) of the image of each box, above 0; boxes without area do not count."""
+        boxes, image_idxs = scene.boxes, scene.image_idxs
         farthest = [
             _distances(centers, boxes[rows]).amax(dim=1)  # (m,)
             for rows in box_chunks(boxes, len(centers))
         ]
         farthest = torch.cat(farthest).masked_fill(~has_area(boxes), 0)  # (M,)
-        largest = farthest.new_zeros(num_images).scatter_reduce_(0, image_idxs, farthest, "amax")
+        largest = farthest.new_zeros(scene.num_images).scatter_reduce_(
+            0, image_idxs, farthest, "amax"
+        )
         return largest[image_idxs, None].clamp(min=torch.finfo(largest.dtype).tiny)
 
 

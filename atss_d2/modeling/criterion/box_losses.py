@@ -1,10 +1,8 @@
-"""Box and centerness losses, their targets and their normalisers; focal_loss.py has the third.
+"""Losses of the regression: of decoded boxes, or of what the box coder takes.
 
-All losses are computed in at least float32. Box and centerness losses are those of the positives.
-On a GPU the host does not know how many there are, and need not wait to learn it: all anchors are
-kept, with weight zero. On a CPU the positives are picked out.
+All are computed in at least float32.
 
-Shapes: R anchors (of one image or of a whole batch), K classes.
+Shapes: R anchors (of one image or of a whole batch).
 """
 
 from __future__ import annotations
@@ -13,29 +11,11 @@ import math
 
 import torch
 import torch.nn.functional as F
-from detectron2.utils import comm
 from torch import Tensor
 
-from .choices import check_choice
-from .focal_loss import sigmoid_focal_loss
-from .matchers.geometry import box_centers, side_distances
-from .precision import widen
-
-__all__ = [
-    "BOX_REG_LOSS_TYPES",
-    "box_reg_loss",
-    "centerness_loss",
-    "centerness_targets",
-    "ciou_loss",
-    "diou_loss",
-    "giou_loss",
-    "loss_normalizers",
-    "positive_rows",
-    "sigmoid_focal_loss",
-]
+from ..precision import widen
 
 _IOU_EPS = 1e-7  # added to the areas and squared lengths that are divided by
-_TINY = 1e-6  # floor of the sum of weights
 
 
 def giou_loss(boxes: Tensor, targets: Tensor, eps: float = _IOU_EPS) -> Tensor:
@@ -128,72 +108,8 @@ def box_reg_loss(
         loss_type: ``"smooth_l1"`` compares the deltas themselves (RetinaNet), summed over the
             four; ``"giou"``, ``"diou"`` and ``"ciou"`` compare the decoded boxes.
         smooth_l1_beta: Where smooth L1 turns from a parabola to a line; 0 is L1.
-
-    Raises:
-        ValueError: There is no such ``loss_type``.
     """
-    check_choice("box_reg_loss_type", loss_type, BOX_REG_LOSS_TYPES)
     if loss_type == "smooth_l1":
         targets = box2box_transform.get_deltas(anchors, boxes)
         return F.smooth_l1_loss(deltas, targets, beta=smooth_l1_beta, reduction="none").sum(dim=1)
     return _BOX_IOU_LOSSES[loss_type](box2box_transform.apply_deltas(deltas, anchors), boxes)
-
-
-def centerness_targets(anchors: Tensor, boxes: Tensor, inset: float = 0.0) -> Tensor:
-    """Centerness (R,) in [0, 1] of anchor centres within their boxes (FCOS, Eq. 3).
-
-    Args:
-        anchors: (R, 4) XYXY, pixels.
-        boxes: (R, 4) XYXY box of each anchor, pixels.
-        inset: Pixels taken off each of the four distances, see :class:`ATSSMatcher`.
-
-    Returns:
-        sqrt(min(l, r) / max(l, r) * min(t, b) / max(t, b)); 0 for a centre outside its box.
-    """
-    distances = (side_distances(box_centers(anchors), boxes) - inset).clamp(min=0)  # (R, 4)
-    to_lower, to_upper = distances.split(2, dim=1)  # (R, 2): left, top; right, bottom
-    shorter, longer = torch.minimum(to_lower, to_upper), torch.maximum(to_lower, to_upper)
-    ratios = shorter / longer.clamp(min=1e-12)  # 0 where both are
-    return _product(ratios).sqrt()
-
-
-def centerness_loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """Binary cross entropy (R,) of centerness logits (R,) with targets (R,) in [0, 1]."""
-    return F.binary_cross_entropy_with_logits(widen(logits), targets, reduction="none")
-
-
-def positive_rows(is_positive: Tensor) -> Tensor | slice:
-    """The rows of (R, ...) tensors that box and centerness losses need to look at.
-
-    Args:
-        is_positive: (R,) bool.
-
-    Returns:
-        Indices of the positives on a CPU; everything on a GPU.
-    """
-    if is_positive.device.type == "cpu":
-        return is_positive.nonzero()[:, 0]
-    return slice(None)
-
-
-def loss_normalizers(num_positives: Tensor, sum_weights: Tensor) -> tuple[Tensor, Tensor]:
-    """Averages the two normalisers over all processes, by one all-reduce.
-
-    Dividing each process's summed loss by the averages makes DDP's mean of gradients that of one
-    process with the whole batch. Floors apply to the totals, so that this also holds for batches
-    without or with a single positive: 1 for the number of positives, a tiny number for the sum of
-    weights (whose numerator vanishes with it).
-
-    Args:
-        num_positives: 0-dim, positives of this process.
-        sum_weights: 0-dim, sum of the weights of their box losses: their centerness targets.
-
-    Returns:
-        The two normalisers, 0-dim float32, equal on every process and positive.
-    """
-    totals = torch.stack((num_positives.float(), sum_weights.float()))
-    world_size = comm.get_world_size()
-    if world_size > 1:  # never depends on the data: a process without boxes takes part
-        torch.distributed.all_reduce(totals)
-    num_positives, sum_weights = totals.unbind()
-    return num_positives.clamp(min=1) / world_size, sum_weights.clamp(min=_TINY) / world_size

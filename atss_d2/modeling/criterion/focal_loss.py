@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .precision import widen
+from ..precision import widen
 
 # Logits of a piece. On a CPU its buffers stay in the cache; on a GPU the memory is bounded.
 _CPU_PIECE, _GPU_PIECE = 2**17, 2**24

@@ -1,0 +1,112 @@
+"""The losses of ATSS (Sec. 3.1): focal loss, IoU loss of the boxes, centerness.
+
+Shapes: N images, L levels, Ri anchors of level i, R = sum(Ri), K classes.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..choices import check_choice
+from ..nouns import Predictions, Targets
+from .base import Criterion
+from .box_losses import BOX_REG_LOSS_TYPES, box_reg_loss
+from .centerness import centerness_loss, centerness_targets
+from .focal_loss import sigmoid_focal_loss
+from .positives import count_with_floor, find_positives, loss_normalizers
+
+
+class ATSSCriterion(Criterion):
+    """Focal loss, box loss of the positives weighted by their centerness, and centerness loss.
+
+    The soft targets of a rule that gives some take the place of the centerness targets.
+    """
+
+    def __init__(
+        self,
+        *,
+        focal_loss_alpha: float = 0.25,
+        focal_loss_gamma: float = 2.0,
+        box_reg_loss_type: str = "giou",
+        smooth_l1_beta: float = 0.11,
+        box_reg_loss_weight: float = 2.0,
+        centerness_weighted_box_loss: bool = True,
+        centerness_loss_weight: float = 1.0,
+        centerness_inset: float = 0.0,
+        floor_per_image: bool = False,
+    ) -> None:
+        """
+        Args:
+            focal_loss_alpha: Weight of positives in the focal loss.
+            focal_loss_gamma: Exponent of the focal loss.
+            box_reg_loss_type: "giou", "diou", "ciou" (of decoded boxes) or "smooth_l1" (of deltas,
+                RetinaNet's).
+            smooth_l1_beta: Where smooth L1 turns from a parabola to a line.
+            box_reg_loss_weight: Weight of the box loss.
+            centerness_weighted_box_loss: Whether the box loss of a positive weighs as much as its
+                centerness target, if the head predicts centerness. Otherwise all weigh the same.
+            centerness_loss_weight: Weight of the centerness loss.
+            centerness_inset: Pixels taken off each of the four distances that the centerness
+                target is made of. 0 is continuous geometry; 0.5 gives the targets of the authors'
+                inclusive-corner geometry.
+            floor_per_image: Whether an image without positives counts as one positive in the
+                number that classification and centerness losses are divided by, as in mmdetection.
+
+        Raises:
+            ValueError: An argument is out of range.
+        """
+        super().__init__()
+        check_choice("box_reg_loss_type", box_reg_loss_type, BOX_REG_LOSS_TYPES)
+        if centerness_inset < 0:
+            raise ValueError(f"centerness_inset must be >= 0, got {centerness_inset}")
+        self.focal_loss_alpha = focal_loss_alpha
+        self.focal_loss_gamma = focal_loss_gamma
+        self.box_reg_loss_type = box_reg_loss_type
+        self.smooth_l1_beta = smooth_l1_beta
+        self.box_reg_loss_weight = box_reg_loss_weight
+        self.centerness_weighted_box_loss = centerness_weighted_box_loss
+        self.centerness_loss_weight = centerness_loss_weight
+        self.centerness_inset = centerness_inset
+        self.floor_per_image = floor_per_image
+
+    def compute(self, predictions: Predictions, targets: Targets) -> dict[str, Tensor]:
+        """Computes ``loss_cls`` (focal loss per positive), ``loss_box_reg`` (weighted mean over
+        the positives) and, if the head predicts it, ``loss_centerness``."""
+        logits = torch.cat(predictions.logits, dim=1).flatten(0, 1)  # (N x R, K)
+        loss_cls = sigmoid_focal_loss(
+            logits,
+            targets.labels.flatten(),
+            alpha=self.focal_loss_alpha,
+            gamma=self.focal_loss_gamma,
+        )
+        positives = find_positives(predictions, targets, self.num_classes)
+        quality = positives.soft  # (P,), as all from here on
+        if quality is None:
+            quality = centerness_targets(positives.anchors, positives.boxes, self.centerness_inset)
+        quality = quality * positives.mask
+        is_weighted = positives.quality is not None and self.centerness_weighted_box_loss
+        weights = quality if is_weighted else positives.mask.to(quality.dtype)
+        num_positives = positives.mask.sum()
+        if self.floor_per_image:
+            num_positives = count_with_floor(targets.labels, self.num_classes)
+        num_positives, sum_weights = loss_normalizers(num_positives, weights.sum())
+        loss_box_reg = box_reg_loss(
+            positives.regression,
+            positives.anchors,
+            positives.boxes,
+            box2box_transform=self.box2box_transform,
+            loss_type=self.box_reg_loss_type,
+            smooth_l1_beta=self.smooth_l1_beta,
+        )
+        loss_box_reg = (loss_box_reg * weights).sum()
+        losses = {
+            "loss_cls": loss_cls / num_positives,
+            "loss_box_reg": loss_box_reg * (self.box_reg_loss_weight / sum_weights),
+        }
+        if positives.quality is not None:
+            loss_centerness = centerness_loss(positives.quality, quality) * positives.mask
+            losses["loss_centerness"] = loss_centerness.sum() * (
+                self.centerness_loss_weight / num_positives
+            )
+        return losses

@@ -1,0 +1,60 @@
+"""What all criteria have in common."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..nouns import Predictions, Targets
+
+
+class Criterion(nn.Module, ABC):
+    """The losses of a detector: ``criterion(predictions, targets)`` is a dict of them.
+
+    A subclass implements :meth:`compute`. What it counts over iterations is a buffer. A warm-up
+    needs no state: the rule looks at ``scene.iteration``, and the criterion follows from whether
+    there are ``targets.soft``.
+
+    Attributes:
+        box2box_transform: Box coder of the regression.
+        num_classes: K, the label of background.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.box2box_transform: Any = None
+        self.num_classes: int | None = None
+
+    def bind(self, *, box2box_transform: Any, num_classes: int) -> None:
+        """Fills in what the detector determines; a detector calls it.
+
+        Args:
+            box2box_transform: Box coder of the regression.
+            num_classes: K.
+        """
+        self.box2box_transform = box2box_transform
+        self.num_classes = num_classes
+
+    def forward(self, predictions: Predictions, targets: Targets) -> dict[str, Tensor]:
+        """Computes the losses of a batch, outside of autocast.
+
+        Args:
+            predictions: Of the head.
+            targets: What its anchors are trained for.
+
+        Returns:
+            Weighted scalars by name, ``loss_<name>``.
+        """
+        with torch.autocast(targets.labels.device.type, enabled=False):
+            return self.compute(predictions, targets)
+
+    @abstractmethod
+    def compute(self, predictions: Predictions, targets: Targets) -> dict[str, Tensor]:
+        """Computes the losses.
+
+        Every process calls the same collectives in every iteration, also without boxes, and no
+        value is read on the host.
+        """

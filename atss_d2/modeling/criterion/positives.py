@@ -1,0 +1,126 @@
+"""The positives of a batch, with what their losses look at, and what losses are divided by.
+
+On a GPU the host does not know how many positives there are, and need not wait to learn it: all
+anchors are kept, and marked. On a CPU the positives are picked out.
+
+Shapes: N images, R anchors of an image, K classes, D values that the box coder takes, P anchors of
+the batch, all positives among them.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from detectron2.utils import comm
+from torch import Tensor
+
+from ..nouns import Predictions, Targets
+
+_TINY = 1e-6  # floor of the sum of weights
+
+
+class Positives(NamedTuple):
+    """What losses of the positives look at.
+
+    Attributes:
+        rows: Which of the N x R anchors these are: indices (P,) on a CPU, all on a GPU.
+        mask: (P,) bool, which of them are positives.
+        labels: (P,) int64 classes, of the positives.
+        anchors: (P, 4) XYXY, pixels.
+        boxes: (P, 4) the matched box, XYXY, pixels.
+        regression: (P, D) float32, 0 for all but the positives.
+        quality: (P,) logits, 0 for all but the positives; None for a head without.
+        soft: (P,), see :class:`Targets`; None for a rule with hard labels only.
+    """
+
+    rows: Tensor | slice
+    mask: Tensor
+    labels: Tensor
+    anchors: Tensor
+    boxes: Tensor
+    regression: Tensor
+    quality: Tensor | None
+    soft: Tensor | None
+
+
+def find_positives(predictions: Predictions, targets: Targets, num_classes: int) -> Positives:
+    """Picks out the positives of a batch.
+
+    Args:
+        predictions: Of the head.
+        targets: What its anchors are trained for.
+        num_classes: K, the label of background.
+    """
+    labels = targets.labels.flatten()  # (N x R,)
+    mask = is_positive(labels, num_classes)
+    rows = positive_rows(mask)
+    mask = mask[rows]
+    regression = torch.cat(predictions.regression, dim=1).flatten(0, 1)[rows].float()
+    quality = None
+    if predictions.quality is not None:
+        quality = torch.cat(predictions.quality, dim=1).flatten()[rows]
+        quality = torch.where(mask, quality, 0.0)
+    return Positives(
+        rows,
+        mask,
+        labels[rows],
+        targets.anchors.repeat(len(targets.labels), 1)[rows],
+        targets.boxes.flatten(0, 1)[rows],
+        # Weight 0 does not silence a background anchor whose box has overflowed: 0 x inf.
+        torch.where(mask[:, None], regression, 0.0),
+        quality,
+        None if targets.soft is None else targets.soft.flatten()[rows],
+    )
+
+
+def is_positive(labels: Tensor, num_classes: int) -> Tensor:
+    """Which labels (...) are those of positives: neither background nor ignored."""
+    return (labels >= 0) & (labels != num_classes)
+
+
+def count_with_floor(labels: Tensor, num_classes: int) -> Tensor:
+    """Number of positives, 0-dim; an image without any counts as one, as in mmdetection.
+
+    Args:
+        labels: (N, R), see :class:`Targets`.
+        num_classes: K.
+    """
+    return is_positive(labels, num_classes).sum(dim=1).clamp(min=1).sum()
+
+
+def positive_rows(is_positive: Tensor) -> Tensor | slice:
+    """The rows of (R, ...) tensors that box and centerness losses need to look at.
+
+    Args:
+        is_positive: (R,) bool.
+
+    Returns:
+        Indices of the positives on a CPU; everything on a GPU.
+    """
+    if is_positive.device.type == "cpu":
+        return is_positive.nonzero()[:, 0]
+    return slice(None)
+
+
+def loss_normalizers(num_positives: Tensor, sum_weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Averages the two normalisers over all processes, by one all-reduce.
+
+    Dividing each process's summed loss by the averages makes DDP's mean of gradients that of one
+    process with the whole batch. Floors apply to the totals, so that this also holds for batches
+    without or with a single positive: 1 for the number of positives, a tiny number for the sum of
+    weights (whose numerator vanishes with it).
+
+    Args:
+        num_positives: 0-dim, positives of this process.
+        sum_weights: 0-dim, sum of the weights of their box losses: their centerness targets.
+
+    Returns:
+        The two normalisers, 0-dim float32, equal on every process and positive.
+    """
+    totals = torch.stack((num_positives.float(), sum_weights.float()))
+    world_size = comm.get_world_size()
+    if world_size > 1:  # never depends on the data: a process without boxes takes part
+        torch.distributed.all_reduce(totals)
+    num_positives, sum_weights = totals.unbind()
+    return num_positives.clamp(min=1) / world_size, sum_weights.clamp(min=_TINY) / world_size

@@ -1,0 +1,87 @@
+"""From the maps of a head to :class:`Predictions`, and to what a rule may see of them.
+
+Shapes: N images, L levels of size Hi x Wi, A anchors per location, R = sum(Hi x Wi x A), K classes,
+D values that the box coder takes for an anchor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from detectron2.modeling.meta_arch.dense_detector import permute_to_N_HWA_K
+from torch import Tensor
+
+from .nouns import DecodedPredictions, Predictions
+
+_OUTPUTS = ("class logits", "box regression", "quality")
+
+
+def predictions_from_maps(
+    maps: Sequence[Sequence[Tensor]],
+    *,
+    num_anchors: Sequence[int],
+    num_classes: int,
+    num_box_values: int,
+) -> Predictions:
+    """Sorts the maps of a head by anchors.
+
+    Args:
+        maps: Two or three lists of L maps: class logits (N, A K, Hi, Wi), box regression
+            (N, A D, Hi, Wi) and, if the head predicts it, quality logits (N, A, Hi, Wi).
+        num_anchors: A of the L levels.
+        num_classes: K.
+        num_box_values: D.
+
+    Raises:
+        ValueError: There are more outputs, or a map has other channels; the message names both
+            numbers.
+    """
+    if len(maps) not in (2, 3):
+        raise ValueError(
+            f"the head gives {len(maps)} outputs, but a detector takes 2 or 3: "
+            f"{', '.join(_OUTPUTS[:2])} and, optionally, {_OUTPUTS[2]}"
+        )
+    flat = []
+    for name, levels, width in zip(_OUTPUTS, maps, (num_classes, num_box_values, 1)):
+        if len(levels) != len(num_anchors):
+            raise ValueError(
+                f"the head gives {name} for {len(levels)} levels, but there are "
+                f"{len(num_anchors)} levels of anchors"
+            )
+        for level, count in zip(levels, num_anchors):
+            if level.shape[1] != count * width:
+                raise ValueError(
+                    f"the head gives {name} of {level.shape[1]} channels, but {count} anchors per "
+                    f"location with {width} values each need {count * width}"
+                )
+        flat.append([permute_to_N_HWA_K(level, width) for level in levels])
+    logits, regression, *quality = flat
+    return Predictions(
+        logits, regression, [level.squeeze(2) for level in quality[0]] if quality else None
+    )
+
+
+@torch.no_grad()
+def decode_predictions(
+    predictions: Predictions, anchors: Sequence[Tensor], box_coder
+) -> DecodedPredictions:
+    """Decodes predictions for a rule with ``needs_predictions``; in float32 under any autocast.
+
+    Args:
+        predictions: Of N images.
+        anchors: L x (Ri, 4).
+        box_coder: What the regression was made for.
+    """
+    with torch.autocast(anchors[0].device.type, enabled=False):
+        regression = torch.cat(predictions.regression, dim=1).float()  # (N, R, D)
+        num_images = len(regression)
+        boxes = box_coder.apply_deltas(
+            regression.flatten(0, 1), torch.cat(list(anchors)).repeat(num_images, 1)
+        )
+    quality = predictions.quality
+    return DecodedPredictions(
+        torch.cat(predictions.logits, dim=1).detach().float(),
+        boxes.unflatten(0, (num_images, -1)),
+        None if quality is None else torch.cat(quality, dim=1).detach().float(),
+    )
