@@ -117,12 +117,12 @@ class Recorder(DenseMatcher):
     def __init__(self, answer=BACKGROUND):
         super().__init__()
         self.answer = answer
-        self.calls = []
+        self.scenes = []
 
-    def match(self, anchors, boxes, image_idxs, num_images):
-        self.calls.append((anchors, boxes, image_idxs))
-        num_anchors = sum(len(a) for a in anchors)
-        return torch.full((num_images, num_anchors), self.answer)
+    def match(self, scene):
+        self.scenes.append(scene)
+        num_anchors = sum(len(a) for a in scene.anchors)
+        return torch.full((scene.num_images, num_anchors), self.answer)
 
 
 def batch():

@@ -200,8 +200,9 @@ def check_parts(
             f"the anchor generator has strides {list(anchor_generator.strides)}, but the "
             f"features {list(head_in_features)} have strides {strides}"
         )
-    matcher.bind(num_anchors[0], tuple(strides))
     for part, name in ((head, "head"), (matcher, "matcher")):
+        if part is matcher:
+            matcher.bind(num_anchors[0], tuple(strides))
         expected = getattr(part, "num_anchors", None)
         if expected is not None and set(num_anchors) != {expected}:
             raise ValueError(

@@ -96,19 +96,6 @@ def test_the_whole_zoo_config_keeps_everything_else():
     assert changed == cfg
 
 
-def test_one_value_in_one_place():
-    """What other nodes of the model say is not said again: it may still change."""
-    model = zoo("retinanet").model
-    use_matcher(model, CenterSamplingMatcher, radius=2.0)
-    model.anchor_generator.strides = [4, 8]
-    assert instantiate(model.matcher).strides == (4, 8)
-    use_atss(model)
-    model.head.num_anchors = 3
-    assert instantiate(model.matcher).num_anchors == 3
-    use_atss(model, num_anchors=6)
-    assert model.matcher.num_anchors == 6
-
-
 def test_a_node_of_a_matcher():
     node = L(CenterSamplingMatcher)(radius=2.5)
     cfg = zoo("retinanet")

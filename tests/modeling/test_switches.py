@@ -292,9 +292,6 @@ def test_unknown_losses_are_refused():
     message = 'box_reg_loss_type must be one of smooth_l1, giou, diou, ciou, got "iou"'
     with pytest.raises(ValueError, match=message):
         build(box_reg_loss_type="iou")
-    boxes, coder = torch.ones(1, 4), box2box_transform()
-    with pytest.raises(ValueError, match=message):
-        box_reg_loss(boxes, boxes, boxes, box2box_transform=coder, loss_type="iou")
 
 
 @pytest.mark.parametrize(
@@ -374,5 +371,5 @@ def test_points_need_one_anchor_per_location():
 
 
 def test_strides_of_the_rule_are_those_of_the_features():
-    with pytest.raises(ValueError, match=r"matcher was built for strides \[8, 32\], but .*16\]"):
+    with pytest.raises(ValueError, match=r"matcher was built for strides=\(8, 32\), but .*16\)"):
         build(matcher=ScaleRangeMatcher(strides=(8, 32)))

@@ -156,7 +156,7 @@ def bound_value(matcher: DenseMatcher, name: str, given: Any, determined: Any) -
     """
     if given is not None and given != determined:
         raise ValueError(
-            f"{type(matcher).__name__} was built for or is bound to {name}={given}, but the model "
-            f"has {name}={determined}; give each model a matcher of its own, without {name}"
+            f"the matcher was built for {name}={given}, but the model has {name}={determined}: "
+            f"leave {name} out, and give each model a matcher of its own"
         )
     return determined
