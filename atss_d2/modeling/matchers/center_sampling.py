@@ -84,4 +84,4 @@ class CenterSamplingMatcher(ScaleRangeMatcher):
             nearest = nearest_anchors(points, centers, min(self.topk, len(centers)))
             return positive & torch.zeros_like(positive).scatter_(1, nearest, True)
         offsets = (centers - points[:, None]).abs().amax(dim=-1)  # (m, Ri)
-        return positive & (self.radius * self.strides[level] - offsets > self.center_epsilon)
+        return positive & (self.radius * self._strides()[level] - offsets > self.center_epsilon)

@@ -18,6 +18,8 @@ from ..nouns import Scene
 from .base import DenseMatcher, bound_value
 from .selection import DenseConflicts, box_chunks, priority_keys
 
+_STRIDES_OF_FCOS = (8, 16, 32, 64, 128)
+
 
 class ScaleRangeMatcher(DenseMatcher):
     """Positives of a box are the anchors inside it, on the level that its size belongs to.
@@ -46,8 +48,8 @@ class ScaleRangeMatcher(DenseMatcher):
     ) -> None:
         """
         Args:
-            strides: Strides of the L levels in pixels, ascending. None: those of the model, see
-                :meth:`bind`.
+            strides: Strides of the L levels in pixels, ascending. None: those of the model, outside
+                of a model FCOS's 8, 16, 32, 64, 128.
             range_factor: Upper end of the range of a level, in its strides.
             center_epsilon: A centre is inside a box when its distances to all four sides are
                 larger than this, in pixels.
@@ -78,15 +80,11 @@ class ScaleRangeMatcher(DenseMatcher):
 
     def match(self, scene: Scene) -> Tensor:
         anchors, boxes = scene.anchors, scene.boxes
-        if self.strides is None:
+        strides = self._strides()
+        if len(anchors) != len(strides):
             raise ValueError(
-                f"{type(self).__name__} needs the strides of the {len(anchors)} levels: give "
-                "strides=(...), or call bind(), as a model does"
-            )
-        if len(anchors) != len(self.strides):
-            raise ValueError(
-                f"the matcher was built for {len(self.strides)} levels of strides "
-                f"{list(self.strides)}, but there are {len(anchors)} levels of anchors"
+                f"the matcher was built for {len(strides)} levels of strides {list(strides)}, but "
+                f"there are {len(anchors)} levels of anchors"
             )
         box_idxs = torch.arange(len(boxes), device=boxes.device)
         keys = priority_keys(-box_areas(boxes), box_idxs)[:, None]  # (M, 1)
@@ -111,6 +109,10 @@ class ScaleRangeMatcher(DenseMatcher):
 
     def _range(self, level: int) -> tuple[float, float]:
         """Least and most of the largest distance of the positives of a level, in pixels."""
-        low = self.range_factor * self.strides[level - 1] if level > 0 else -math.inf
-        is_last = level == len(self.strides) - 1
-        return low, math.inf if is_last else self.range_factor * self.strides[level]
+        strides = self._strides()
+        low = self.range_factor * strides[level - 1] if level > 0 else -math.inf
+        is_last = level == len(strides) - 1
+        return low, math.inf if is_last else self.range_factor * strides[level]
+
+    def _strides(self) -> tuple[int, ...]:
+        return self.strides or _STRIDES_OF_FCOS
