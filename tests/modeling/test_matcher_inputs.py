@@ -238,12 +238,12 @@ def test_a_rule_needs_nothing_but_match():
     class FirstAnchor(DenseMatcher):
         """Gives the first anchor of an image to its last box."""
 
-        def match(self, anchors, boxes, image_idxs, num_images):
-            assert boxes.dtype == torch.float32
+        def match(self, scene):
+            assert scene.boxes.dtype == torch.float32
             assert not torch.is_autocast_enabled("cpu")
             assert not torch.is_grad_enabled()
-            matched = torch.full((num_images, sum(map(len, anchors))), BACKGROUND)
-            for box_idx, image_idx in enumerate(image_idxs.tolist()):
+            matched = torch.full((scene.num_images, sum(map(len, scene.anchors))), BACKGROUND)
+            for box_idx, image_idx in enumerate(scene.image_idxs.tolist()):
                 matched[image_idx, 0] = box_idx
             return matched
 
