@@ -9,7 +9,7 @@ from detectron2.modeling.backbone.resnet import BottleneckBlock
 
 from ..modeling.atss import ATSS
 from ..modeling.backbones import LastLevelP6P7, LastLevelP6P7WithoutReLU
-from ..modeling.box_coding import PointDistances, TwoSidedBox2BoxTransform
+from ..modeling.box_coding import PointDistances
 from .conventions import Convention, get_convention
 
 __all__ = ["convention_differences"]
@@ -48,8 +48,7 @@ def _settings(model: ATSS, convention: Convention) -> Iterator[tuple[str, Any, A
     if isinstance(coder, PointDistances):
         yield "box2box_transform.inset", coder.inset, convention.inset
     else:
-        is_clamped = isinstance(coder, TwoSidedBox2BoxTransform)
-        yield "box2box_transform.clamp_both_sides", is_clamped, convention.clamp_both_sides
+        yield "box2box_transform", type(coder).__name__, convention.box_coder.__name__
     top_block = getattr(model.backbone, "top_block", None)
     if isinstance(top_block, LastLevelP6P7):
         has_relu = not isinstance(top_block, LastLevelP6P7WithoutReLU)

@@ -69,6 +69,8 @@ class Architecture:
         """Returns the config of the model under a convention."""
         cfg = get_config(self.config)
         for key, value in self.settings.items():
+            if key.endswith("._target_"):  # without the arguments of the class it replaces
+                key, value = key.removesuffix("._target_"), {"_target_": value}
             OmegaConf.update(cfg.model, key, value, merge=False)
         return apply_convention(cfg, convention)
 

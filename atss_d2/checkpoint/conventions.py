@@ -15,12 +15,13 @@ from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
+from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.utils.registry import locate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from ..modeling.anchor_generator import ShiftedAnchorGenerator
 from ..modeling.atss import ATSS
-from ..modeling.box_coding import PointDistances, box2box_transform
+from ..modeling.box_coding import PointDistances, TwoSidedBox2BoxTransform
 from ..modeling.build import MATCHERS
 
 
@@ -35,7 +36,7 @@ class Convention:
         inset: Pixels taken off the distances from a centre to the sides of a box, in matchers, in
             centerness targets and in regression from points.
         floor_per_image: Whether an image without positives counts as one in the losses' normaliser.
-        clamp_both_sides: Whether decoded dw and dh have a least value, too.
+        clamp_both_sides: Whether decoded dw and dh have a minimum, too.
         p7_relu: Whether P7 is made from ReLU(P6).
         conv_bias: Whether the convolutions of the towers have a bias.
         stride_in_1x1: Whether a ResNet has its strides in 1x1 convolutions; no ResNeXt has.
@@ -63,6 +64,11 @@ class Convention:
     pixel_std: tuple[float, float, float]
     input_format: str
     frozen_bn_has_eps: bool
+
+    @property
+    def box_coder(self) -> type:
+        """The class that regresses from boxes."""
+        return TwoSidedBox2BoxTransform if self.clamp_both_sides else Box2BoxTransform
 
 
 CONVENTIONS: Mapping[str, Convention] = {
@@ -174,7 +180,8 @@ def _lazy_settings(node: DictConfig, convention: Convention) -> dict[str, Any]:
         raise ValueError(f"conventions are for the model ATSS, got {_name(model)}")
     generators = (DefaultAnchorGenerator, ShiftedAnchorGenerator)
     generator = _check_target(node, "anchor_generator", generators)
-    coder = _check_target(node, "box2box_transform", (box2box_transform, PointDistances))
+    coders = (Box2BoxTransform, TwoSidedBox2BoxTransform, PointDistances)
+    coder = _check_target(node, "box2box_transform", coders)
     settings: dict[str, Any] = {"anchor_generator.offset": convention.anchor_offset}
     if convention.center_shift or generator is ShiftedAnchorGenerator:
         settings["anchor_generator._target_"] = ShiftedAnchorGenerator
@@ -182,7 +189,7 @@ def _lazy_settings(node: DictConfig, convention: Convention) -> dict[str, Any]:
     if coder is PointDistances:
         settings["box2box_transform.inset"] = convention.inset
     else:
-        settings["box2box_transform.clamp_both_sides"] = convention.clamp_both_sides
+        settings["box2box_transform._target_"] = convention.box_coder
     if "inset" in arguments_of(node.matcher):
         settings["matcher.inset"] = convention.inset
     if "p7_relu" in arguments_of(node.backbone):

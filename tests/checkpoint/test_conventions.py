@@ -189,7 +189,7 @@ def test_a_model_of_the_paper_differs_from_mmdetection_in_this():
         difference.partition(" is ")[0] for difference in convention_differences(model, "mmdet")
     ] == [
         "anchor_generator.offset",
-        "box2box_transform.clamp_both_sides",
+        "box2box_transform",
         "backbone.p7_relu",
         "backbone.bottom_up.stages.stride_in_1x1",
         "test_score_type",
