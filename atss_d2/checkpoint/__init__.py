@@ -1,5 +1,6 @@
 """Checkpoints: safe loading, whole files, and weights of other implementations."""
 
+from ..config_renames import missing_name
 from .agreement import convention_differences
 from .checkpointer import SafeCheckpointer
 from .conventions import CONVENTIONS, apply_convention
@@ -21,3 +22,7 @@ __all__ = [
     "load_file",
     "save_file",
 ]
+
+
+def __getattr__(name: str) -> None:
+    raise missing_name(__name__, name)

@@ -15,6 +15,7 @@ import torch
 from detectron2.modeling.box_regression import Box2BoxTransform
 from torch import Tensor
 
+from ..config_renames import missing_name
 from .matchers.geometry import box_areas, box_centers, side_distances
 
 
@@ -86,3 +87,7 @@ class PointDistances:
         """Centres (R, 2) and strides (R, 1)."""
         strides = box_areas(anchors).sqrt() / self.anchor_scale  # (R,)
         return box_centers(anchors), strides[:, None]
+
+
+def __getattr__(name: str) -> None:
+    raise missing_name(__name__, name)
