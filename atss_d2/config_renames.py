@@ -35,9 +35,15 @@ _NAMES = {
     "atss_d2.study": "ablations",
 }
 # Keys of LazyConfigs.
-_LAZY_KEYS: dict[str, str] = {}
+_LAZY_KEYS = {"model.matcher.ignore_iof_thresh": "model.matcher.ignore_ioa_thresh"}
 # Keys of yaml configs. Those whose new name a cfg does not have stay as they are.
-_YAML_KEYS = {"MODEL.ATSS.SAMPLE_SELECTION": "MODEL.ATSS.MATCHER.NAME"}
+_YAML_KEYS = {
+    "MODEL.ATSS.SAMPLE_SELECTION": "MODEL.ATSS.MATCHER.NAME",
+    **{
+        f"MODEL.ATSS.{rule}MATCHER.IGNORE_IOF_THRESH": f"MODEL.ATSS.{rule}MATCHER.IGNORE_IOA_THRESH"
+        for rule in ("", "IOU_", "SCALE_RANGE_", "CENTER_SAMPLING_", "TOPK_")
+    },
+}
 # Keys of LazyConfigs whose value is written in another way today.
 REPLACED_KEYS = {
     "model.box2box_transform.clamp_both_sides": (

@@ -39,6 +39,7 @@ def test_a_saved_config_builds_the_model_of_its_time(name):
     assert type(model.matcher) is (ATSSMatcher if name == "lazy" else IoUMatcher)
     assert type(model.box2box_transform) is TwoSidedBox2BoxTransform
     assert model.box2box_transform.weights == (10.0, 10.0, 5.0, 5.0)
+    assert model.matcher.ignore_ioa_thresh == 0.5
     if name == "yacs":
         assert model.matcher.center_in_gt
     weights = json.loads((OLD / "weights.json").read_text())[name]
@@ -59,6 +60,8 @@ def test_a_saved_config_says_what_is_renamed_and_is_saved_with_the_new_names(tmp
     assert str(OLD / "lazy.yaml") in record.message
     coding = "atss_d2.modeling.box_coding"
     assert f"{coding}.box2box_transform is now {coding}.TwoSidedBox2BoxTransform" in record.message
+    keys = [f"model.matcher.ignore_{name}_thresh" for name in ("iof", "ioa")]
+    assert " is now ".join(keys) in record.message
     caplog.clear()
     LazyConfig.save(cfg, str(tmp_path / "config.yaml"))
     assert load_config(tmp_path / "config.yaml") == cfg
