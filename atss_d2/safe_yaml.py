@@ -27,6 +27,8 @@ from detectron2.layers import ShapeSpec
 from detectron2.utils.file_io import PathManager
 from omegaconf import DictConfig, OmegaConf
 
+from .config_renames import current_name, rename_lazy, rename_yaml
+
 __all__ = ["load_lazy_yaml", "merge_yaml"]
 
 _DETECTRON2 = Path(detectron2.__file__).resolve().parent
@@ -45,6 +47,7 @@ def load_lazy_yaml(path: str) -> DictConfig:
     with PathManager.open(path) as file:
         content = _parse(path, file, _LazyLoader)
     try:
+        rename_lazy(content, path)
         return OmegaConf.create(content, flags={"allow_objects": True})
     except RecursionError:
         raise ValueError(f"{path}: a value contains itself") from None
@@ -60,9 +63,12 @@ def merge_yaml(cfg: CfgNode, path: str) -> None:
     Raises:
         ValueError: As for :func:`load_lazy_yaml`.
     """
-    _CheckedCfgNode.load_yaml_with_base(path)
-    # What is left that needs unsafe loading is part of Detectron2.
-    cfg.merge_from_file(path, allow_unsafe=True)
+    loaded = CfgNode(_CheckedCfgNode.load_yaml_with_base(path))
+    if rename_yaml(loaded, known=cfg, path=path):
+        cfg.merge_from_other_cfg(loaded)
+    else:
+        # What is left that needs unsafe loading is part of Detectron2.
+        cfg.merge_from_file(path, allow_unsafe=True)
 
 
 class _CheckedCfgNode(CfgNode):
@@ -134,7 +140,7 @@ def _shape_spec(loader: _LazyLoader, node: yaml.Node) -> ShapeSpec:
 
 def _named(loader: _LazyLoader, name: str, node: yaml.Node) -> Hashable:
     """A class or function by its name, which is not called."""
-    parts = name.split(".")
+    parts = current_name(name).split(".")
     for i in range(len(parts) - 1, 0, -1):
         module_name = ".".join(parts[:i])
         if parts[0] in _PACKAGES and module_name not in sys.modules:

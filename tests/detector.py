@@ -4,11 +4,11 @@ import torch
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import Backbone
 from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
+from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.structures import Boxes, Instances
 from torch import nn
 
 from atss_d2.modeling import ATSS, ATSSHead, ATSSMatcher
-from atss_d2.modeling.box_coding import box2box_transform
 
 CHANNELS = 64  # two of every group of GN: a group of one value has no variance
 
@@ -56,7 +56,7 @@ def build(num_levels=2, num_anchors=1, num_classes=3, anchor_scale=4, seed=0, **
             strides=strides,
             offset=0.5,
         ),
-        "box2box_transform": box2box_transform(),
+        "box2box_transform": Box2BoxTransform((10.0, 10.0, 5.0, 5.0)),
         "matcher": ATSSMatcher(num_anchors=num_anchors),
         "num_classes": num_classes,
         "pixel_mean": [103.53, 116.28, 123.675],

@@ -9,6 +9,7 @@ from detectron2.config import CfgNode, LazyConfig
 from detectron2.config import get_cfg as get_detectron2_cfg
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone, build_model
+from detectron2.modeling.box_regression import Box2BoxTransform
 from torch import nn
 
 from atss_d2 import config as config_module
@@ -33,7 +34,6 @@ from atss_d2.modeling.backbones import LastLevelP6P7WithoutReLU
 from atss_d2.modeling.box_coding import (
     PointDistances,
     TwoSidedBox2BoxTransform,
-    box2box_transform,
 )
 from atss_d2.modeling.build import BOX_CODERS, MATCHERS, config_node
 from atss_d2.modeling.deform_conv import ModulatedDeformConvPack
@@ -407,7 +407,7 @@ def test_cfg_and_constructor_build_the_same():
         backbone=OneConvPerLevel(),
         head=ATSSHead(input_shape=[ShapeSpec(channels=64)] * 3, num_classes=80, conv_dims=(64,)),
         anchor_generator=copy.deepcopy(from_cfg.anchor_generator),
-        box2box_transform=box2box_transform(),
+        box2box_transform=Box2BoxTransform((10.0, 10.0, 5.0, 5.0)),
         matcher=ATSSMatcher(),
         num_classes=80,
         pixel_mean=cfg.MODEL.PIXEL_MEAN,

@@ -16,7 +16,7 @@ import torch
 from detectron2.config import instantiate
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from atss_d2.checkpoint import apply_recipe, recipe_differences
+from atss_d2.checkpoint import apply_convention, convention_differences
 from atss_d2.commands import start_project
 from atss_d2.config import get_config, load_config
 from atss_d2.data.categories import config_categories
@@ -220,10 +220,10 @@ def test_fine_tuning_is_one_option_away(folder, capsys, prefix):
         return
     assert "Model: r50 (the model of --weights)" in capsys.readouterr().out
     expected = get_config("coco/atss_R_50_FPN_1x")
-    apply_recipe(expected.model, foreign)
+    apply_convention(expected.model, foreign)
     for key in ("pixel_mean", "pixel_std", "input_format", "anchor_generator"):
         assert cfg.model[key] == expected.model[key], key
-    assert recipe_differences(instantiate(cfg.model), foreign) == []
+    assert convention_differences(instantiate(cfg.model), foreign) == []
 
 
 def test_an_earlier_project_is_kept_unless_told_otherwise(folder):

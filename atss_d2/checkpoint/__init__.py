@@ -1,23 +1,28 @@
 """Checkpoints: safe loading, whole files, and weights of other implementations."""
 
-from .agreement import recipe_differences
+from ..config_renames import missing_name
+from .agreement import convention_differences
 from .checkpointer import SafeCheckpointer
+from .conventions import CONVENTIONS, apply_convention
 from .conversion import ConversionError, convert_state_dict
 from .loading import CheckpointError, CheckpointNotFoundError, load_file
-from .recipes import RECIPES, apply_recipe
 from .saving import save_file
 from .sources import check_checkpoint
 
 __all__ = [
-    "RECIPES",
+    "CONVENTIONS",
     "CheckpointError",
     "CheckpointNotFoundError",
     "ConversionError",
     "SafeCheckpointer",
-    "apply_recipe",
+    "apply_convention",
     "check_checkpoint",
+    "convention_differences",
     "convert_state_dict",
     "load_file",
-    "recipe_differences",
     "save_file",
 ]
+
+
+def __getattr__(name: str) -> None:
+    raise missing_name(__name__, name)

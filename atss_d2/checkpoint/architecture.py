@@ -17,8 +17,8 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from ..config import get_config
+from .conventions import apply_convention, config_value, convention_settings
 from .loading import CheckpointError
-from .recipes import apply_recipe, config_value, recipe_settings
 
 _RES = "backbone.bottom_up"
 _POINTS = 9  # of a 3x3 kernel
@@ -65,27 +65,29 @@ class Architecture:
     config: str
     settings: Mapping[str, Any] = field(default_factory=dict)
 
-    def config_with(self, recipe: str) -> DictConfig:
-        """The config of the model under a recipe."""
+    def config_with(self, convention: str) -> DictConfig:
+        """Returns the config of the model under a convention."""
         cfg = get_config(self.config)
         for key, value in self.settings.items():
+            if key.endswith("._target_"):  # without the arguments of the class it replaces
+                key, value = key.removesuffix("._target_"), {"_target_": value}
             OmegaConf.update(cfg.model, key, value, merge=False)
-        return apply_recipe(cfg, recipe)
+        return apply_convention(cfg, convention)
 
-    def changes(self, recipe: str) -> list[ConfigChange]:
-        """What the config of the model under a recipe has otherwise than the one it starts from."""
+    def changes(self, convention: str) -> list[ConfigChange]:
+        """Returns the keys whose values differ from the base config, under a convention."""
         model = get_config(self.config).model
-        needed = {**self.settings, **recipe_settings(self.config_with(recipe), recipe)}
+        needed = {**self.settings, **convention_settings(self.config_with(convention), convention)}
         changes = [ConfigChange(key, config_value(model, key), x) for key, x in needed.items()]
         return [change for change in changes if change.value != change.needed]
 
-    def weights(self, recipe: str) -> dict[str, Tensor]:
+    def weights(self, convention: str) -> dict[str, Tensor]:
         """Names and shapes of the weights of the model: tensors on the meta device.
 
         Raises:
             CheckpointError: There cannot be such a model; the message says why.
         """
-        cfg = self.config_with(recipe)
+        cfg = self.config_with(convention)
         try:
             with torch.device("meta"):
                 return instantiate(cfg.model).state_dict()

@@ -14,10 +14,10 @@ from detectron2.layers import FrozenBatchNorm2d
 from torch import Tensor
 
 from ..modeling.atss import ATSS
-from .agreement import recipe_differences
+from .agreement import convention_differences
 from .conversion import convert_state_dict
 from .loading import CheckpointError, load_file
-from .sources import HOW_TO_NAME, check_checkpoint, local_checkpoint, split_recipe
+from .sources import HOW_TO_NAME, check_checkpoint, local_checkpoint, split_convention
 
 __all__ = ["SafeCheckpointer"]
 
@@ -56,7 +56,7 @@ class SafeCheckpointer(DetectionCheckpointer):
         """Takes the arguments of ``DetectionCheckpointer``."""
         super().__init__(*args, **kwargs)
         self.categories: list[dict[str, Any]] = []
-        self._recipe: str | None = None
+        self._convention: str | None = None
         self._source = ""
         self._is_new_training = False
         self._is_resumed = False
@@ -87,7 +87,7 @@ class SafeCheckpointer(DetectionCheckpointer):
             self._warn_of_frozen([name for name, _ in self.model.named_parameters()])
             return super().load(path, *args, **kwargs)
         local_checkpoint(path)  # downloads it, for Detectron2 to find it
-        self._recipe, file = split_recipe(path)
+        self._convention, file = split_convention(path)
         try:
             return super().load(file, *args, **kwargs)
         finally:
@@ -121,9 +121,9 @@ class SafeCheckpointer(DetectionCheckpointer):
             self._is_resumed = self._is_new_training = False
 
     def _load_file(self, filename: str) -> dict[str, Any]:
-        if self._recipe is not None:
+        if self._convention is not None:
             # mmdetection's own training checkpoints hold objects of its logs.
-            checkpoint = load_file(filename, weights_only_parts=self._recipe == "mmdet")
+            checkpoint = load_file(filename, weights_only_parts=self._convention == "mmdet")
             return {"model": self._converted(checkpoint)}
         suffix = os.path.splitext(filename)[1]
         if suffix == ".pkl":
@@ -142,15 +142,15 @@ class SafeCheckpointer(DetectionCheckpointer):
                 f"{type(self.model).__name__}"
             )
         try:
-            weights, report = convert_state_dict(checkpoint, self._recipe)
+            weights, report = convert_state_dict(checkpoint, self._convention)
         except CheckpointError as error:
             raise CheckpointError(f"'{self._source}' is refused: {error}") from None
         logger.info(f"{report}")
-        differences = recipe_differences(self.model, self._recipe)
+        differences = convention_differences(self.model, self._convention)
         if differences:
             logger.warning(
                 f"the results will not be those of the original, as {', '.join(differences)}: call "
-                f"atss_d2.checkpoint.apply_recipe(cfg, '{self._recipe}')"
+                f"atss_d2.checkpoint.apply_convention(cfg, '{self._convention}')"
             )
         return weights
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..data.download import replacing
-from .recipes import get_recipe
+from .conventions import get_convention
 from .report import ConversionReport, overrides
 
 __all__ = ["write_config"]
@@ -19,12 +19,12 @@ _CONFIG = """\
 from pathlib import Path
 
 from atss_d2 import get_config
-from atss_d2.checkpoint import apply_recipe
+from atss_d2.checkpoint import apply_convention
 from atss_d2.engine import apply_overrides
 
 _cfg = get_config("{base}")
 apply_overrides(_cfg, [{overrides}])
-apply_recipe(_cfg, recipe="{recipe}")
+apply_convention(_cfg, convention="{convention}")
 _cfg.train.init_checkpoint = str(Path(__file__).resolve().with_name({weights!r}))
 
 dataloader, lr_multiplier, model, optimizer, train = (
@@ -47,10 +47,10 @@ def write_config(weights: Path, report: ConversionReport) -> Path:
     lines = overrides(report.architecture.settings)
     text = _CONFIG.format(
         weights=weights.name,
-        title=get_recipe(report.recipe).title,
+        title=get_convention(report.convention).title,
         base=report.architecture.config,
         overrides="".join(f"\n    {line!r}," for line in lines) + ("\n" if lines else ""),
-        recipe=report.recipe,
+        convention=report.convention,
     )
     with replacing(path) as temporary:
         temporary.write_text(text)

@@ -15,9 +15,9 @@ from detectron2.layers import FrozenBatchNorm2d
 from torch import Tensor, nn
 
 from .architecture import infer_architecture
+from .conventions import Convention, get_convention
 from .foreign_names import our_names, reason_to_leave, recognize
 from .loading import CheckpointError
-from .recipes import Recipe, get_recipe
 from .report import ConversionReport, KeyReport, format_shape
 
 __all__ = ["Conversion", "ConversionError", "convert_state_dict"]
@@ -47,7 +47,7 @@ class Conversion(NamedTuple):
 
 def convert_state_dict(
     state_dict: Mapping[str, Any],
-    recipe: str = "auto",
+    convention: str = "auto",
     *,
     expected: nn.Module | Mapping[str, Tensor] | None = None,
 ) -> Conversion:
@@ -56,12 +56,13 @@ def convert_state_dict(
     Names change, and few values: scalars of shape (1,) become 0-dimensional, numbers of other
     precision float32, and where the frozen BatchNorm of an implementation adds no epsilon to the
     variance, that which Detectron2's adds is taken off. A model with these weights and with the
-    settings of the recipe (:func:`atss_d2.checkpoint.apply_recipe`) gives the original's results.
+    settings of the convention (:func:`atss_d2.checkpoint.apply_convention`) gives the original's
+    results.
 
     Args:
         state_dict: Weights by name, with or without the prefix ``module.``, or a checkpoint that
             holds them under ``model`` or ``state_dict``. It is not changed.
-        recipe: ``"authors"``, ``"mmdet"``, or ``"auto"`` for what the names tell.
+        convention: ``"authors"``, ``"mmdet"``, or ``"auto"`` for what the names tell.
         expected: The model to convert for, or its state dict. Default: the model that the weights
             describe: any ResNet or ResNeXt with FPN that we can build, with deformable
             convolutions or not, of any number of classes.
@@ -71,13 +72,13 @@ def convert_state_dict(
 
     Raises:
         CheckpointError: The weights do not fit; the message names the first keys that differ.
-        ValueError: There is no such recipe.
+        ValueError: There is no such convention.
     """
     weights = _find_weights(state_dict)
-    recipe = _recognized(weights) if recipe == "auto" else recipe
-    settings = get_recipe(recipe)
-    left = {key: reason_to_leave(key, recipe) for key in weights}
-    names = our_names([key for key in weights if left[key] is None], recipe)
+    convention = _recognized(weights) if convention == "auto" else convention
+    settings = get_convention(convention)
+    left = {key: reason_to_leave(key, convention) for key in weights}
+    names = our_names([key for key in weights if left[key] is None], convention)
 
     converted: dict[str, Tensor] = {}
     keys = []
@@ -92,13 +93,13 @@ def convert_state_dict(
             converted[name], note = _convert(name, value, settings)
             status = "changed" if note else "renamed"
             keys.append(KeyReport(status, key, name, tuple(value.shape), note))
-    return _checked(converted, keys, recipe, expected)
+    return _checked(converted, keys, convention, expected)
 
 
 def _checked(
     converted: dict[str, Tensor],
     keys: list[KeyReport],
-    recipe: str,
+    convention: str,
     expected: nn.Module | Mapping[str, Tensor] | None,
 ) -> Conversion:
     """Compares what was converted with the model."""
@@ -106,16 +107,16 @@ def _checked(
     if expected is None:
         try:
             architecture = infer_architecture(converted)
-            expected = architecture.weights(recipe)
+            expected = architecture.weights(convention)
         except CheckpointError as error:
-            report = ConversionReport(recipe, keys)
+            report = ConversionReport(convention, keys)
             refusal = report.refusal()
             message = f"{error}; {refusal}" if refusal else str(error)
-            raise ConversionError(_no_fit(recipe, message), report) from None
+            raise ConversionError(_no_fit(convention, message), report) from None
     elif isinstance(expected, nn.Module):
         expected = expected.state_dict()
     report = ConversionReport(
-        recipe,
+        convention,
         [_compared(key, converted, expected) for key in keys]
         + [
             KeyReport("missing", None, name, tuple(value.shape))
@@ -126,12 +127,12 @@ def _checked(
     )
     refusal = report.refusal()
     if refusal:
-        raise ConversionError(_no_fit(recipe, refusal), report)
+        raise ConversionError(_no_fit(convention, refusal), report)
     return Conversion(converted, report)
 
 
-def _no_fit(recipe: str, reason: str) -> str:
-    return f"these weights do not fit the recipe '{recipe}': {reason}"
+def _no_fit(convention: str, reason: str) -> str:
+    return f"these weights do not fit the convention '{convention}': {reason}"
 
 
 def _compared(
@@ -147,7 +148,7 @@ def _compared(
     return key._replace(status="misshapen", note=f"{key.ours} is {format_shape(shape)}")
 
 
-def _convert(name: str, value: Tensor, recipe: Recipe) -> tuple[Tensor, str]:
+def _convert(name: str, value: Tensor, convention: Convention) -> tuple[Tensor, str]:
     """A value for our name, and what was changed."""
     notes = []
     value = value.detach()
@@ -158,7 +159,7 @@ def _convert(name: str, value: Tensor, recipe: Recipe) -> tuple[Tensor, str]:
         notes.append("now 0-dimensional")
         value = value.reshape(())
     is_frozen_var = name.startswith("backbone.") and name.endswith(".norm.running_var")
-    if is_frozen_var and not recipe.frozen_bn_has_eps:
+    if is_frozen_var and not convention.frozen_bn_has_eps:
         notes.append(f"minus {_EPS:g}, which Detectron2's FrozenBatchNorm2d adds")
         value = value - _EPS
     return value, ", ".join(notes)
@@ -188,9 +189,9 @@ def _find_weights(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def _recognized(weights: Mapping[str, Tensor]) -> str:
-    recipe = recognize(weights)
-    if recipe is not None:
-        return recipe
+    convention = recognize(weights)
+    if convention is not None:
+        return convention
     if any(key.startswith(("head.cls_subnet.", "backbone.bottom_up.")) for key in weights):
         raise CheckpointError(
             "these weights have Detectron2's names already: load them as they are"

@@ -80,7 +80,7 @@ _NO_WEIGHTS: Mapping[str, Mapping[str, str]] = {
     "authors": {r"rpn\.(anchor_generator|box_coder)\..+": "computed anew"},
     "mmdet": {
         r".+\.num_batches_tracked": "a counter of the training",
-        r"data_preprocessor\.(mean|std)": "pixel_mean and pixel_std of the recipe",
+        r"data_preprocessor\.(mean|std)": "pixel_mean and pixel_std of the convention",
         r"bbox_head\.(anchor|prior)_generator\..+": "computed anew",
     },
 }
@@ -89,30 +89,30 @@ _SIGNS = {"authors": "rpn.head.", "mmdet": "bbox_head."}
 
 
 def recognize(keys: Iterable[str]) -> str | None:
-    """The recipe whose names these are, or None."""
-    for recipe, sign in _SIGNS.items():
+    """The convention whose names these are, or None."""
+    for convention, sign in _SIGNS.items():
         if any(key.startswith(sign) for key in keys):
-            return recipe
+            return convention
     return None
 
 
-def reason_to_leave(key: str, recipe: str) -> str | None:
+def reason_to_leave(key: str, convention: str) -> str | None:
     """What a key is that a model does not need; None for one that it may need."""
-    for pattern, reason in _NO_WEIGHTS[recipe].items():
+    for pattern, reason in _NO_WEIGHTS[convention].items():
         if re.fullmatch(pattern, key):
             return reason
     return None
 
 
-def our_names(keys: Iterable[str], recipe: str) -> dict[str, str | None]:
+def our_names(keys: Iterable[str], convention: str) -> dict[str, str | None]:
     """Our names for the keys of a state dict of another implementation; None where there is none.
 
     Args:
         keys: All weights of the state dict: whether a convolution is a deformable one is seen
             from the others.
-        recipe: Whose names they are.
+        convention: Whose names they are.
     """
-    names = {key: _our_name(key, recipe) for key in keys}
+    names = {key: _our_name(key, convention) for key in keys}
     # mmcv's deformable convolution has its weight itself, ours in a part called conv.
     packs = {name.removesuffix(".offset.weight") for name in names.values() if _is_offset(name)}
     for key, name in names.items():
@@ -126,9 +126,9 @@ def _is_offset(name: str | None) -> bool:
     return name is not None and name.endswith(".offset.weight")
 
 
-def _our_name(key: str, recipe: str) -> str | None:
+def _our_name(key: str, convention: str) -> str | None:
     module, _, parameter = key.rpartition(".")
-    for pattern, ours in _RULES[recipe]:
+    for pattern, ours in _RULES[convention]:
         match = re.fullmatch(pattern, module)
         if match is not None:
             name = ours(match) if callable(ours) else match.expand(ours)

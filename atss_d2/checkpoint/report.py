@@ -12,7 +12,7 @@ from tabulate import tabulate
 
 from ..modeling.box_coding import PointDistances
 from .architecture import Architecture, ConfigChange
-from .recipes import get_recipe
+from .conventions import get_convention
 
 # What may become of a key. Those of the second row are reasons to refuse a file.
 STATUSES = ("renamed", "changed", "left", "missing", "unexpected", "misshapen")
@@ -44,13 +44,13 @@ class ConversionReport:
     """What a conversion did.
 
     Attributes:
-        recipe: ``"authors"`` or ``"mmdet"``.
+        convention: ``"authors"`` or ``"mmdet"``.
         keys: What became of each key of the file, in its order; then the missing ones.
         architecture: The model that the weights describe, or None if a model to convert for was
             given.
     """
 
-    recipe: str
+    convention: str
     keys: Sequence[KeyReport]
     architecture: Architecture | None = None
 
@@ -68,7 +68,7 @@ class ConversionReport:
     @property
     def changes(self) -> list[ConfigChange]:
         """What the nearest of our configs, ``architecture.config``, has otherwise."""
-        return [] if self.architecture is None else self.architecture.changes(self.recipe)
+        return [] if self.architecture is None else self.architecture.changes(self.convention)
 
     @property
     def overrides(self) -> list[str]:
@@ -101,7 +101,7 @@ class ConversionReport:
         reasons = sorted({key.note for key in self.keys if key.status == "left"})
         return (
             f"{matched} of the {total} keys of the model found in a file of "
-            f"{get_recipe(self.recipe).title}: {self.count('renamed')} renamed, "
+            f"{get_convention(self.convention).title}: {self.count('renamed')} renamed, "
             f"{self.count('changed')} changed as well; {self.count('missing')} missing; "
             f"{self.count('left')} left" + (f" ({', '.join(reasons)})" if reasons else "")
         )
@@ -129,8 +129,8 @@ class ConversionReport:
         """What a file of the converted weights says of itself."""
         config = {} if self.architecture is None else {"config": self.architecture.config}
         return {
-            "converted_from": get_recipe(self.recipe).title,
-            "recipe": self.recipe,
+            "converted_from": get_convention(self.convention).title,
+            "convention": self.convention,
             **config,
             "overrides": json.dumps(self.overrides),
             "left": json.dumps([key.theirs for key in self.keys if key.status == "left"]),

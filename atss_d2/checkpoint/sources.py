@@ -9,20 +9,20 @@ from urllib.error import URLError
 from detectron2.checkpoint.catalog import ModelCatalog
 from detectron2.utils.file_io import Detectron2Handler, PathManager
 
+from .conventions import CONVENTIONS
 from .loading import CheckpointError, CheckpointNotFoundError
-from .recipes import RECIPES
 
-__all__ = ["HOW_TO_NAME", "check_checkpoint", "local_checkpoint", "split_recipe"]
+__all__ = ["HOW_TO_NAME", "check_checkpoint", "local_checkpoint", "split_convention"]
 
 HOW_TO_NAME = "train.init_checkpoint=FILE, or MODEL.WEIGHTS FILE in a yaml config"
 # Where the checkpoints are that our configs start training from. They are of backbones.
 _BACKBONES = ("atss_d2://pretrained/", Detectron2Handler.PREFIX + "ImageNetPretrained/")
 
 
-def split_recipe(path: str) -> tuple[str | None, str]:
-    """Splits ``authors://file.pth`` into recipe and file; of other paths the recipe is None."""
-    recipe, separator, file = path.partition("://")
-    return (recipe, file) if separator and recipe in RECIPES else (None, path)
+def split_convention(path: str) -> tuple[str | None, str]:
+    """Splits ``authors://file.pth`` into convention and file; other paths have no convention."""
+    convention, separator, file = path.partition("://")
+    return (convention, file) if separator and convention in CONVENTIONS else (None, path)
 
 
 def check_checkpoint(path: str, *, for_use: bool = False) -> None:
@@ -57,7 +57,7 @@ def local_checkpoint(path: str) -> str:
     Raises:
         CheckpointNotFoundError: As for :func:`check_checkpoint`.
     """
-    _, file = split_recipe(path)
+    _, file = split_convention(path)
     file = file.partition("?")[0]  # Detectron2 takes options of its own behind a "?"
     try:
         local = PathManager.get_local_path(file) if file else ""

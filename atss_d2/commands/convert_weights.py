@@ -18,8 +18,16 @@ from pathlib import Path
 from .errors import EXPECTED, Parser, one_sentence
 
 _REFUSED = ("missing", "unexpected", "misshapen")
-# atss_d2.checkpoint.RECIPES, which takes seconds to import.
-_RECIPES = ("auto", "authors", "mmdet")
+# atss_d2.checkpoint.CONVENTIONS, which takes seconds to import.
+_CONVENTIONS = ("auto", "authors", "mmdet")
+
+
+class _OldFlag(argparse.Action):
+    """Takes a flag under its former name, with a note."""
+
+    def __call__(self, parser, namespace, values, option_string=None) -> None:
+        print(f"note: {option_string} is now --{self.dest}", file=sys.stderr)
+        setattr(namespace, self.dest, values)
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -30,10 +38,18 @@ def get_parser() -> argparse.ArgumentParser:
         "output", type=Path, help="file to write, .pth or .safetensors; and .py, its config"
     )
     parser.add_argument(
-        "--recipe",
-        choices=_RECIPES,
+        "--convention",
+        choices=_CONVENTIONS,
         default="auto",
-        help="whose file it is (default: what the names in it tell)",
+        help="the implementation that wrote the file (default: recognized by the names in it)",
+    )
+    parser.add_argument(
+        "--recipe",
+        dest="convention",
+        choices=_CONVENTIONS,
+        action=_OldFlag,
+        default=argparse.SUPPRESS,
+        help=argparse.SUPPRESS,
     )
     parser.add_argument(
         "--to", choices=("pth", "safetensors"), help="format (default: the suffix of the output)"
@@ -49,7 +65,7 @@ def get_parser() -> argparse.ArgumentParser:
         "--weights-only-parts",
         action="store_true",
         help="take the weights of a file that holds other objects as well, such as a training "
-        "checkpoint of mmdetection; no code in it is executed (default with --recipe mmdet)",
+        "checkpoint of mmdetection; no code in it is executed (default with --convention mmdet)",
     )
     parser.add_argument("--quiet", action="store_true", help="do not list what became of every key")
     return parser
@@ -64,7 +80,7 @@ def run(args: argparse.Namespace) -> None:
         OSError: A file is not there or cannot be written.
     """
     from ..checkpoint import (
-        RECIPES,
+        CONVENTIONS,
         CheckpointError,
         ConversionError,
         convert_state_dict,
@@ -78,18 +94,18 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError(f"the output must end in .pth or .safetensors, or give --to: '{output}'")
     if output.resolve() == args.source.resolve():
         raise ValueError(f"the output would take the place of the source, '{args.source}'")
-    weights_only_parts = args.weights_only_parts or args.recipe == "mmdet"
+    weights_only_parts = args.weights_only_parts or args.convention == "mmdet"
     try:
         checkpoint = load_file(args.source, weights_only_parts=weights_only_parts)
-        weights, report = convert_state_dict(checkpoint, args.recipe)
+        weights, report = convert_state_dict(checkpoint, args.convention)
     except ConversionError as error:
         if not args.quiet and error.report.count(*_REFUSED):
             print(f"{error.report.key_table(_REFUSED)}\n")
         raise CheckpointError(f"'{args.source}': {error}") from None
     if args.regression == "point":
-        if report.recipe != "authors":
+        if report.convention != "authors":
             raise ValueError(
-                f"--regression point: {RECIPES[report.recipe].title} has no such model"
+                f"--regression point: {CONVENTIONS[report.convention].title} has no such model"
             )
         report = report.from_points()
     if not args.quiet:

@@ -29,7 +29,7 @@ from .errors import EXPECTED, Parser, fail
 if TYPE_CHECKING:
     from ..data.custom.checking import Checked
 
-# Implementations whose weights are converted when they are loaded: names of recipes.
+# Implementations whose weights are converted when they are loaded: names of conventions.
 _FOREIGN = ("mmdet", "authors")
 _NUM_PICTURED = 14
 _NUM_PREDICTED = 4

@@ -19,6 +19,8 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from ..config_renames import REPLACED_KEYS, current_lazy_key, current_yaml_key
+
 # What a user of the yaml configs types, and what the same thing is called here.
 _LAZY_NAMES = {
     "MODEL.WEIGHTS": "train.init_checkpoint",
@@ -46,7 +48,8 @@ def apply_overrides(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
     A key must exist, or be an argument of the class or function whose node it is in (so
     ``model.test_score_thresh=0.3`` works although the config leaves it to the default). A key that
     starts with ``+`` is added without a check. Values are written in Hydra's override grammar;
-    ``None`` is taken for its ``null``.
+    ``None`` is taken for its ``null``. A new ``_target_`` drops the arguments of the old one that
+    it does not take.
 
     Args:
         cfg: The config.
@@ -63,6 +66,7 @@ def apply_overrides(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
     values = {}
     for override in overrides:
         key, value = _parse(override, overrides)
+        key = current_lazy_key(key)
         if key.startswith("+"):
             key = key.lstrip("+")
             _check_parents(trial, key)
@@ -93,6 +97,8 @@ def apply_yaml_overrides(cfg: CfgNode, overrides: Sequence[str]) -> CfgNode:
         KeyError: A key names nothing; the message names the nearest keys.
     """
     known = list(_all_yaml_keys(cfg))
+    overrides = list(overrides)
+    overrides[0::2] = [current_yaml_key(key, known) for key in overrides[0::2]]
     for key in overrides[0::2]:
         if key.startswith("-"):
             raise ValueError(_misplaced_flag(key))
@@ -105,7 +111,7 @@ def apply_yaml_overrides(cfg: CfgNode, overrides: Sequence[str]) -> CfgNode:
         raise KeyError(f"The config has no key '{key}'{hint}")
     if len(overrides) % 2:
         raise ValueError(f"'{overrides[-1]}' has no value: a yaml config takes KEY VALUE")
-    cfg.merge_from_list(list(overrides))
+    cfg.merge_from_list(overrides)
     return cfg
 
 
@@ -178,12 +184,28 @@ def _check_parents(cfg: DictConfig, key: str) -> None:
 
 def _update(cfg: DictConfig, key: str, value: Any) -> None:
     OmegaConf.update(cfg, key, value, merge=True)
+    if key.endswith("._target_"):
+        _drop_arguments(OmegaConf.select(cfg, key.removesuffix("._target_")))
+
+
+def _drop_arguments(node: DictConfig) -> None:
+    """Removes from a node what its ``_target_`` does not take: arguments of the one before."""
+    try:
+        target = locate(node._target_) if isinstance(node._target_, str) else node._target_
+        parameters = inspect.signature(target).parameters
+    except (ImportError, TypeError, ValueError):  # there is none, or it is written in C
+        return
+    if not any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
+        for name in set(node) - {"_target_", *parameters}:
+            del node[name]
 
 
 def _unknown_key(cfg: DictConfig, key: str) -> str:
     known = list(_all_keys(cfg))
     if key in _LAZY_NAMES:
         return f"The config has no key '{key}'; in a LazyConfig it is {_LAZY_NAMES[key]}"
+    if key in REPLACED_KEYS:
+        return f"The config has no key '{key}'; write {REPLACED_KEYS[key]}"
     near = difflib.get_close_matches(key, known, n=3, cutoff=0.6)
     if not near:  # a right name in the wrong place
         last = key.split(".")[-1]

@@ -2,9 +2,9 @@
 
 A box coder has ``get_deltas(anchors, boxes)`` and ``apply_deltas(deltas, anchors)``, both on
 (R, 4) tensors in pixels, and is its own inverse on valid boxes. One that takes other than four
-values for an anchor, (R, D), says so as ``num_values``. Regression from a box is
-Detectron2's ``Box2BoxTransform`` with the numbers of the paper (or
-:class:`TwoSidedBox2BoxTransform`), regression from a point is :class:`PointDistances`.
+values for an anchor, (R, D), says so as ``num_values``. Regression from a box is Detectron2's
+``Box2BoxTransform`` (or :class:`TwoSidedBox2BoxTransform`), regression from a point is
+:class:`PointDistances`.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import torch
 from detectron2.modeling.box_regression import Box2BoxTransform
 from torch import Tensor
 
+from ..config_renames import missing_name
 from .geometry import box_areas, box_centers, side_distances
 
 
@@ -24,37 +25,16 @@ def num_box_values(box_coder) -> int:
     return getattr(box_coder, "num_values", 4)
 
 
-def box2box_transform(
-    *, weights: Sequence[float] = (10.0, 10.0, 5.0, 5.0), clamp_both_sides: bool = False
-) -> Box2BoxTransform | TwoSidedBox2BoxTransform:
-    """The (dx, dy, dw, dh) coder of R-CNN with the weights of ATSS.
-
-    When boxes are decoded, dw and dh are at most log(1000 / 16).
-
-    Args:
-        weights: Factors of (dx, dy, dw, dh); the defaults are the reciprocals of the standard
-            deviations (0.1, 0.1, 0.2, 0.2).
-        clamp_both_sides: Whether dw and dh are at least -log(1000 / 16) as well, as in mmdetection.
-
-    Returns:
-        Detectron2's coder, or with ``clamp_both_sides`` one like it.
-    """
-    weights = tuple(float(w) for w in weights)
-    coder = TwoSidedBox2BoxTransform if clamp_both_sides else Box2BoxTransform
-    return coder(weights=weights)
-
-
 class TwoSidedBox2BoxTransform:
-    """Detectron2's ``Box2BoxTransform`` whose dw and dh are clamped on both sides."""
+    """Detectron2's ``Box2BoxTransform`` with dw and dh clamped on both sides, as in mmdetection."""
 
-    def __init__(
-        self, weights: tuple[float, float, float, float], scale_clamp: float = math.log(1000 / 16)
-    ) -> None:
+    def __init__(self, weights: Sequence[float], scale_clamp: float = math.log(1000 / 16)) -> None:
         """
         Args:
             weights: Factors of (dx, dy, dw, dh).
-            scale_clamp: Most |dw| and |dh| of a decoded box.
+            scale_clamp: Largest |dw| and |dh| of a decoded box.
         """
+        weights = tuple(weights)
         # Detectron2's is a TorchScript class, from which no other can be derived.
         self._coder = Box2BoxTransform(weights=weights, scale_clamp=scale_clamp)
         self.weights = weights
@@ -67,8 +47,8 @@ class TwoSidedBox2BoxTransform:
     def apply_deltas(self, deltas: Tensor, anchors: Tensor) -> Tensor:
         """Boxes (R, 4) of deltas (R, 4) from anchors (R, 4)."""
         deltas = deltas.float()
-        least_dw, least_dh = (-self.scale_clamp * weight for weight in self.weights[2:])
-        dw, dh = deltas[:, 2].clamp(min=least_dw), deltas[:, 3].clamp(min=least_dh)
+        min_dw, min_dh = (-self.scale_clamp * weight for weight in self.weights[2:])
+        dw, dh = deltas[:, 2].clamp(min=min_dw), deltas[:, 3].clamp(min=min_dh)
         deltas = torch.stack((deltas[:, 0], deltas[:, 1], dw, dh), dim=1)
         return self._coder.apply_deltas(deltas, anchors)
 
@@ -113,3 +93,7 @@ class PointDistances:
         """Centres (R, 2) and strides (R, 1)."""
         strides = box_areas(anchors).sqrt() / self.anchor_scale  # (R,)
         return box_centers(anchors), strides[:, None]
+
+
+def __getattr__(name: str) -> None:
+    raise missing_name(__name__, name)

@@ -11,12 +11,13 @@ from collections.abc import Sequence
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_anchor_generator, build_backbone
+from detectron2.modeling.box_regression import Box2BoxTransform
 from torch import nn
 
 from ..config import cfg_to_kwargs, signature_to_cfg
 from .anchor_generator import ANCHOR_ARGS_WITH_OWN_KEY, ShiftedAnchorGenerator
 from .backbones import FPN_ARGS_WITH_OWN_KEY, build_fpn_with_p6p7
-from .box_coding import PointDistances, box2box_transform, num_box_values
+from .box_coding import PointDistances, TwoSidedBox2BoxTransform, num_box_values
 from .head import ATSSHead
 from .matchers import (
     ATSSMatcher,
@@ -45,9 +46,19 @@ MATCHERS = {
     "CenterSamplingMatcher": ("CENTER_SAMPLING_MATCHER", CenterSamplingMatcher),
     "TopKMatcher": ("TOPK_MATCHER", TopKMatcher),
 }
+
+
+def _build_box2box_transform(
+    *, weights: Sequence[float] = (10.0, 10.0, 5.0, 5.0), clamp_both_sides: bool = False
+) -> Box2BoxTransform | TwoSidedBox2BoxTransform:
+    """Builds the coder of ``MODEL.ATSS.BOX2BOX_TRANSFORM``, whose keys its arguments are."""
+    coder = TwoSidedBox2BoxTransform if clamp_both_sides else Box2BoxTransform
+    return coder(weights=tuple(float(weight) for weight in weights))
+
+
 # Value of MODEL.ATSS.BOX_CODER -> the node with the arguments, and what makes the coder.
 BOX_CODERS = {
-    "Box2BoxTransform": ("BOX2BOX_TRANSFORM", box2box_transform),
+    "Box2BoxTransform": ("BOX2BOX_TRANSFORM", _build_box2box_transform),
     "PointDistances": ("POINT_DISTANCES", PointDistances),
 }
 

@@ -1,4 +1,4 @@
-"""Training as in the authors' release: what the recipe reproduces, and what differs by how much.
+"""Training as in the authors' release: what the convention reproduces, how much the rest differs.
 
     python -m pytest -s tests/checkpoint/test_authors_geometry.py
 
@@ -43,7 +43,7 @@ QUOTED = {
 
 @dataclass
 class Scene:
-    """Positives (P) of an image under the recipe, and predictions not far from their boxes."""
+    """Positives (P) of an image under the convention, and predictions not far from their boxes."""
 
     anchors: list[Boxes]
     labels: Tensor  # (1, R)

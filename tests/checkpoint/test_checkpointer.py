@@ -173,31 +173,33 @@ def converted(monkeypatch):
     """The calls of the conversion, which has tests of its own."""
     calls = []
 
-    def convert(state_dict, recipe):
-        calls.append((set(state_dict), recipe))
+    def convert(state_dict, convention):
+        calls.append((set(state_dict), convention))
         return state_dict["state_dict"], "everything found"
 
     monkeypatch.setattr(module, "convert_state_dict", convert)
     return calls
 
 
-@pytest.mark.parametrize("recipe", ["authors", "mmdet"])
+@pytest.mark.parametrize("convention", ["authors", "mmdet"])
 @pytest.mark.parametrize("where", ["{path}", "{handler}a.pth", "a.pth"])
-def test_prefixes_of_recipes(tmp_path, monkeypatch, converted, handler, caplog, recipe, where):
+def test_prefixes_of_conventions(
+    tmp_path, monkeypatch, converted, handler, caplog, convention, where
+):
     model = detector.build(seed=1)
     expected = detector.build(seed=2).state_dict()
     torch.save({"state_dict": expected, "meta": {"epoch": 12}}, tmp_path / "a.pth")
     monkeypatch.chdir(tmp_path)
-    path = f"{recipe}://{where.format(path=tmp_path / 'a.pth', handler=handler)}"
+    path = f"{convention}://{where.format(path=tmp_path / 'a.pth', handler=handler)}"
     check_checkpoint(path)
     with caplog.at_level(logging.INFO):
         load_weights(model, path)
     torch.testing.assert_close(model.state_dict(), expected)
-    assert converted == [({"state_dict", "meta"}, recipe)]
+    assert converted == [({"state_dict", "meta"}, convention)]
     assert "everything found" in caplog.text
-    needed = "product" if recipe == "mmdet" else "sqrt"
+    needed = "product" if convention == "mmdet" else "sqrt"
     assert ("test_score_type is" in caplog.text) == (model.test_score_type != needed)
-    assert f"atss_d2.checkpoint.apply_recipe(cfg, '{recipe}')" in caplog.text
+    assert f"atss_d2.checkpoint.apply_convention(cfg, '{convention}')" in caplog.text
 
 
 def test_a_failed_conversion_names_the_file(tmp_path):
@@ -208,7 +210,7 @@ def test_a_failed_conversion_names_the_file(tmp_path):
         load_weights(Backbone(), f"mmdet://{path}")
 
 
-def test_a_recipe_is_forgotten_after_a_call(tmp_path, model, converted):
+def test_a_convention_is_forgotten_after_a_call(tmp_path, model, converted):
     checkpointer = SafeCheckpointer(model)
     path = str(of_torch(tmp_path))
     with pytest.raises(CheckpointError):

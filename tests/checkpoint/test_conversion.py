@@ -23,11 +23,11 @@ from atss_d2 import get_config
 from atss_d2.checkpoint import (
     CheckpointError,
     ConversionError,
-    apply_recipe,
+    apply_convention,
     convert_state_dict,
 )
 from atss_d2.checkpoint.architecture import Architecture
-from atss_d2.checkpoint.recipes import config_value
+from atss_d2.checkpoint.conventions import config_value
 from atss_d2.engine import apply_overrides
 from atss_d2.modeling.box_coding import PointDistances
 from tests import foreign_checkpoints as foreign
@@ -55,40 +55,40 @@ MODELS = {
 
 
 @functools.lru_cache(maxsize=2)
-def checkpoint(recipe, **options):
+def checkpoint(convention, **options):
     """Random weights with values; not to be changed."""
-    return MAKERS[recipe](num_classes=3, channels=64, **options)
+    return MAKERS[convention](num_classes=3, channels=64, **options)
 
 
 def build(report):
     """The model in evaluation mode that a report describes."""
-    return instantiate(report.architecture.config_with(report.recipe).model).eval()
+    return instantiate(report.architecture.config_with(report.convention).model).eval()
 
 
-def converted_model(recipe, **options):
+def converted_model(convention, **options):
     """The model of random weights."""
-    weights, report = convert_state_dict({"state_dict": checkpoint(recipe, **options)})
+    weights, report = convert_state_dict({"state_dict": checkpoint(convention, **options)})
     model = build(report)
     model.load_state_dict(weights)
     return model
 
 
 @functools.lru_cache
-def weights_of_r_50(recipe):
+def weights_of_r_50(convention):
     """Names and shapes of ours."""
-    return convert_state_dict(MAKERS[recipe](device="meta")).state_dict
+    return convert_state_dict(MAKERS[convention](device="meta")).state_dict
 
 
 # --------------------------------------------------------------------------------------- names
 
 
 @pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize("recipe", MAKERS)
-def test_every_key_finds_its_place(name, recipe):
+@pytest.mark.parametrize("convention", MAKERS)
+def test_every_key_finds_its_place(name, convention):
     options, config = MODELS[name]
-    theirs = MAKERS[recipe](**options, device="meta")
+    theirs = MAKERS[convention](**options, device="meta")
     weights, report = convert_state_dict(theirs)
-    assert report.recipe == recipe
+    assert report.convention == convention
     assert report.architecture.config == config
     assert report.architecture.settings == {}
     with torch.device("meta"):
@@ -102,9 +102,9 @@ def test_every_key_finds_its_place(name, recipe):
     assert left == [k for k in theirs if "num_batches_tracked" in k or "anchor_generator" in k]
 
 
-@pytest.mark.parametrize(("recipe", "num_classes"), [("authors", 1), ("mmdet", 7)])
-def test_what_no_config_has_is_a_change_of_one(recipe, num_classes):
-    theirs = MAKERS[recipe](
+@pytest.mark.parametrize(("convention", "num_classes"), [("authors", 1), ("mmdet", 7)])
+def test_what_no_config_has_is_a_change_of_one(convention, num_classes):
+    theirs = MAKERS[convention](
         num_classes=num_classes, channels=64, blocks=(3, 8, 36, 3), device="meta", dcn_in_tower=True
     )
     weights, report = convert_state_dict(theirs)
@@ -139,7 +139,7 @@ def test_deformable_convolutions_without_masks_are_recognised(modulated):
     assert list(stages.deform_on_per_stage) == [False, False, False, True]
 
 
-@pytest.mark.parametrize("recipe", MAKERS)
+@pytest.mark.parametrize("convention", MAKERS)
 @pytest.mark.parametrize(
     "nest",
     [
@@ -152,10 +152,10 @@ def test_deformable_convolutions_without_masks_are_recognised(modulated):
     ],
     ids=["plain", "model", "state_dict", "module.", "module.module.", "model/state_dict"],
 )
-def test_nests_and_prefixes(nest, recipe):
-    expected = weights_of_r_50(recipe)
-    theirs = nest(MAKERS[recipe](device="meta"))
-    for name in ("auto", recipe):
+def test_nests_and_prefixes(nest, convention):
+    expected = weights_of_r_50(convention)
+    theirs = nest(MAKERS[convention](device="meta"))
+    for name in ("auto", convention):
         weights, _ = convert_state_dict(theirs, name, expected=expected)
         assert weights.keys() == expected.keys()
 
@@ -163,9 +163,9 @@ def test_nests_and_prefixes(nest, recipe):
 # -------------------------------------------------------------------------------------- values
 
 
-@pytest.mark.parametrize("recipe", MAKERS)
-def test_values_stay_but_for_variances_and_scalars(recipe):
-    theirs = checkpoint(recipe)
+@pytest.mark.parametrize("convention", MAKERS)
+def test_values_stay_but_for_variances_and_scalars(convention):
+    theirs = checkpoint(convention)
     before = {key: value.clone() for key, value in theirs.items()}
     weights, report = convert_state_dict(theirs)
     for key in report.keys:
@@ -175,7 +175,7 @@ def test_values_stay_but_for_variances_and_scalars(recipe):
     frozen = {k for k in weights if k.startswith("backbone.") and k.endswith("running_var")}
     scales = {f"head.scales.{level}.scale" for level in range(5)}
     assert len(frozen) == 53
-    assert changed == (frozen | scales if recipe == "authors" else set())
+    assert changed == (frozen | scales if convention == "authors" else set())
     torch.testing.assert_close(theirs, before, rtol=0, atol=0)  # a pure function
 
 
@@ -315,9 +315,9 @@ def test_a_whole_model_of_the_authors(groups):
     torch.testing.assert_close(features_of(model, image), expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("recipe", MAKERS)
-def test_deformable_convolutions_of_backbone_and_towers(recipe):
-    theirs, model = checkpoint(recipe, **DCN), converted_model(recipe, **DCN)
+@pytest.mark.parametrize("convention", MAKERS)
+def test_deformable_convolutions_of_backbone_and_towers(convention):
+    theirs, model = checkpoint(convention, **DCN), converted_model(convention, **DCN)
 
     def deformable(x, offset, conv, stride=1, bias=None):
         prediction = F.conv2d(
@@ -329,19 +329,21 @@ def test_deformable_convolutions_of_backbone_and_towers(recipe):
 
     def norm(x, name):
         parts = ("running_mean", "running_var", "weight", "bias")
-        eps = 0 if recipe == "authors" else 1e-5
+        eps = 0 if convention == "authors" else 1e-5
         return F.batch_norm(x, *(theirs[f"{name}.{part}"] for part in parts), eps=eps)
 
     # The first block of C3, which has a stride, and the second.
     x = torch.randn(1, 256, 12, 14)
     y = x
-    room = "backbone.body.layer2" if recipe == "authors" else "backbone.layer2"
+    room = "backbone.body.layer2" if convention == "authors" else "backbone.layer2"
     names = (
-        ("conv2.offset", "conv2.conv") if recipe == "authors" else ("conv2.conv_offset", "conv2")
+        ("conv2.offset", "conv2.conv")
+        if convention == "authors"
+        else ("conv2.conv_offset", "conv2")
     )
     for index in (0, 1):
         block = f"{room}.{index}"
-        stride_1x1, stride_3x3 = (2, 1) if recipe == "authors" else (1, 2)
+        stride_1x1, stride_3x3 = (2, 1) if convention == "authors" else (1, 2)
         if index == 1:
             stride_1x1 = stride_3x3 = 1
         z = F.conv2d(y, theirs[f"{block}.conv1.weight"], stride=stride_1x1)
@@ -359,7 +361,7 @@ def test_deformable_convolutions_of_backbone_and_towers(recipe):
 
     # The last convolution of a tower.
     x = torch.randn(1, 64, 5, 6)
-    if recipe == "authors":
+    if convention == "authors":
         conv = "rpn.head.bbox_tower.9"
         parts = (f"{conv}.offset", f"{conv}.conv")
         expected = deformable(x, *parts, bias=theirs[f"{conv}.conv.bias"])
@@ -387,15 +389,15 @@ class NoBackbone(Backbone):
 
 
 def published_model(variant):
-    """A model under the recipe of a variant, with its head weights."""
-    recipe = variant.partition(".")[0]
+    """A model under the convention of a variant, with its head weights."""
+    convention = variant.partition(".")[0]
     cfg = get_config("coco/atss_R_50_FPN_1x").model
     cfg.backbone = L(NoBackbone)()
     cfg.num_classes = 5
     cfg.head.update(input_shape=[ShapeSpec(channels=32)] * 5, conv_dims=[32] * 4)
     if variant == "authors.atss_point":
         cfg.box2box_transform = L(PointDistances)()
-    model = instantiate(apply_recipe(cfg, recipe))
+    model = instantiate(apply_convention(cfg, convention))
     sources = {"authors.atss_point": ["authors.atss_box", "authors.atss_point"]}
     theirs = {
         key.removeprefix(f"{source}.sd."): value
@@ -403,7 +405,7 @@ def published_model(variant):
         for key, value in published.items()
         if key.startswith(f"{source}.sd.")
     }
-    weights, report = convert_state_dict(theirs, recipe, expected=model)
+    weights, report = convert_state_dict(theirs, convention, expected=model)
     assert report.architecture is None
     model.load_state_dict(weights)
     return model
@@ -487,8 +489,8 @@ def test_losses_are_theirs(variant, of_boxes):
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_the_recipe_of_the_other_would_not_do(variant):
-    """What the recipes switch is seen in the published numbers."""
+def test_the_convention_of_the_other_would_not_do(variant):
+    """What the conventions switch is seen in the published numbers."""
     model = published_model(variant)
     other = published_model("mmdet" if variant != "mmdet" else "authors.atss_box")
     images = ImageList(torch.zeros(2, 3, 288, 224), [(288, 224)] * 2)
@@ -508,12 +510,12 @@ def test_the_recipe_of_the_other_would_not_do(variant):
 @pytest.fixture(scope="module")
 def r_50():
     """State dicts of both: names and shapes."""
-    return {recipe: make(device="meta") for recipe, make in MAKERS.items()}
+    return {convention: make(device="meta") for convention, make in MAKERS.items()}
 
 
-def refused(state_dict, recipe="auto", **options):
+def refused(state_dict, convention="auto", **options):
     with pytest.raises(CheckpointError) as caught:
-        convert_state_dict(state_dict, recipe, **options)
+        convert_state_dict(state_dict, convention, **options)
     return caught.value
 
 
@@ -553,12 +555,12 @@ def test_two_keys_for_one_place_are_refused(r_50):
     assert "a second time" in str(error)
 
 
-@pytest.mark.parametrize("recipe", MAKERS)
-def test_a_file_of_the_other_implementation_is_refused(r_50, recipe):
-    other = "mmdet" if recipe == "authors" else "authors"
-    error = refused(r_50[recipe], other)
-    assert f"do not fit the recipe '{other}'" in str(error)
-    assert next(iter(r_50[recipe])) in str(error)
+@pytest.mark.parametrize("convention", MAKERS)
+def test_a_file_of_the_other_implementation_is_refused(r_50, convention):
+    other = "mmdet" if convention == "authors" else "authors"
+    error = refused(r_50[convention], other)
+    assert f"do not fit the convention '{other}'" in str(error)
+    assert next(iter(r_50[convention])) in str(error)
 
 
 def test_several_anchors_per_location_are_refused(r_50):
@@ -600,8 +602,8 @@ def test_what_is_no_foreign_checkpoint_says_what_it_is(checkpoint, message):
         convert_state_dict(checkpoint)
 
 
-def test_an_unknown_recipe_names_the_known_ones(r_50):
-    with pytest.raises(ValueError, match="recipe must be one of authors, mmdet, got 'cvpods'"):
+def test_an_unknown_convention_names_the_known_ones(r_50):
+    with pytest.raises(ValueError, match="convention must be one of authors, mmdet, got 'cvpods'"):
         convert_state_dict(r_50["mmdet"], "cvpods")
 
 
@@ -647,14 +649,14 @@ def test_the_report_speaks():
     assert all(isinstance(value, str) for value in report.metadata().values())
 
 
-@pytest.mark.parametrize("recipe", MAKERS)
-def test_the_overrides_make_the_config(recipe):
+@pytest.mark.parametrize("convention", MAKERS)
+def test_the_overrides_make_the_config(convention):
     """As the command line takes them."""
-    _, report = convert_state_dict(MAKERS[recipe](device="meta", num_classes=3))
+    _, report = convert_state_dict(MAKERS[convention](device="meta", num_classes=3))
     cfg = apply_overrides(get_config(report.architecture.config), report.overrides)
     assert len(report.changes) >= 5
     for key, value, needed in report.changes:
         assert config_value(cfg.model, key) == needed != value
-    other = report.architecture.config_with(recipe)
-    assert apply_recipe(cfg, recipe).model.keys() == other.model.keys()
-    assert Architecture(report.architecture.config).changes(recipe) == report.changes[1:]
+    other = report.architecture.config_with(convention)
+    assert apply_convention(cfg, convention).model.keys() == other.model.keys()
+    assert Architecture(report.architecture.config).changes(convention) == report.changes[1:]

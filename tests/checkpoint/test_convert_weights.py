@@ -19,12 +19,12 @@ import atss_d2
 from atss_d2 import Predictor, get_config
 from atss_d2.checkpoint import (
     SafeCheckpointer,
-    apply_recipe,
+    apply_convention,
+    convention_differences,
     convert_state_dict,
     load_file,
-    recipe_differences,
 )
-from atss_d2.checkpoint.recipes import recipe_settings
+from atss_d2.checkpoint.conventions import convention_settings
 from atss_d2.commands import convert_weights
 from atss_d2.engine import apply_overrides, load_weights
 from atss_d2.modeling.box_coding import PointDistances
@@ -54,14 +54,14 @@ def picture():
 
 
 @pytest.mark.parametrize(
-    ("recipe", "suffix"), [("authors", "pth"), ("mmdet", "pth"), ("mmdet", "safetensors")]
+    ("convention", "suffix"), [("authors", "pth"), ("mmdet", "pth"), ("mmdet", "safetensors")]
 )
-def test_weights_and_config_are_written(files, tmp_path, capsys, recipe, suffix):
+def test_weights_and_config_are_written(files, tmp_path, capsys, convention, suffix):
     output = tmp_path / "new folder" / f"it's.{suffix}"
-    assert run(files / f"{recipe}.pth", output) == 0
+    assert run(files / f"{convention}.pth", output) == 0
     printed = capsys.readouterr().out
     assert (
-        f"keys of the model found in a file of {atss_d2.checkpoint.RECIPES[recipe].title}"
+        f"keys of the model found in a file of {atss_d2.checkpoint.CONVENTIONS[convention].title}"
         in printed
     )
     for key in (
@@ -73,27 +73,27 @@ def test_weights_and_config_are_written(files, tmp_path, capsys, recipe, suffix)
     assert {path.name for path in output.parent.iterdir()} == {"it's.py", output.name}
 
     checkpoint = load_file(output)
-    theirs = load_file(files / f"{recipe}.pth")
+    theirs = load_file(files / f"{convention}.pth")
     expected, report = convert_state_dict(theirs)
     torch.testing.assert_close(dict(checkpoint["model"]), expected, rtol=0, atol=0)
-    assert checkpoint["metadata"]["recipe"] == recipe
+    assert checkpoint["metadata"]["convention"] == convention
     assert checkpoint["metadata"]["config"] == "coco/atss_R_50_FPN_1x"
     assert json.loads(checkpoint["metadata"]["overrides"]) == report.overrides
 
 
-@pytest.mark.parametrize("recipe", ["authors", "mmdet"])
-def test_the_config_builds_loads_and_detects(files, tmp_path, recipe):
+@pytest.mark.parametrize("convention", ["authors", "mmdet"])
+def test_the_config_builds_loads_and_detects(files, tmp_path, convention):
     """From another folder, and after the two files have moved together."""
-    assert run(files / f"{recipe}.pth", tmp_path / "a.pth", "--quiet") == 0
+    assert run(files / f"{convention}.pth", tmp_path / "a.pth", "--quiet") == 0
     for suffix in (".pth", ".py"):
         (tmp_path / "moved").mkdir(exist_ok=True)
         (tmp_path / f"a{suffix}").rename(tmp_path / f"moved/a{suffix}")
     smaller = "dataloader.test.mapper.augmentations.0.short_edge_length=96"
     predictor = Predictor(tmp_path / "moved/a.py", device="cpu", overrides=[smaller])
-    assert recipe_differences(predictor.model, recipe) == []
-    theirs = load_file(files / f"{recipe}.pth")
+    assert convention_differences(predictor.model, convention) == []
+    theirs = load_file(files / f"{convention}.pth")
     expected, report = convert_state_dict(theirs)
-    model = instantiate(report.architecture.config_with(recipe).model)
+    model = instantiate(report.architecture.config_with(convention).model)
     model.load_state_dict(expected)
     weights = predictor.model.state_dict()
     torch.testing.assert_close(dict(weights), dict(model.state_dict()), rtol=0, atol=0)
@@ -105,11 +105,21 @@ def test_the_config_builds_loads_and_detects(files, tmp_path, recipe):
 
 def test_what_a_file_does_not_tell_is_told(files, tmp_path, capsys):
     output = tmp_path / "point.pth"
-    assert run(files / "authors.pth", output, "--regression", "point", "--recipe", "authors") == 0
+    assert (
+        run(files / "authors.pth", output, "--regression", "point", "--convention", "authors") == 0
+    )
     assert "model.box2box_transform.inset" in capsys.readouterr().out
     coder = instantiate(LazyConfig.load(str(output.with_suffix(".py"))).model).box2box_transform
     assert isinstance(coder, PointDistances)
     assert coder.inset == 0.5
+
+
+def test_the_former_flag_works_and_names_the_new_one(files, tmp_path, capsys):
+    assert run(files / "mmdet.pth", tmp_path / "a.pth", "--quiet", "--recipe", "authors") == 1
+    error = capsys.readouterr().err
+    assert "note: --recipe is now --convention\n" in error
+    assert "do not fit the convention 'authors'" in error
+    assert run(files / "mmdet.pth", tmp_path / "a.pth", "--quiet", "--recipe", "mmdet") == 0
 
 
 def test_the_format_may_be_named(files, tmp_path):
@@ -149,7 +159,10 @@ def test_a_damaged_file_leaves_what_was_there(files, tmp_path, capsys):
         (["mmdet.pth", "out.onnx"], "must end in .pth or .safetensors"),
         (["mmdet.pth", "mmdet.pth"], "would take the place of the source"),
         (["no.pth", "out.pth"], "no.pth"),
-        (["mmdet.pth", "out.pth", "--recipe", "authors"], "do not fit the recipe 'authors'"),
+        (
+            ["mmdet.pth", "out.pth", "--convention", "authors"],
+            "do not fit the convention 'authors'",
+        ),
         (["mmdet.pth", "out.pth", "--regression", "point"], "mmdetection 3.x has no such model"),
     ],
 )
@@ -165,22 +178,24 @@ def test_errors_are_one_sentence(files, capsys, arguments, message):
 # ---------------------------------------------------------------------- loading without the tool
 
 
-@pytest.mark.parametrize("recipe", ["authors", "mmdet"])
-def test_checkpoints_are_loaded_by_their_prefix(files, recipe, caplog):
-    theirs = load_file(files / f"{recipe}.pth")
+@pytest.mark.parametrize("convention", ["authors", "mmdet"])
+def test_checkpoints_are_loaded_by_their_prefix(files, convention, caplog):
+    theirs = load_file(files / f"{convention}.pth")
     expected, report = convert_state_dict(theirs)
-    cfg = report.architecture.config_with(recipe)
+    cfg = report.architecture.config_with(convention)
     model = instantiate(cfg.model)
     with caplog.at_level(logging.WARNING):
-        SafeCheckpointer(model).load(f"{recipe}://{files / f'{recipe}.pth'}")
+        SafeCheckpointer(model).load(f"{convention}://{files / f'{convention}.pth'}")
     torch.testing.assert_close(dict(model.state_dict()), expected, rtol=0, atol=0)
     assert not caplog.records
 
-    other = instantiate(apply_recipe(cfg, "mmdet" if recipe == "authors" else "authors").model)
+    other = instantiate(
+        apply_convention(cfg, "mmdet" if convention == "authors" else "authors").model
+    )
     with caplog.at_level(logging.WARNING):
-        SafeCheckpointer(other).load(f"{recipe}://{files / f'{recipe}.pth'}")
+        SafeCheckpointer(other).load(f"{convention}://{files / f'{convention}.pth'}")
     assert "input_format is " in caplog.text
-    assert f"apply_recipe(cfg, '{recipe}')" in caplog.text
+    assert f"apply_convention(cfg, '{convention}')" in caplog.text
 
 
 # ------------------------------------------------------------------------------- the document
@@ -188,31 +203,31 @@ def test_checkpoints_are_loaded_by_their_prefix(files, recipe, caplog):
 
 def test_the_snippets_of_the_document(files, tmp_path, monkeypatch):
     text = (ROOT / "docs/checkpoints.md").read_text().partition("## Safe loading")[0]
-    recipes, conversion = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    conventions, conversion = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     names = {}
-    exec(recipes, names)
+    exec(conventions, names)
     assert names["cfg"].model.anchor_generator.center_shift == 0.5
-    assert callable(names["recipe_differences"])
+    assert callable(names["convention_differences"])
     monkeypatch.chdir(tmp_path)
     (tmp_path / "atss_r50_fpn_1x_coco.pth").symlink_to(files / "mmdet.pth")
     exec(conversion, names)
     assert len(names["weights"]) == 316
-    # Every setting of the table is one that the recipes set.
-    table = text.partition("### Recipes")[2].partition("### What")[0]
-    for setting in recipe_settings(get_config("coco/atss_R_50_FPN_1x"), "authors"):
+    # Every setting of the table is one that the conventions set.
+    table = text.partition("### Conventions")[2].partition("### What")[0]
+    for setting in convention_settings(get_config("coco/atss_R_50_FPN_1x"), "authors"):
         name = setting.rpartition(".")[2]
         if not name.startswith(("_", "test_score_thresh", "test_topk", "test_nms", "max_")):
             assert name in table
 
 
-@pytest.mark.parametrize("recipe", ["authors", "mmdet"])
-def test_the_configs_of_the_document(recipe, files):
+@pytest.mark.parametrize("convention", ["authors", "mmdet"])
+def test_the_configs_of_the_document(convention, files):
     """A prefix is a value of the command line; the config needs nothing else."""
-    cfg = get_config(f"recipes/atss_R_50_FPN_1x_{recipe}")
-    apply_overrides(cfg, [f"train.init_checkpoint={recipe}://{files / f'{recipe}.pth'}"])
-    assert cfg.train.init_checkpoint == f"{recipe}://{files / f'{recipe}.pth'}"
+    cfg = get_config(f"conventions/atss_R_50_FPN_1x_{convention}")
+    apply_overrides(cfg, [f"train.init_checkpoint={convention}://{files / f'{convention}.pth'}"])
+    assert cfg.train.init_checkpoint == f"{convention}://{files / f'{convention}.pth'}"
     before = copy.deepcopy(cfg.model)
-    assert apply_recipe(cfg, recipe).model == before
+    assert apply_convention(cfg, convention).model == before
 
 
 # Training checkpoints of mmdetection, which hold objects
@@ -253,7 +268,7 @@ def test_training_checkpoints_of_mmdetection(files, epoch_12, tmp_path, capsys, 
     assert message.startswith(f"error: '{epoch_12}' is refused; no code in it was executed: it ask")
     assert "tools/convert_weights.py with --weights-only-parts" in message
     expected = convert_state_dict(load_file(files / "mmdet.pth")).state_dict
-    for option in (["--weights-only-parts"], ["--recipe", "mmdet"]):
+    for option in (["--weights-only-parts"], ["--convention", "mmdet"]):
         output = tmp_path / f"{option[-1]}.pth"
         assert run(epoch_12, output, "--quiet", *option) == 0
         torch.testing.assert_close(dict(load_file(output)["model"]), dict(expected))
@@ -263,7 +278,7 @@ def test_training_checkpoints_of_mmdetection(files, epoch_12, tmp_path, capsys, 
 def test_training_checkpoints_are_loaded_directly(files, epoch_12):
     models = []
     for path in (files / "mmdet.pth", epoch_12):
-        cfg = get_config("recipes/atss_R_50_FPN_1x_mmdet")
+        cfg = get_config("conventions/atss_R_50_FPN_1x_mmdet")
         apply_overrides(cfg, ["model.num_classes=3", "model.backbone.out_channels=64"])
         apply_overrides(cfg, ["model.head.conv_dims=[64,64,64,64]"])
         cfg.model.head.input_shape = [ShapeSpec(channels=64)] * 5

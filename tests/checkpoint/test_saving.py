@@ -75,14 +75,14 @@ def test_tensors_of_all_kinds(tmp_path, suffix):
 @each_suffix
 def test_from_one_format_to_the_other(tmp_path, suffix):
     model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4))
-    state = {"model": model.state_dict(), "metadata": {"recipe": "authors"}}
+    state = {"model": model.state_dict(), "metadata": {"convention": "authors"}}
     first = save_file(state, tmp_path / f"a{suffix}")
     for other in SUFFIXES:
         again = load_file(save_file(load_file(first), tmp_path / f"b{other}"))
         torch.testing.assert_close(dict(again["model"]), dict(model.state_dict()))
-        assert again["metadata"] == {"recipe": "authors"}
-        changed = save_file(load_file(first), tmp_path / f"c{other}", {"recipe": "mmdet"})
-        assert load_file(changed)["metadata"] == {"recipe": "mmdet"}
+        assert again["metadata"] == {"convention": "authors"}
+        changed = save_file(load_file(first), tmp_path / f"c{other}", {"convention": "mmdet"})
+        assert load_file(changed)["metadata"] == {"convention": "mmdet"}
 
 
 def test_the_library_reads_what_is_written(tmp_path):

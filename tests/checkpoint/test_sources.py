@@ -15,10 +15,10 @@ from atss_d2.checkpoint import (
     CheckpointError,
     CheckpointNotFoundError,
     SafeCheckpointer,
-    apply_recipe,
+    apply_convention,
     check_checkpoint,
+    convention_differences,
     convert_state_dict,
-    recipe_differences,
     save_file,
 )
 from atss_d2.config import get_cfg, get_config
@@ -181,7 +181,7 @@ def download(tmp_path):
 
 def test_fine_tuning_from_a_url_of_mmdetection(download, tmp_path, caplog):
     cfg = get_config("coco/atss_R_50_FPN_1x")
-    apply_recipe(cfg, "mmdet")
+    apply_convention(cfg, "mmdet")
     cfg.model.num_classes = 3
     cfg.train.device = "cpu"
     theirs = foreign.mmdet(num_classes=80)
@@ -191,7 +191,7 @@ def test_fine_tuning_from_a_url_of_mmdetection(download, tmp_path, caplog):
     fresh = {name: value.clone() for name, value in model.head.cls_score.state_dict().items()}
     path = f"mmdet://{download}atss_r50.pth"
     SafeCheckpointer(model, str(tmp_path)).resume_or_load(path, resume=False)
-    assert recipe_differences(model, "mmdet") == []
+    assert convention_differences(model, "mmdet") == []
     for name, value in model.state_dict().items():
         is_predictor = name.startswith("head.cls_score.")
         wanted = fresh[name.removeprefix("head.cls_score.")] if is_predictor else expected[name]

@@ -9,6 +9,7 @@ import torch
 from detectron2.config import LazyCall as L
 from detectron2.config import instantiate
 from detectron2.layers import ShapeSpec
+from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.structures import Boxes, Instances
 
 from atss_d2 import (
@@ -20,7 +21,7 @@ from atss_d2 import (
     list_configs,
 )
 from atss_d2.config import get_config_path
-from atss_d2.modeling.box_coding import PointDistances, box2box_transform
+from atss_d2.modeling.box_coding import PointDistances
 from atss_d2.study import ROWS
 from atss_d2.study.configs import config_hash
 from tests.detector import CHANNELS, ToyBackbone
@@ -123,7 +124,7 @@ def test_rows_that_are_one_experiment_are_one_config(configs):
 
 
 # matcher, coder, norm, centerness, scalars, loss, its weight, "in GT box"
-BOX, POINT = box2box_transform, PointDistances
+BOX, POINT = Box2BoxTransform, PointDistances
 SWITCHES = {
     "table1/retinanet": (IoUMatcher, BOX, "", False, False, "smooth_l1", 0.25, False),
     "table1/retinanet_gn": (IoUMatcher, BOX, "GN", False, False, "smooth_l1", 0.25, False),

@@ -119,7 +119,7 @@ TABLE: dict[str, tuple[Entry, ...]] = {
             "tools/convert_weights.py",
             # ONNX takes half a minute and is written by the blocks of two other documents.
             replace={"--format onnx": "--format torchscript", "model.onnx": "model.ts"},
-            append={"configs/recipes/atss_R_50_FPN_1x_authors.py": _SMALL_TEST},
+            append={"configs/conventions/atss_R_50_FPN_1x_authors.py": _SMALL_TEST},
             leaves=("output/mmdet_R_50.py", "output/export/model.ts"),
         ),
         Entry(
@@ -171,8 +171,8 @@ TABLE: dict[str, tuple[Entry, ...]] = {
         ),
         Entry("train.init_checkpoint=authors://", append={"train_net.py": _SMALL_TEST}),
         Entry("mmdet://https://", append={"train_net.py": _SMALL}),
-        Entry('apply_recipe(cfg, "mmdet")', after="assert not model.head.conv_bias\n"),
-        Entry('apply_recipe(cfg, "authors")', after="assert cfg.model.matcher.inset == 0.5\n"),
+        Entry('apply_convention(cfg, "mmdet")', after="assert not model.head.conv_bias\n"),
+        Entry('apply_convention(cfg, "authors")', after="assert cfg.model.matcher.inset == 0.5\n"),
         Entry("report.key_table()", after="assert len(weights) == 316\n"),
         Entry("safe_globals([argparse.Namespace])", run_by="tests/checkpoint/test_document.py"),
         Entry("trained_on", run_by="tests/checkpoint/test_document.py"),

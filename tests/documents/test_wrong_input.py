@@ -46,7 +46,7 @@ CASES = {
     f"{PREDICT} CONFIG model.num_classes=3": "overrides come last on the line, behind --opts",
     "python tools/export_model.py --config-file CONFIG --fromat onnx": "did you mean --format?",
     "python tools/predict_exported.py model.onnx": "required: image; predict_exported.py --help",
-    "python tools/convert_weights.py a.pth b.pth --recipe mmdetection": "'authors', 'mmdet'",
+    "python tools/convert_weights.py a.pth b.pth --convention mmdetection": "'authors', 'mmdet'",
     "python tools/start_project.py --train a b": "required: --output; start_project.py --help",
     "python tools/prepare_data.py --coco": "unrecognized arguments: --coco",
     "python -m atss_d2_cli predcit": "did you mean predict?",

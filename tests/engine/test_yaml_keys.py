@@ -17,7 +17,7 @@ from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 
 from atss_d2 import DenseDetectorWithTTA
-from atss_d2.checkpoint import apply_recipe
+from atss_d2.checkpoint import apply_convention
 from atss_d2.config import get_cfg, load_config
 from atss_d2.data import DataError
 from atss_d2.engine import Trainer
@@ -64,10 +64,10 @@ def test_two_numbers_of_detections_are_an_error(tmp_path):
         build_model(cfg)
 
 
-def test_a_recipe_sets_both(tmp_path):
+def test_a_convention_sets_both(tmp_path):
     cfg = get_cfg()
     cfg.merge_from_list([OF_TEST, 7])
-    apply_recipe(cfg, "mmdet")
+    apply_convention(cfg, "mmdet")
     assert module.detections_per_image(cfg) == 100
 
 

@@ -10,7 +10,7 @@ from atss_d2.export import ExportableDetector
 from atss_d2.export.detector import to_precision
 from atss_d2.modeling import ATSSHead
 from atss_d2.modeling.anchor_generator import ShiftedAnchorGenerator
-from atss_d2.modeling.box_coding import PointDistances, box2box_transform
+from atss_d2.modeling.box_coding import PointDistances, TwoSidedBox2BoxTransform
 from atss_d2.modeling.nms import batched_nms
 from tests.detector import CHANNELS, ToyBackbone, build
 from tests.exported import BATCHES, assert_same_detections, noise, spot_detector, spots
@@ -39,7 +39,9 @@ MODELS = {
     "nine anchors": lambda: build(num_anchors=9),
     "one level": lambda: build(num_levels=1),
     "points": lambda: build(box2box_transform=PointDistances(anchor_scale=4, inset=0.5)),
-    "clamped deltas": lambda: build(box2box_transform=box2box_transform(clamp_both_sides=True)),
+    "clamped deltas": lambda: build(
+        box2box_transform=TwoSidedBox2BoxTransform((10.0, 10.0, 5.0, 5.0))
+    ),
     "shifted anchors": lambda: build(anchor_generator=shifted_anchors()),
     "no centerness": lambda: build(head=head(with_centerness=False)),
     "deformable": lambda: build(head=head(deform_last_conv=True)),

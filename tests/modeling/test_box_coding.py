@@ -6,9 +6,9 @@ import hypothesis
 import hypothesis.strategies as st
 import pytest
 import torch
-from detectron2.modeling.box_regression import Box2BoxTransformLinear
+from detectron2.modeling.box_regression import Box2BoxTransform, Box2BoxTransformLinear
 
-from atss_d2.modeling.box_coding import PointDistances, box2box_transform
+from atss_d2.modeling.box_coding import PointDistances, TwoSidedBox2BoxTransform
 
 coordinates = st.integers(0, 400).map(float)
 
@@ -97,15 +97,15 @@ def test_with_scale_1_it_is_the_coder_of_detectron2s_fcos(scene):
 def test_box_deltas_are_their_own_inverse(scene):
     anchors, boxes = scene
     boxes = boxes + torch.tensor([0.0, 0, 1, 1])  # of positive area
-    coder = box2box_transform()
+    coder = Box2BoxTransform((10.0, 10.0, 5.0, 5.0))
     decoded = coder.apply_deltas(coder.get_deltas(anchors, boxes), anchors)
     torch.testing.assert_close(decoded, boxes, rtol=1e-4, atol=0.01)
 
 
 @pytest.mark.parametrize("weights", [(10.0, 10.0, 5.0, 5.0), (1.0, 2.0, 3.0, 4.0)])
 def test_with_a_clamp_on_both_sides_only_tiny_boxes_are_larger(weights):
-    one_sided = box2box_transform(weights=weights)
-    two_sided = box2box_transform(weights=weights, clamp_both_sides=True)
+    one_sided = Box2BoxTransform(weights=weights)
+    two_sided = TwoSidedBox2BoxTransform(weights=weights)
     limit = math.log(1000 / 16)
     anchors = torch.tensor([[-500.0, -500, 500, 500]]).repeat(200, 1)
     dw, dh = torch.empty(2, 200).uniform_(-2 * limit, 2 * limit)
@@ -137,7 +137,7 @@ def test_no_anchors():
     nothing = torch.zeros(0, 4)
     assert PointDistances().get_deltas(nothing, nothing).shape == (0, 4)
     assert PointDistances().apply_deltas(nothing, nothing).shape == (0, 4)
-    coder = box2box_transform(clamp_both_sides=True)
+    coder = TwoSidedBox2BoxTransform((10.0, 10.0, 5.0, 5.0))
     assert coder.apply_deltas(nothing, nothing).shape == (0, 4)
 
 

@@ -3,12 +3,13 @@
 import pytest
 import torch
 from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
+from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.structures import Boxes, pairwise_iou
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from atss_d2.modeling import candidates as candidates_module
-from atss_d2.modeling.box_coding import PointDistances, box2box_transform
+from atss_d2.modeling.box_coding import PointDistances, TwoSidedBox2BoxTransform
 from atss_d2.modeling.candidates import (
     NO_SCORE,
     RANKINGS,
@@ -111,7 +112,9 @@ def test_equals_the_loops_with_the_coder_of_the_paper():
         (a, 3 * torch.randn(len(a), 4), 2 * torch.randn(len(a), 3) - 2, torch.randn(len(a)))
         for a in anchors
     ]
-    boxes, scores, classes = run(levels, (45, 50), box2box_transform=box2box_transform())
+    boxes, scores, classes = run(
+        levels, (45, 50), box2box_transform=Box2BoxTransform((10.0, 10.0, 5.0, 5.0))
+    )
     lists = [[x.tolist() for x in part] for part in zip(*levels, strict=True)]
     expected = reference.detections(lists[0], lists[2], lists[1], lists[3], (45, 50))
     assert len(expected) > 20
@@ -139,7 +142,7 @@ def of_image(prefix, i, boxes_of=None):
 def detections_of(prefix, i, anchors, **options):
     width, height = published["sizes_wh"][i].tolist()
     logits, deltas, centerness = of_image(prefix, i)
-    options = {"box2box_transform": box2box_transform(), **options}
+    options = {"box2box_transform": Box2BoxTransform((10.0, 10.0, 5.0, 5.0)), **options}
     return postprocess(anchors, logits, deltas, centerness, (height, width), **options)
 
 
@@ -198,7 +201,7 @@ def test_detections_are_those_of_mmdetection(i):
         mmdet_anchors(),
         score_type="product",
         rank_by="class_score",
-        box2box_transform=box2box_transform(clamp_both_sides=True),
+        box2box_transform=TwoSidedBox2BoxTransform((10.0, 10.0, 5.0, 5.0)),
     )
     torch.testing.assert_close(ours, sorted_detections("mmdet", i), rtol=0, atol=1e-4)
 
@@ -376,7 +379,10 @@ def test_half_precision_scores_and_boxes_are_computed_in_float32(dtype):
     anchors = torch.tensor([[0.0, 0, 900, 900], [400, 400, 444, 444]])
     deltas = torch.randn(2, 4).to(dtype)
     logits, centerness = torch.randn(2, 3).to(dtype), torch.randn(2).to(dtype)
-    options = {"image_size": (1000, 1000), "box2box_transform": box2box_transform()}
+    options = {
+        "image_size": (1000, 1000),
+        "box2box_transform": Box2BoxTransform((10.0, 10.0, 5.0, 5.0)),
+    }
     boxes, scores, classes = run([(anchors, deltas, logits, centerness)], **options)
     expected = run([(anchors, deltas.float(), logits.float(), centerness.float())], **options)
     assert boxes.dtype == scores.dtype == torch.float32
@@ -502,7 +508,7 @@ def test_detections_do_not_depend_on_the_way(monkeypatch, score_thresh, rank_by)
         (48, 64),
     )
     options = {
-        "box2box_transform": box2box_transform(),
+        "box2box_transform": Box2BoxTransform((10.0, 10.0, 5.0, 5.0)),
         "score_thresh": score_thresh,
         "rank_by": rank_by,
     }

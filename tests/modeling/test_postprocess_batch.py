@@ -2,12 +2,12 @@
 
 import pytest
 import torch
+from detectron2.modeling.box_regression import Box2BoxTransform
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision.ops import nms
 
 from atss_d2.modeling import nms as nms_module
-from atss_d2.modeling.box_coding import box2box_transform
 from atss_d2.modeling.candidates import NO_SCORE, RANKINGS, SCORE_TYPES, select_fixed_number
 from atss_d2.modeling.nms import kept_by_joint_nms, kept_by_nms
 from atss_d2.modeling.postprocess import (
@@ -58,7 +58,7 @@ def scenes(draw):
 @given(scenes())
 def test_detections_are_those_of_each_image_alone(scene):
     anchors, logits, deltas, centerness, image_size, options, nms_options = scene
-    options["box2box_transform"] = box2box_transform()
+    options["box2box_transform"] = Box2BoxTransform((10.0, 10.0, 5.0, 5.0))
     candidates = candidates_of_batch(anchors, logits, deltas, centerness, image_size, **options)
     num_places = len(anchors) * options["topk_candidates"]
     num_images = len(logits[0])

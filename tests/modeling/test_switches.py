@@ -9,6 +9,7 @@ import pytest
 import torch
 from detectron2.export import TracingAdapter
 from detectron2.layers import ShapeSpec
+from detectron2.modeling.box_regression import Box2BoxTransform
 from torch import nn
 
 from atss_d2.modeling import (
@@ -19,7 +20,7 @@ from atss_d2.modeling import (
     ScaleRangeMatcher,
     TopKMatcher,
 )
-from atss_d2.modeling.box_coding import PointDistances, box2box_transform
+from atss_d2.modeling.box_coding import PointDistances
 from atss_d2.modeling.criterion.box_losses import BOX_REG_LOSS_TYPES, box_reg_loss
 from tests import reference
 from tests.detector import BOXES, CHANNELS, build, image
@@ -34,7 +35,7 @@ MATCHERS = {
     "nearest": CenterSamplingMatcher(strides=STRIDES, radius=None, topk=9),
     "topk": TopKMatcher(),
 }
-CODERS = {"box": box2box_transform(), "point": PointDistances(anchor_scale=4)}
+CODERS = {"box": Box2BoxTransform((10.0, 10.0, 5.0, 5.0)), "point": PointDistances(anchor_scale=4)}
 
 
 def head(num_levels=2, **options):
@@ -255,7 +256,7 @@ def test_the_inset_of_centerness_is_not_negative():
 
 def test_beta_is_where_the_parabola_ends():
     anchors = torch.tensor([[0.0, 0, 64, 64]])
-    deltas = box2box_transform().get_deltas(anchors, anchors) + torch.tensor([[0.1, -0.2, 3, 0]])
+    deltas = CODERS["box"].get_deltas(anchors, anchors) + torch.tensor([[0.1, -0.2, 3, 0]])
     for beta, expected in (
         (0.0, 0.1 + 0.2 + 3),
         (0.15, 0.1**2 / 0.3 + 0.2 - 0.075 + 3 - 0.075),
@@ -265,7 +266,7 @@ def test_beta_is_where_the_parabola_ends():
             deltas,
             anchors,
             anchors,
-            box2box_transform=box2box_transform(),
+            box2box_transform=CODERS["box"],
             loss_type="smooth_l1",
             smooth_l1_beta=beta,
         )
@@ -275,11 +276,11 @@ def test_beta_is_where_the_parabola_ends():
 def test_diou_and_ciou_by_hand():
     """A quarter of the box, in its corner: IoU 1/4, centre off by (2, 2), diagonal (8, 8)."""
     box, anchor = torch.tensor([[0.0, 0, 8, 8]]), torch.tensor([[0.0, 0, 4, 4]])
-    deltas = box2box_transform().get_deltas(anchor, anchor)
+    deltas = CODERS["box"].get_deltas(anchor, anchor)
 
     def loss(name):
         return box_reg_loss(
-            deltas, anchor, box, box2box_transform=box2box_transform(), loss_type=name
+            deltas, anchor, box, box2box_transform=CODERS["box"], loss_type=name
         ).item()
 
     diou = 1 - 1 / 4 + 8 / 128

@@ -7,7 +7,7 @@ import os
 import re
 from pathlib import Path
 
-from ...checkpoint import RECIPES
+from ...checkpoint import CONVENTIONS
 from ..categories import Categories
 from .settings import MODELS, Settings
 
@@ -85,16 +85,16 @@ def config_text(
     if isinstance(init_checkpoint, Path):
         lines.append(f"train.init_checkpoint = str({_path(folder, init_checkpoint)})")
     elif init_checkpoint is not None:
-        recipe = init_checkpoint.partition("://")[0]
+        convention = init_checkpoint.partition("://")[0]
         lines.append(f"train.init_checkpoint = {json.dumps(init_checkpoint, ensure_ascii=False)}")
-        if recipe in RECIPES:
+        if convention in CONVENTIONS:
             lines += [
-                f"# What {RECIPES[recipe].title} computes otherwise, so that its weights fit",
-                f'apply_recipe(model, "{recipe}")',
+                f"# The settings of {CONVENTIONS[convention].title}, so that its weights fit",
+                f'apply_convention(model, "{convention}")',
             ]
             lines.insert(
                 lines.index("from atss_d2.data import register_coco"),
-                "from atss_d2.checkpoint import apply_recipe",
+                "from atss_d2.checkpoint import apply_convention",
             )
     return "\n".join(lines) + "\n"
 

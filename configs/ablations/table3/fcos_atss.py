@@ -11,4 +11,4 @@ from atss_d2 import ATSSMatcher
 
 from .fcos import dataloader, lr_multiplier, model, optimizer, train
 
-model.matcher = L(ATSSMatcher)()
+model.matcher = L(ATSSMatcher)(topk=9)

@@ -11,4 +11,4 @@ from atss_d2 import ATSSMatcher
 
 from .retinanet_a9_improved import dataloader, lr_multiplier, model, optimizer, train
 
-model.matcher = L(ATSSMatcher)(num_anchors="${..head.num_anchors}")
+model.matcher = L(ATSSMatcher)(topk=9, num_anchors="${..head.num_anchors}")

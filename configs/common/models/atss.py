@@ -4,6 +4,7 @@ from detectron2.config import LazyCall as L
 from detectron2.layers import ShapeSpec
 from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
 from detectron2.modeling.backbone import BasicStem, ResNet
+from detectron2.modeling.box_regression import Box2BoxTransform
 
 from atss_d2.modeling import (
     ATSS,
@@ -12,7 +13,6 @@ from atss_d2.modeling import (
     build_fpn_with_p6p7,
     make_resnet_stages,
 )
-from atss_d2.modeling.box_coding import box2box_transform
 
 from ..data.constants import constants
 
@@ -38,8 +38,8 @@ model = L(ATSS)(
         strides=[8, 16, 32, 64, 128],
         offset=0.5,
     ),
-    box2box_transform=L(box2box_transform)(),
-    matcher=L(ATSSMatcher)(),
+    box2box_transform=L(Box2BoxTransform)(weights=(10.0, 10.0, 5.0, 5.0)),  # of dx, dy, dw, dh
+    matcher=L(ATSSMatcher)(topk=9),
     num_classes=80,
     head_in_features=["p3", "p4", "p5", "p6", "p7"],
     pixel_mean=constants.imagenet_bgr256_mean,

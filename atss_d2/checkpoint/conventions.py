@@ -1,10 +1,9 @@
-"""What other implementations of ATSS do differently, as settings of ours.
+"""Conventions: the settings in which other implementations of ATSS differ from the paper's model.
 
-A recipe holds what makes the weights of an implementation give the detections that they give there,
-and what its labels and losses are made of, as far as we have settings for it (docs/checkpoints.md
-lists the rest). :func:`apply_recipe` sets it in a config of either kind;
-``configs/common/recipes.py`` gives it to LazyConfigs. Schedules, augmentation and learning rates
-are not part of a recipe.
+With the settings of a convention, weights of that implementation give the detections that they give
+there, and labels and losses are computed as there, as far as we have settings for it
+(docs/checkpoints.md lists the rest). :func:`apply_convention` sets them in a config of either kind.
+Schedules, augmentation and learning rates are not part of a convention.
 """
 
 from __future__ import annotations
@@ -16,18 +15,19 @@ from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
+from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.utils.registry import locate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from ..modeling.anchor_generator import ShiftedAnchorGenerator
 from ..modeling.atss import ATSS
-from ..modeling.box_coding import PointDistances, box2box_transform
+from ..modeling.box_coding import PointDistances, TwoSidedBox2BoxTransform
 from ..modeling.build import MATCHERS
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """How an implementation of ATSS turns weights into detections, in our terms.
+class Convention:
+    """How an implementation of ATSS computes labels, losses and detections, in our terms.
 
     Attributes:
         title: What the implementation is.
@@ -36,7 +36,7 @@ class Recipe:
         inset: Pixels taken off the distances from a centre to the sides of a box, in matchers, in
             centerness targets and in regression from points.
         floor_per_image: Whether an image without positives counts as one in the losses' normaliser.
-        clamp_both_sides: Whether decoded dw and dh have a least value, too.
+        clamp_both_sides: Whether decoded dw and dh have a minimum, too.
         p7_relu: Whether P7 is made from ReLU(P6).
         conv_bias: Whether the convolutions of the towers have a bias.
         stride_in_1x1: Whether a ResNet has its strides in 1x1 convolutions; no ResNeXt has.
@@ -65,9 +65,14 @@ class Recipe:
     input_format: str
     frozen_bn_has_eps: bool
 
+    @property
+    def box_coder(self) -> type:
+        """The class that regresses from boxes."""
+        return TwoSidedBox2BoxTransform if self.clamp_both_sides else Box2BoxTransform
 
-RECIPES: Mapping[str, Recipe] = {
-    "authors": Recipe(
+
+CONVENTIONS: Mapping[str, Convention] = {
+    "authors": Convention(
         title="the authors' release",
         # Their corners are pixels that belong to the box: continuous (x1, y1, x2 + 1, y2 + 1).
         anchor_offset=0.5,
@@ -85,7 +90,7 @@ RECIPES: Mapping[str, Recipe] = {
         input_format="BGR",
         frozen_bn_has_eps=False,
     ),
-    "mmdet": Recipe(
+    "mmdet": Convention(
         title="mmdetection 3.x",
         anchor_offset=0.0,
         center_shift=0.0,
@@ -112,35 +117,35 @@ _SAME_IN_ALL = {
 }
 
 
-def get_recipe(name: str) -> Recipe:
-    """The recipe of a name.
+def get_convention(name: str) -> Convention:
+    """Returns the convention of a name.
 
     Raises:
-        ValueError: There is no such recipe; the message names those there are.
+        ValueError: There is no such convention; the message names the known ones.
     """
-    if name not in RECIPES:
-        raise ValueError(f"recipe must be one of {', '.join(RECIPES)}, got '{name}'")
-    return RECIPES[name]
+    if name not in CONVENTIONS:
+        raise ValueError(f"convention must be one of {', '.join(CONVENTIONS)}, got '{name}'")
+    return CONVENTIONS[name]
 
 
-def apply_recipe(cfg: DictConfig | CfgNode, recipe: str) -> DictConfig | CfgNode:
-    """Sets in a config all that makes the weights of another implementation give its results.
+def apply_convention(cfg: DictConfig | CfgNode, convention: str) -> DictConfig | CfgNode:
+    """Sets the values of a convention in a config.
 
-    Number of classes, depth, deformable convolutions and all else that a recipe does not know stay
-    as they are. A recipe sets all of its values, so a second call takes back the first.
+    Number of classes, depth, deformable convolutions and everything else that is not part of a
+    convention keep their values. All values are set, so a second call replaces the first.
 
     Args:
         cfg: A LazyConfig, its node ``model``, or a yaml config; changed in place.
-        recipe: ``"authors"`` or ``"mmdet"``.
+        convention: ``"authors"`` or ``"mmdet"``.
 
     Returns:
         ``cfg``.
 
     Raises:
-        ValueError: There is no such recipe, or the config has another model than ATSS, or an anchor
-            generator or box coder for which a recipe has no setting; the message names it.
+        ValueError: There is no such convention, the model is not ATSS, or conventions have no
+            setting for its anchor generator or box coder; the message names it.
     """
-    settings = recipe_settings(cfg, recipe)
+    settings = convention_settings(cfg, convention)
     if isinstance(cfg, CfgNode):
         cfg.merge_from_list([item for setting in settings.items() for item in setting])
     else:
@@ -150,16 +155,16 @@ def apply_recipe(cfg: DictConfig | CfgNode, recipe: str) -> DictConfig | CfgNode
     return cfg
 
 
-def recipe_settings(cfg: DictConfig | CfgNode, recipe: str) -> dict[str, Any]:
-    """What :func:`apply_recipe` sets.
+def convention_settings(cfg: DictConfig | CfgNode, convention: str) -> dict[str, Any]:
+    """Returns the values that :func:`apply_convention` sets.
 
     Returns:
         Keys below ``model`` of a LazyConfig, or of a yaml config, and their values.
 
     Raises:
-        ValueError: As in :func:`apply_recipe`.
+        ValueError: As in :func:`apply_convention`.
     """
-    values = get_recipe(recipe)
+    values = get_convention(convention)
     if isinstance(cfg, CfgNode):
         return _yaml_settings(cfg, values)
     return _lazy_settings(_model_node(cfg), values)
@@ -169,40 +174,41 @@ def _model_node(cfg: DictConfig) -> DictConfig:
     return cfg.model if "_target_" not in cfg and "model" in cfg else cfg
 
 
-def _lazy_settings(node: DictConfig, recipe: Recipe) -> dict[str, Any]:
+def _lazy_settings(node: DictConfig, convention: Convention) -> dict[str, Any]:
     model = _target(node)
     if not (isinstance(model, type) and issubclass(model, ATSS)):
-        raise ValueError(f"a recipe is for the model ATSS, got {_name(model)}")
+        raise ValueError(f"conventions are for the model ATSS, got {_name(model)}")
     generators = (DefaultAnchorGenerator, ShiftedAnchorGenerator)
     generator = _check_target(node, "anchor_generator", generators)
-    coder = _check_target(node, "box2box_transform", (box2box_transform, PointDistances))
-    settings: dict[str, Any] = {"anchor_generator.offset": recipe.anchor_offset}
-    if recipe.center_shift or generator is ShiftedAnchorGenerator:
+    coders = (Box2BoxTransform, TwoSidedBox2BoxTransform, PointDistances)
+    coder = _check_target(node, "box2box_transform", coders)
+    settings: dict[str, Any] = {"anchor_generator.offset": convention.anchor_offset}
+    if convention.center_shift or generator is ShiftedAnchorGenerator:
         settings["anchor_generator._target_"] = ShiftedAnchorGenerator
-        settings["anchor_generator.center_shift"] = recipe.center_shift
+        settings["anchor_generator.center_shift"] = convention.center_shift
     if coder is PointDistances:
-        settings["box2box_transform.inset"] = recipe.inset
+        settings["box2box_transform.inset"] = convention.inset
     else:
-        settings["box2box_transform.clamp_both_sides"] = recipe.clamp_both_sides
+        settings["box2box_transform._target_"] = convention.box_coder
     if "inset" in arguments_of(node.matcher):
-        settings["matcher.inset"] = recipe.inset
+        settings["matcher.inset"] = convention.inset
     if "p7_relu" in arguments_of(node.backbone):
-        settings["backbone.p7_relu"] = recipe.p7_relu
+        settings["backbone.p7_relu"] = convention.p7_relu
     stages = OmegaConf.select(node, "backbone.bottom_up.stages")
     if isinstance(stages, DictConfig) and "stride_in_1x1" in arguments_of(stages):
         is_resnet = stages.get("num_groups", 1) == 1
-        settings["backbone.bottom_up.stages.stride_in_1x1"] = recipe.stride_in_1x1 and is_resnet
+        settings["backbone.bottom_up.stages.stride_in_1x1"] = convention.stride_in_1x1 and is_resnet
     return {
         **settings,
-        "head.conv_bias": recipe.conv_bias,
-        "centerness_inset": recipe.inset,
-        "floor_per_image": recipe.floor_per_image,
-        "test_score_type": recipe.score_type,
-        "test_rank_by": recipe.rank_by,
+        "head.conv_bias": convention.conv_bias,
+        "centerness_inset": convention.inset,
+        "floor_per_image": convention.floor_per_image,
+        "test_score_type": convention.score_type,
+        "test_rank_by": convention.rank_by,
         **_SAME_IN_ALL,
-        "pixel_mean": list(recipe.pixel_mean),
-        "pixel_std": list(recipe.pixel_std),
-        "input_format": recipe.input_format,
+        "pixel_mean": list(convention.pixel_mean),
+        "pixel_std": list(convention.pixel_std),
+        "input_format": convention.input_format,
     }
 
 
@@ -210,7 +216,7 @@ def _check_target(node: DictConfig, key: str, known: tuple[Callable, ...]) -> Ca
     target = _target(node[key])
     if target not in known:
         names = " and ".join(_name(x) for x in known)
-        raise ValueError(f"a recipe knows model.{key} {names}, got {_name(target)}")
+        raise ValueError(f"conventions have settings for model.{key} {names}, got {_name(target)}")
     return target
 
 
@@ -242,32 +248,33 @@ def config_value(model: DictConfig, key: str) -> Any:
     return list(value) if isinstance(value, (tuple, ListConfig)) else value
 
 
-def _yaml_settings(cfg: CfgNode, recipe: Recipe) -> dict[str, Any]:
+def _yaml_settings(cfg: CfgNode, convention: Convention) -> dict[str, Any]:
     known = ("DefaultAnchorGenerator", "ShiftedAnchorGenerator")
     if cfg.MODEL.ANCHOR_GENERATOR.NAME not in known:
         raise ValueError(
-            f"a recipe knows MODEL.ANCHOR_GENERATOR.NAME {' and '.join(known)}, got "
+            f"conventions have settings for MODEL.ANCHOR_GENERATOR.NAME {' and '.join(known)}, got "
             f"{cfg.MODEL.ANCHOR_GENERATOR.NAME}"
         )
     node = cfg.MODEL.ATSS
     insets = [key for key, _ in MATCHERS.values() if "INSET" in node[key]] + ["POINT_DISTANCES"]
-    name = known[1] if recipe.center_shift else cfg.MODEL.ANCHOR_GENERATOR.NAME
+    is_resnet = cfg.MODEL.RESNETS.NUM_GROUPS == 1
+    name = known[1] if convention.center_shift else cfg.MODEL.ANCHOR_GENERATOR.NAME
     return {
         "MODEL.ANCHOR_GENERATOR.NAME": name,
-        "MODEL.ANCHOR_GENERATOR.OFFSET": recipe.anchor_offset,
-        "MODEL.ATSS.ANCHOR_GENERATOR.CENTER_SHIFT": recipe.center_shift,
-        "MODEL.ATSS.BOX2BOX_TRANSFORM.CLAMP_BOTH_SIDES": recipe.clamp_both_sides,
-        **{f"MODEL.ATSS.{key}.INSET": recipe.inset for key in insets},
-        "MODEL.ATSS.FPN.P7_RELU": recipe.p7_relu,
-        "MODEL.RESNETS.STRIDE_IN_1X1": recipe.stride_in_1x1 and cfg.MODEL.RESNETS.NUM_GROUPS == 1,
-        "MODEL.ATSS.HEAD.CONV_BIAS": recipe.conv_bias,
-        "MODEL.ATSS.CENTERNESS_INSET": recipe.inset,
-        "MODEL.ATSS.FLOOR_PER_IMAGE": recipe.floor_per_image,
-        "MODEL.ATSS.TEST_SCORE_TYPE": recipe.score_type,
-        "MODEL.ATSS.TEST_RANK_BY": recipe.rank_by,
+        "MODEL.ANCHOR_GENERATOR.OFFSET": convention.anchor_offset,
+        "MODEL.ATSS.ANCHOR_GENERATOR.CENTER_SHIFT": convention.center_shift,
+        "MODEL.ATSS.BOX2BOX_TRANSFORM.CLAMP_BOTH_SIDES": convention.clamp_both_sides,
+        **{f"MODEL.ATSS.{key}.INSET": convention.inset for key in insets},
+        "MODEL.ATSS.FPN.P7_RELU": convention.p7_relu,
+        "MODEL.RESNETS.STRIDE_IN_1X1": convention.stride_in_1x1 and is_resnet,
+        "MODEL.ATSS.HEAD.CONV_BIAS": convention.conv_bias,
+        "MODEL.ATSS.CENTERNESS_INSET": convention.inset,
+        "MODEL.ATSS.FLOOR_PER_IMAGE": convention.floor_per_image,
+        "MODEL.ATSS.TEST_SCORE_TYPE": convention.score_type,
+        "MODEL.ATSS.TEST_RANK_BY": convention.rank_by,
         **{f"MODEL.ATSS.{name.upper()}": value for name, value in _SAME_IN_ALL.items()},
         "TEST.DETECTIONS_PER_IMAGE": _SAME_IN_ALL["max_detections_per_image"],
-        "MODEL.PIXEL_MEAN": list(recipe.pixel_mean),
-        "MODEL.PIXEL_STD": list(recipe.pixel_std),
-        "INPUT.FORMAT": recipe.input_format,
+        "MODEL.PIXEL_MEAN": list(convention.pixel_mean),
+        "MODEL.PIXEL_STD": list(convention.pixel_std),
+        "INPUT.FORMAT": convention.input_format,
     }

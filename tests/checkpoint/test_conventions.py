@@ -1,4 +1,4 @@
-"""Recipes: what they set in configs of both kinds, and what a built model then is."""
+"""Conventions: what they set in configs of both kinds, and what a built model then is."""
 
 import copy
 
@@ -13,7 +13,7 @@ from detectron2.modeling.meta_arch.retinanet import RetinaNet
 from omegaconf import OmegaConf
 
 from atss_d2 import get_cfg, get_config
-from atss_d2.checkpoint import RECIPES, apply_recipe, recipe_differences
+from atss_d2.checkpoint import CONVENTIONS, apply_convention, convention_differences
 from atss_d2.modeling import CenterSamplingMatcher, ShiftedAnchorGenerator, TopKMatcher
 from atss_d2.modeling.backbones import LastLevelP6P7, LastLevelP6P7WithoutReLU
 from atss_d2.modeling.box_coding import PointDistances
@@ -24,25 +24,25 @@ published = reference.published()
 
 
 def toy_config(tmp_path):
-    """The paper's recipe with another backbone."""
+    """The paper's convention with another backbone."""
     return toy.config(tmp_path)
 
 
-def r_50(recipe):
-    return apply_recipe(get_config("coco/atss_R_50_FPN_1x"), recipe)
+def r_50(convention):
+    return apply_convention(get_config("coco/atss_R_50_FPN_1x"), convention)
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
-def test_a_model_with_the_recipe_agrees_with_it(recipe):
-    assert recipe_differences(instantiate(r_50(recipe).model), recipe) == []
+@pytest.mark.parametrize("convention", CONVENTIONS)
+def test_a_model_with_the_convention_agrees_with_it(convention):
+    assert convention_differences(instantiate(r_50(convention).model), convention) == []
 
 
-def test_the_recipe_of_the_authors_by_hand():
+def test_the_convention_of_the_authors_by_hand():
     model = instantiate(r_50("authors").model)
     assert type(model.anchor_generator) is ShiftedAnchorGenerator
     assert (model.anchor_generator.offset, model.anchor_generator.center_shift) == (0.5, 0.5)
-    assert (model.matcher.inset, model.centerness_inset) == (0.5, 0.5)
-    assert model.floor_per_image is False
+    assert (model.matcher.inset, model.criterion.centerness_inset) == (0.5, 0.5)
+    assert model.criterion.floor_per_image is False
     assert type(model.backbone.top_block) is LastLevelP6P7
     assert model.head.cls_subnet[0].bias is not None
     block = model.backbone.bottom_up.res3[0]
@@ -53,13 +53,13 @@ def test_the_recipe_of_the_authors_by_hand():
     assert model.input_format == "BGR"
 
 
-def test_the_recipe_of_mmdetection_by_hand():
+def test_the_convention_of_mmdetection_by_hand():
     cfg = r_50("mmdet")
     model = instantiate(cfg.model)
     assert type(model.anchor_generator) is DefaultAnchorGenerator
     assert model.anchor_generator.offset == 0
-    assert (model.matcher.inset, model.centerness_inset) == (0, 0)
-    assert model.floor_per_image is True
+    assert (model.matcher.inset, model.criterion.centerness_inset) == (0, 0)
+    assert model.criterion.floor_per_image is True
     assert type(model.backbone.top_block) is LastLevelP6P7WithoutReLU
     assert model.head.cls_subnet[0].bias is None
     assert model.head.bbox_subnet[9].bias is None
@@ -76,10 +76,10 @@ def test_the_recipe_of_mmdetection_by_hand():
     torch.testing.assert_close(decoded, torch.tensor([[492.0, 500 - 31250, 508, 500 + 31250]]))
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("convention", CONVENTIONS)
 @pytest.mark.parametrize("deform", [False, True])
 @pytest.mark.parametrize("groups", [1, 32])
-def test_yaml_builds_what_a_lazy_config_builds(recipe, deform, groups):
+def test_yaml_builds_what_a_lazy_config_builds(convention, deform, groups):
     cfg = get_cfg()
     cfg.MODEL.RESNETS.DEPTH = 50
     cfg.MODEL.RESNETS.NUM_GROUPS = groups
@@ -88,20 +88,20 @@ def test_yaml_builds_what_a_lazy_config_builds(recipe, deform, groups):
     cfg.MODEL.RESNETS.DEFORM_MODULATED = True
     cfg.MODEL.ATSS.NUM_CLASSES = 7
     cfg.MODEL.DEVICE = "cpu"
-    model = build_model(apply_recipe(cfg, recipe))
-    assert recipe_differences(model, recipe) == []
+    model = build_model(apply_convention(cfg, convention))
+    assert convention_differences(model, convention) == []
     lazy = get_config("coco/atss_R_50_FPN_1x").model
     lazy.num_classes = 7
     lazy.backbone.bottom_up.stages.update(
         num_groups=groups, width_per_group=4, deform_on_per_stage=[False, False, deform, deform]
     )
-    other = instantiate(apply_recipe(lazy, recipe))  # the node of the model
-    assert recipe_differences(other, recipe) == []
+    other = instantiate(apply_convention(lazy, convention))  # the node of the model
+    assert convention_differences(other, convention) == []
     assert str(model.backbone) == str(other.backbone)
     assert str(model.head) == str(other.head)
     assert model.matcher.inset == other.matcher.inset
-    assert model.centerness_inset == other.centerness_inset
-    assert model.floor_per_image == other.floor_per_image
+    assert model.criterion.centerness_inset == other.criterion.centerness_inset
+    assert model.criterion.floor_per_image == other.criterion.floor_per_image
     assert type(model.box2box_transform) is type(other.box2box_transform)
     features = [torch.zeros(1, 1, side, side + 1) for side in (9, 5, 3, 2, 1)]
     for ours, theirs in zip(model.anchor_generator(features), other.anchor_generator(features)):
@@ -109,11 +109,11 @@ def test_yaml_builds_what_a_lazy_config_builds(recipe, deform, groups):
 
 
 @pytest.mark.parametrize("name", ["coco/atss_X_101_32x8d_FPN_2x", "demo/atss_mobilenetv2_trees"])
-@pytest.mark.parametrize("recipe", RECIPES)
-def test_a_recipe_changes_nothing_else(name, recipe):
+@pytest.mark.parametrize("convention", CONVENTIONS)
+def test_a_convention_changes_nothing_else(name, convention):
     cfg = get_config(name)
     before = copy.deepcopy(cfg)
-    assert apply_recipe(cfg, recipe) is cfg
+    assert apply_convention(cfg, convention) is cfg
     assert cfg.model.num_classes == before.model.num_classes
     stages = OmegaConf.select(cfg.model, "backbone.bottom_up.stages")
     if stages is not None:  # no ResNeXt has its strides in 1x1 convolutions
@@ -123,13 +123,13 @@ def test_a_recipe_changes_nothing_else(name, recipe):
 
 
 @pytest.mark.parametrize("kind", ["lazy", "yaml"])
-def test_a_second_recipe_takes_back_the_first(kind, tmp_path):
+def test_a_second_convention_takes_back_the_first(kind, tmp_path):
     def new():
         return get_cfg() if kind == "yaml" else toy_config(tmp_path)
 
     once, twice = new(), new()
-    apply_recipe(once, "mmdet")
-    apply_recipe(apply_recipe(twice, "authors"), "mmdet")
+    apply_convention(once, "mmdet")
+    apply_convention(apply_convention(twice, "authors"), "mmdet")
     if kind == "yaml":
         # A shift of nothing: the same anchors.
         assert twice.MODEL.ATSS.ANCHOR_GENERATOR.CENTER_SHIFT == 0
@@ -140,22 +140,22 @@ def test_a_second_recipe_takes_back_the_first(kind, tmp_path):
     assert once == twice
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
-def test_points_have_an_inset_in_place_of_a_clamp(recipe, tmp_path):
+@pytest.mark.parametrize("convention", CONVENTIONS)
+def test_points_have_an_inset_in_place_of_a_clamp(convention, tmp_path):
     cfg = toy_config(tmp_path)
     cfg.model.box2box_transform = L(PointDistances)()
-    model = instantiate(apply_recipe(cfg, recipe).model)
-    assert model.box2box_transform.inset == RECIPES[recipe].inset
-    assert recipe_differences(model, recipe) == []
+    model = instantiate(apply_convention(cfg, convention).model)
+    assert model.box2box_transform.inset == CONVENTIONS[convention].inset
+    assert convention_differences(model, convention) == []
 
 
 def test_matchers_without_an_inset_stay(tmp_path):
     cfg = toy_config(tmp_path)
     cfg.model.matcher = L(Recorder)()
-    assert type(instantiate(apply_recipe(cfg, "authors").model).matcher) is Recorder
+    assert type(instantiate(apply_convention(cfg, "authors").model).matcher) is Recorder
     for matcher in (L(TopKMatcher)(), L(CenterSamplingMatcher)(strides=[8, 16])):
         cfg.model.matcher = matcher
-        assert instantiate(apply_recipe(cfg, "authors").model).matcher.inset == 0.5
+        assert instantiate(apply_convention(cfg, "authors").model).matcher.inset == 0.5
 
 
 # ------------------------------------------------------------------------- agreement of a model
@@ -174,22 +174,22 @@ DIFFERENCES = {
 
 
 @pytest.mark.parametrize("name", DIFFERENCES)
-@pytest.mark.parametrize("recipe", RECIPES)
-def test_every_difference_is_seen(name, recipe, tmp_path):
-    model = instantiate(apply_recipe(toy_config(tmp_path), recipe).model)
-    assert recipe_differences(model, recipe) == []
+@pytest.mark.parametrize("convention", CONVENTIONS)
+def test_every_difference_is_seen(name, convention, tmp_path):
+    model = instantiate(apply_convention(toy_config(tmp_path), convention).model)
+    assert convention_differences(model, convention) == []
     DIFFERENCES[name](model)
-    (difference,) = recipe_differences(model, recipe)
+    (difference,) = convention_differences(model, convention)
     assert difference.startswith(f"{name} is ")
 
 
 def test_a_model_of_the_paper_differs_from_mmdetection_in_this():
     model = instantiate(get_config("coco/atss_R_50_FPN_1x").model)
     assert [
-        difference.partition(" is ")[0] for difference in recipe_differences(model, "mmdet")
+        difference.partition(" is ")[0] for difference in convention_differences(model, "mmdet")
     ] == [
         "anchor_generator.offset",
-        "box2box_transform.clamp_both_sides",
+        "box2box_transform",
         "backbone.p7_relu",
         "backbone.bottom_up.stages.stride_in_1x1",
         "test_score_type",
@@ -198,7 +198,7 @@ def test_a_model_of_the_paper_differs_from_mmdetection_in_this():
         "pixel_std",
         "input_format",
     ]
-    assert recipe_differences(model, "authors") == [
+    assert convention_differences(model, "authors") == [
         "anchor_generator.center_shift is 0.0, not 0.5",
         "pixel_mean is [103.53, 116.28, 123.675], not [102.9801, 115.9465, 122.7717]",
     ]
@@ -240,12 +240,12 @@ def test_the_anchors_of_the_authors():
 # -------------------------------------------------------------------------------------- errors
 
 
-def test_an_unknown_recipe_names_the_known_ones():
-    with pytest.raises(ValueError, match="recipe must be one of authors, mmdet, got 'torch'"):
-        apply_recipe(get_cfg(), "torch")
+def test_an_unknown_convention_names_the_known_ones():
+    with pytest.raises(ValueError, match="convention must be one of authors, mmdet, got 'torch'"):
+        apply_convention(get_cfg(), "torch")
 
 
-def test_what_a_recipe_does_not_know_is_refused_before_anything_is_changed(tmp_path):
+def test_what_a_convention_does_not_know_is_refused_before_anything_is_changed(tmp_path):
     for key, target, message in (
         ("anchor_generator._target_", toy.ToyBackbone, "anchor_generator .*, got ToyBackbone"),
         ("box2box_transform._target_", Box2BoxTransformLinear, "got .*Box2BoxTransformLinear"),
@@ -255,9 +255,9 @@ def test_what_a_recipe_does_not_know_is_refused_before_anything_is_changed(tmp_p
         OmegaConf.update(cfg.model, key, target)
         before = copy.deepcopy(cfg)
         with pytest.raises(ValueError, match=message):
-            apply_recipe(cfg, "authors")
+            apply_convention(cfg, "authors")
         assert cfg == before
     cfg = get_cfg()
     cfg.MODEL.ANCHOR_GENERATOR.NAME = "RotatedAnchorGenerator"
     with pytest.raises(ValueError, match="ShiftedAnchorGenerator, got RotatedAnchorGenerator"):
-        apply_recipe(cfg, "authors")
+        apply_convention(cfg, "authors")
