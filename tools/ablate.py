@@ -29,12 +29,12 @@ import atss_d2  # noqa: F401  (first: quiet about the deprecations of its depend
 
 # isort: split
 import torch
+from atss_d2.data.download import DataError, replacing
 from detectron2.data import MetadataCatalog
 from detectron2.utils.file_io import PathManager
 from tabulate import tabulate
 
 from atss_d2.commands.errors import Parser, one_sentence
-from atss_d2.data.download import DataError, replacing
 from atss_d2.study import (
     DATA,
     ROWS,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..data.download import replacing
+from ..plain.files import replacing
 from .recipes import get_recipe
 from .report import ConversionReport, overrides
 

@@ -16,10 +16,10 @@ import torch.fx.experimental._config as fx_config
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from ..data.download import replacing
 from ..modeling import ATSS
 from ..modeling.nms import kept_by_joint_nms
 from ..modeling.nms import kept_by_nms as kept_in_each_image
+from ..plain.files import replacing
 from .checks import (
     check_dtype,
     check_free_sizes,

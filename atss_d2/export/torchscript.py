@@ -13,10 +13,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..data.download import replacing
 from ..modeling import ATSS
 from ..modeling.choices import check_choice
 from ..modeling.scripting import check_scriptable, trace_on_maps, without_jit_warnings
+from ..plain.files import replacing
 from .checks import check_dtype, check_same_path, check_sample, check_suffix
 from .detector import ExportableDetector, to_precision
 from .metadata import KEY, Metadata
