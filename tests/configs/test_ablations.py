@@ -11,6 +11,8 @@ from detectron2.config import instantiate
 from detectron2.layers import ShapeSpec
 from detectron2.structures import Boxes, Instances
 
+from ablations import ROWS
+from ablations.configs import config_hash
 from atss_d2 import (
     ATSSMatcher,
     CenterSamplingMatcher,
@@ -21,8 +23,6 @@ from atss_d2 import (
 )
 from atss_d2.config import get_config_path
 from atss_d2.modeling.box_coding import PointDistances, box2box_transform
-from atss_d2.study import ROWS
-from atss_d2.study.configs import config_hash
 from tests.detector import CHANNELS, ToyBackbone
 
 # As the paper prints them.
