@@ -52,4 +52,4 @@ lint: setup ## linter and formatting, nothing is changed
 
 clean: ## remove build products and caches; .venv, datasets and output stay
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
-	find atss_d2 benchmarks configs tests tools -name __pycache__ -prune -exec rm -rf {} +
+	find ablations atss_d2 benchmarks configs tests tools -name __pycache__ -prune -exec rm -rf {} +

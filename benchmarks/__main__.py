@@ -26,7 +26,7 @@ import torch
 from tqdm import tqdm
 
 from atss_d2.commands.errors import Parser
-from atss_d2.data.download import DataError
+from atss_d2.data import DataError
 from atss_d2.warning_filters import filter_third_party_warnings
 
 from .cases import CASES

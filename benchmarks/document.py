@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from atss_d2.study.document import fill_blocks
+from ablations.document import fill_blocks
 
 from .machine import machine_line
 from .report import case_tables, targets_table

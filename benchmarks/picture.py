@@ -8,7 +8,7 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from atss_d2.data.download import replacing
+from atss_d2.plain.files import replacing
 
 from .machine import machine_line
 from .results import CaseResult, Measurement

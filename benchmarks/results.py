@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from atss_d2.data.download import replacing
+from atss_d2.plain.files import replacing
 
 from .timing import quartiles
 

@@ -9,7 +9,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from atss_d2.data.shape_drawing import draw_background, paint, shape_mask
+from atss_d2.data.embedded.shape_drawing import draw_background, paint, shape_mask
 
 IDS = {"disc": 3, "square": 7, "triangle": 40}
 _LABELS = {"disc": 0, "square": 1, "triangle": 2}  # of shape_mask

@@ -15,7 +15,8 @@ from PIL import Image
 
 from atss_d2 import ATSSMatcher, get_config
 from atss_d2.commands import train as train_net
-from atss_d2.data import BoxDatasetMapper, shapes
+from atss_d2.data import BoxDatasetMapper
+from atss_d2.data.embedded import shapes
 from atss_d2.engine import apply_overrides
 from atss_d2.modeling.nouns import Predictions
 from tests import toy

@@ -35,7 +35,9 @@ from atss_d2.engine import (
     default_setup,
     do_test,
     do_train,
+    keep_freed_memory,
     load_weights,
+    resolve_device,
 )
 from atss_d2.visualization import plot_training_curves, save_comparisons
 from atss_d2.warning_filters import filter_third_party_warnings
@@ -66,6 +68,9 @@ def main(argv: list[str] | None = None) -> int:
     start = time.perf_counter()
     output_dir = Path(cfg.train.output_dir)
     default_setup(cfg, args)
+    cfg.train.device = resolve_device(cfg.train.device)
+    if cfg.train.device == "cpu":
+        keep_freed_memory()
     results = {cfg.dataloader.test.dataset.names: do_train(cfg, resume=args.resume)["bbox"]}
     training_seconds = time.perf_counter() - start
     results[OTHER_SITE] = evaluate_other_site(cfg, output_dir)["bbox"]

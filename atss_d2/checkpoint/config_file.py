@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..data.download import replacing
+from ..plain.files import replacing
 from .conventions import get_convention
 from .report import ConversionReport, overrides
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..data.download import replacing
+from ..plain.files import replacing
 from .loading import import_safetensors
 
 __all__ = ["save_file"]

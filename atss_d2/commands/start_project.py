@@ -171,7 +171,7 @@ def find_backbone(folder: Path) -> tuple[Path | None, str]:
         The file, or None where it could not be fetched, and then a sentence about that.
     """
     from ..data import DataError, dataset_root, prepare_pretrained
-    from ..data.pretrained import PRETRAINED_FILE
+    from ..data.embedded.pretrained import PRETRAINED_FILE
 
     root_here = checkout()
     for root in (dataset_root(), folder, *([root_here / "datasets"] if root_here else [])):
@@ -199,14 +199,10 @@ def write_json(part: Checked, path: Path) -> Path:
 
 
 def _write(path: Path, text: str) -> None:
-    """Writes a file, complete or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
+    from ..plain.files import replacing
+
+    with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def draw_page(train: Checked, path: Path, **options) -> None:

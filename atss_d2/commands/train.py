@@ -219,12 +219,15 @@ def run_lazy(cfg: DictConfig, args: argparse.Namespace) -> dict[str, Any]:
     """Trains or evaluates a LazyConfig."""
     from detectron2.utils import comm
 
-    from ..engine import build_model, do_test, do_train
+    from ..engine import build_model, do_test, do_train, keep_freed_memory, resolve_device
 
     if args.eval_only:
         model = build_model(cfg)
         load_for_evaluation(model, cfg.train.init_checkpoint, cfg.train.output_dir, args)
         return do_test(cfg, model, with_tta=True)
+    cfg.train.device = resolve_device(cfg.train.device)
+    if cfg.train.device == "cpu":
+        keep_freed_memory()
     results = do_train(cfg, resume=args.resume)
     if comm.is_main_process():
         print_ending(cfg, args.config_file, results)

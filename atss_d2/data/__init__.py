@@ -1,13 +1,16 @@
-"""The embedded data sets, their registration in Detectron2, and the dataset mapper."""
+"""Loading, mapping and checking of any data set; ``embedded/`` is the demo's data."""
 
-from .catalog import dataset_root, register_datasets
-from .download import DataError
+from .embedded import (
+    dataset_root,
+    prepare_pretrained,
+    prepare_shapes,
+    prepare_trees,
+    register_datasets,
+)
+from .errors import DataError
 from .mapper import BoxDatasetMapper
-from .pretrained import prepare_pretrained
 from .registration import register_coco
-from .shapes import prepare_shapes
 from .test_loader import build_test_loader
-from .trees import prepare_trees
 
 register_datasets()
 

@@ -12,7 +12,7 @@ from detectron2.data import detection_utils as utils
 from detectron2.data.transforms import TransformList
 from detectron2.structures import BoxMode, Instances
 
-from .download import DataError
+from .errors import DataError
 from .images import read_image
 
 __all__ = ["BoxDatasetMapper"]

@@ -3,6 +3,7 @@
 from ..checkpoint import check_checkpoint
 from .data_check import check_categories, check_dataset_files
 from .ema import EMAHook
+from .memory import keep_freed_memory
 from .optim import BackboneLRFactor
 from .overrides import apply_overrides, apply_yaml_overrides
 from .setup import default_setup, resolve_device
@@ -22,6 +23,7 @@ __all__ = [
     "default_setup",
     "do_test",
     "do_train",
+    "keep_freed_memory",
     "load_weights",
     "resolve_device",
 ]

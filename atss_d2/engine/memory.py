@@ -12,8 +12,9 @@ _M_MMAP_MAX = -4
 
 
 def keep_freed_memory() -> bool:
-    """Tells the C library to keep freed memory for the next allocation.
+    """Tells the C library to keep freed memory for the next allocation, in the whole process.
 
+    For commands that train, not for libraries: what else the process does is affected as well.
     glibc returns large blocks to the system as soon as they are freed, so that every large tensor
     of every iteration is mapped and zeroed anew. Keeping them saves that time and costs nothing
     but memory that stays reserved. Does nothing where the C library is another one.

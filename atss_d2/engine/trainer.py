@@ -30,7 +30,6 @@ from .data_check import check_categories, check_images, explained, load_test_set
 from .ema import EMAHook
 from .evaluation_hooks import BaseLRScheduler, BestCheckpoint, TimedEvalHook
 from .gradient_clipping import GradientClippingHook
-from .memory import keep_freed_memory
 from .rng import preserved_rng
 from .setup import resolve_device
 from .train_loader import build_train_loader
@@ -143,8 +142,6 @@ def do_train(cfg: DictConfig, *, resume: bool = False) -> dict[str, Any]:
     cfg = copy.deepcopy(cfg)  # the optimiser's node gets the model
     check_categories(cfg)
     model = build_model(cfg)
-    if next(model.parameters()).device.type == "cpu":
-        keep_freed_memory()
     logger.info(f"Model:\n{model}", extra=FILE_ONLY)
     num_parameters = sum(p.numel() for p in model.parameters())
     logger.info(f"{type(model).__name__} with {num_parameters / 1e6:.1f} M parameters")

@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..data.download import replacing
 from ..modeling import ATSS
+from ..plain.files import replacing
 from .checks import check_cpp_compiler, check_dtype, check_suffix
 from .metadata import KEY, Metadata
 from .pt2 import complete_metadata, export_program

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..data.download import replacing
 from ..modeling import ATSS
+from ..plain.files import replacing
 from .checks import check_dtype, check_opset, check_suffix, import_optional
 from .metadata import KEY, Metadata
 from .onnx_nms import onnx_kept_by_nms, onnx_translations

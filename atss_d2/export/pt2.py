@@ -16,10 +16,10 @@ import torch.fx.experimental._config as fx_config
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from ..data.download import replacing
 from ..modeling import ATSS
 from ..modeling.nms import kept_by_joint_nms
 from ..modeling.nms import kept_by_nms as kept_in_each_image
+from ..plain.files import replacing
 from .checks import (
     check_dtype,
     check_free_sizes,
@@ -29,7 +29,7 @@ from .checks import (
 )
 from .detector import ExportableDetector, to_precision
 from .metadata import KEY, Metadata
-from .swin import any_size_attention
+from .swin import use_any_size_attention
 
 
 def export_pt2(
@@ -152,6 +152,7 @@ def export_program(
         kept_by_nms = kept_in_each_image if _exports_loops() else kept_by_joint_nms
     # In the usual layout: of one by channels, exporters note that sides must not be 1.
     model = to_precision(model, dtype).to(memory_format=torch.contiguous_format)
+    use_any_size_attention(model)
     detector = ExportableDetector(model, with_nms=with_nms, kept_by_nms=kept_by_nms)
     # Nothing is computed on it. Sides differ from each other and are long enough for several cells
     # (and windows of a Swin transformer) on every level, so that no size equals another by chance.
@@ -159,11 +160,7 @@ def export_program(
     example = sample.new_zeros((2, 3, side + 1, side + 3), device=model.device)
     free = {0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC}
     # Otherwise sizes of 1, such as those of the upper levels of small images, would be refused.
-    with (
-        any_size_attention(),
-        fx_config.patch(backed_size_oblivious=True),
-        warnings.catch_warnings(),
-    ):
+    with fx_config.patch(backed_size_oblivious=True), warnings.catch_warnings():
         check_same_path(lambda images: detector.predict(detector.prepare(images)), example)
         warnings.simplefilter("ignore")  # the exporter and torchvision speak of their own code
         program = torch.export.export(detector, (example,), dynamic_shapes=(free,))

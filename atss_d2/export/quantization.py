@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..data.download import replacing
+from ..plain.files import replacing
 from .checks import check_suffix, import_optional
 from .metadata import KEY, Metadata
 

@@ -9,80 +9,82 @@ heads of C / A channels.
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Iterator, Sequence
-from unittest import mock
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
-
-_FUNCTION = "torchvision.models.swin_transformer.shifted_window_attention"
-
-
-@contextlib.contextmanager
-def any_size_attention() -> Iterator[None]:
-    """Within it, torchvision's Swin transformers compute the same in a way that can be exported."""
-    with mock.patch(_FUNCTION, shifted_window_attention):
-        yield
+from torch import Tensor, nn
+from torchvision.models.swin_transformer import ShiftedWindowAttention, ShiftedWindowAttentionV2
 
 
-def shifted_window_attention(
-    x: Tensor,
-    qkv_weight: Tensor,
-    proj_weight: Tensor,
-    relative_position_bias: Tensor,
-    window_size: Sequence[int],
-    num_heads: int,
-    shift_size: Sequence[int],
-    attention_dropout: float = 0.0,
-    dropout: float = 0.0,
-    qkv_bias: Tensor | None = None,
-    proj_bias: Tensor | None = None,
-    logit_scale: Tensor | None = None,
-    training: bool = False,
-) -> Tensor:
-    """Attention within windows (N, H, W, C) -> (N, H, W, C), for inference.
+def use_any_size_attention(model: nn.Module) -> None:
+    """Lets torchvision's Swin transformers in ``model`` compute the same in an exportable way.
 
-    Arguments are those of torchvision's function of this name.
+    Args:
+        model: In evaluation mode; changed in place, so give a copy. Its parameters stay.
     """
-    height, width = x.shape[1:3]
-    (h, w), channels = window_size, x.shape[3]
-    is_shifted = any(shift > 0 for shift in shift_size)
-    num_rows, num_columns = (height + h - 1) // h, (width + w - 1) // w  # of windows
-    x = F.pad(x, (0, 0, 0, num_columns * w - width, 0, num_rows * h - height))
-    if is_shifted:
-        rows = _Shifted(num_rows, h, shift_size[0], x.device)
-        columns = _Shifted(num_columns, w, shift_size[1], x.device)
-        x = x[:, rows.sources][:, :, columns.sources]
-    x = _to_windows(x, h, w)  # (N, B, P, C)
+    for module in model.modules():
+        if type(module) in _ANY_SIZE:
+            module.__class__ = _ANY_SIZE[type(module)]
 
-    if logit_scale is not None and qkv_bias is not None:  # version 2: keys have no bias
-        qkv_bias = torch.stack((qkv_bias[:channels], qkv_bias[:channels], qkv_bias[-channels:]))
-        qkv_bias = (qkv_bias * qkv_bias.new_tensor([[1], [0], [1]])).flatten()
-    qkv = F.linear(x, qkv_weight, qkv_bias).unflatten(-1, (3, num_heads, -1))
-    q, k, v = qkv.permute(3, 0, 1, 4, 2, 5).unbind()  # each (N, B, A, P, C / A)
-    if logit_scale is None:
-        scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
-    else:
-        scores = F.normalize(q, dim=-1) @ F.normalize(k, dim=-1).transpose(-2, -1)
-        scores = scores * logit_scale.clamp(max=math.log(100)).exp()
-    scores = scores + relative_position_bias  # (N, B, A, P, P)
-    if is_shifted:
-        # Cells that were not neighbours before the shift do not see each other.
-        regions = (3 * rows.regions[:, None] + columns.regions)[None, :, :, None]
-        regions = _to_windows(regions, h, w)[0, :, :, 0]  # (B, P)
-        is_apart = (regions[:, :, None] != regions[:, None])[:, None]
-        scores = torch.where(is_apart, scores - 100, scores)
-    x = (scores.softmax(dim=-1) @ v).transpose(2, 3).flatten(3)
-    x = F.linear(x, proj_weight, proj_bias)
 
-    x = x.unflatten(2, (h, w)).unflatten(1, (num_rows, num_columns))
-    x = x.permute(0, 1, 3, 2, 4, 5).flatten(3, 4).flatten(1, 2)  # (N, Hp, Wp, C)
-    if is_shifted:
-        x = x[:, rows.targets][:, :, columns.targets]
-    return x[:, :height, :width]
+class _AnySize:
+    """Attention within windows, for inference; mixed into torchvision's modules."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, H, W, C) -> (N, H, W, C)."""
+        height, width = x.shape[1:3]
+        (h, w), channels = self.window_size, x.shape[3]
+        is_shifted = any(shift > 0 for shift in self.shift_size)
+        num_rows, num_columns = (height + h - 1) // h, (width + w - 1) // w  # of windows
+        x = F.pad(x, (0, 0, 0, num_columns * w - width, 0, num_rows * h - height))
+        if is_shifted:
+            rows = _Shifted(num_rows, h, self.shift_size[0], x.device)
+            columns = _Shifted(num_columns, w, self.shift_size[1], x.device)
+            x = x[:, rows.sources][:, :, columns.sources]
+        x = _to_windows(x, h, w)  # (N, B, P, C)
+
+        qkv_bias = self.qkv.bias
+        logit_scale = getattr(self, "logit_scale", None)
+        if logit_scale is not None and qkv_bias is not None:  # version 2: keys have no bias
+            qkv_bias = torch.stack((qkv_bias[:channels], qkv_bias[:channels], qkv_bias[-channels:]))
+            qkv_bias = (qkv_bias * qkv_bias.new_tensor([[1], [0], [1]])).flatten()
+        qkv = F.linear(x, self.qkv.weight, qkv_bias).unflatten(-1, (3, self.num_heads, -1))
+        q, k, v = qkv.permute(3, 0, 1, 4, 2, 5).unbind()  # each (N, B, A, P, C / A)
+        if logit_scale is None:
+            scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
+        else:
+            scores = F.normalize(q, dim=-1) @ F.normalize(k, dim=-1).transpose(-2, -1)
+            scores = scores * logit_scale.clamp(max=math.log(100)).exp()
+        scores = scores + self.get_relative_position_bias()  # (N, B, A, P, P)
+        if is_shifted:
+            # Cells that were not neighbours before the shift do not see each other.
+            regions = (3 * rows.regions[:, None] + columns.regions)[None, :, :, None]
+            regions = _to_windows(regions, h, w)[0, :, :, 0]  # (B, P)
+            is_apart = (regions[:, :, None] != regions[:, None])[:, None]
+            scores = torch.where(is_apart, scores - 100, scores)
+        x = (scores.softmax(dim=-1) @ v).transpose(2, 3).flatten(3)
+        x = self.proj(x)
+
+        x = x.unflatten(2, (h, w)).unflatten(1, (num_rows, num_columns))
+        x = x.permute(0, 1, 3, 2, 4, 5).flatten(3, 4).flatten(1, 2)  # (N, Hp, Wp, C)
+        if is_shifted:
+            x = x[:, rows.targets][:, :, columns.targets]
+        return x[:, :height, :width]
+
+
+class _AnySizeAttention(_AnySize, ShiftedWindowAttention):
+    pass
+
+
+class _AnySizeAttentionV2(_AnySize, ShiftedWindowAttentionV2):
+    pass
+
+
+_ANY_SIZE = {
+    ShiftedWindowAttention: _AnySizeAttention,
+    ShiftedWindowAttentionV2: _AnySizeAttentionV2,
+}
 
 
 class _Shifted:

@@ -13,15 +13,15 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..data.download import replacing
 from ..modeling import ATSS
 from ..modeling.choices import check_choice
 from ..modeling.scripting import check_scriptable, trace_on_maps, without_jit_warnings
+from ..plain.files import replacing
 from .checks import check_dtype, check_same_path, check_sample, check_suffix
 from .detector import ExportableDetector, to_precision
 from .metadata import KEY, Metadata
 from .pt2 import complete_metadata
-from .swin import any_size_attention
+from .swin import use_any_size_attention
 
 METHODS = ("tracing", "scripting")
 
@@ -73,9 +73,9 @@ def export_torchscript(
     sample = sample.to(model.device)
     with torch.no_grad(), without_jit_warnings():
         if method == "tracing":
-            with any_size_attention():
-                check_same_path(lambda images: detector.predict(detector.prepare(images)), sample)
-                script = torch.jit.trace(detector, sample, check_trace=False)
+            use_any_size_attention(detector)
+            check_same_path(lambda images: detector.predict(detector.prepare(images)), sample)
+            script = torch.jit.trace(detector, sample, check_trace=False)
         else:
             script = torch.jit.script(_ScriptableDetector(detector, sample))
         with replacing(path) as temporary:

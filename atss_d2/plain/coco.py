@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .detections import Detections
+from .files import replacing
 
 
 def unnamed_categories(num_classes: int) -> list[dict[str, Any]]:
@@ -123,13 +124,10 @@ class CocoResults:
         Raises:
             OSError: The file cannot be written.
         """
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
         parts = []
         for key in ("images", "categories", "annotations"):
             rows = getattr(self, f"_{key}")
             lines = ",\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
             parts.append(f'"{key}": [\n{lines}\n]' if rows else f'"{key}": []')
-        temporary = path.with_name(f".{path.name}.part")
-        temporary.write_text("{\n" + ",\n".join(parts) + "\n}\n", encoding="utf-8")
-        os.replace(temporary, path)  # never half a file
+        with replacing(path) as temporary:
+            temporary.write_text("{\n" + ",\n".join(parts) + "\n}\n", encoding="utf-8")

@@ -1,11 +1,13 @@
-"""Which images are meant, where annotated pictures are written, and how."""
+"""Files: which images are meant, what annotated pictures are called, and how both are written."""
 
 from __future__ import annotations
 
 import glob
 import os
+import uuid
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +27,24 @@ _WRITABLE = {
 # What is taken from folders and patterns; a file given by its name is always tried.
 _READABLE = (".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpeg", ".jpg", ".pgm", ".png", ".ppm")
 _READABLE += (".tif", ".tiff", ".webp")
+
+
+@contextmanager
+def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yields a temporary path beside ``path`` that replaces it if the block succeeds.
+
+    So a file appears complete or not at all. Missing folders are made.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # A name of its own for each process that writes the same file at the same time. The suffix
+    # stays, because writers such as cv2.imwrite choose the format by it.
+    temporary = path.with_name(f".{path.stem}.{uuid.uuid4().hex}{path.suffix}")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def find_images(inputs: Sequence[str]) -> tuple[list[str], list[str]]:

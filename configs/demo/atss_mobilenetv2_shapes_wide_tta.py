@@ -11,12 +11,16 @@ The second command evaluates without and with three scales, each with its mirror
 from detectron2.config import LazyCall as L
 
 from atss_d2.modeling import DenseDetectorWithTTA
-from atss_d2.study import load_row_config, select_rows
+
+from ..ablations.table3.retinanet_atss import model, train
+from ..common.ablation_shapes import dataloader, lr_multiplier, optimizer
+from ..common.ablation_shapes import model as _model
+from ..common.ablation_shapes import train as _train
 
 # The row that the other tables of the paper start from, laid out for the generated scenes.
-_row = load_row_config(select_rows(["table3/retinanet_atss"])[0], "shapes")
-dataloader, lr_multiplier, model = _row.dataloader, _row.lr_multiplier, _row.model
-optimizer, train = _row.optimizer, _row.train
+model.backbone = _model.pop("backbone")
+model.merge_with(_model)
+train.merge_with(_train)
 
 # Images have shorter sides of 240 to 272 px.
 test_time_augmentation = L(DenseDetectorWithTTA)(

@@ -8,10 +8,10 @@ from detectron2.data import MetadataCatalog
 from omegaconf import OmegaConf
 
 import atss_d2
+from ablations import ROWS, load_row_config
+from ablations.configs import config_hash, overlay
 from atss_d2 import get_config
 from atss_d2.config import load_config
-from atss_d2.study import ROWS, load_row_config
-from atss_d2.study.configs import config_hash, overlay
 
 ROW = {row.name: row for row in ROWS}
 # One of each kind: every switch of the head, every rule, both coders, several anchors, two equal.

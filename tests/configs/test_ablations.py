@@ -12,6 +12,8 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.structures import Boxes, Instances
 
+from ablations import ROWS
+from ablations.configs import config_hash
 from atss_d2 import (
     ATSSMatcher,
     CenterSamplingMatcher,
@@ -22,8 +24,6 @@ from atss_d2 import (
 )
 from atss_d2.config import get_config_path
 from atss_d2.modeling.box_coding import PointDistances
-from atss_d2.study import ROWS
-from atss_d2.study.configs import config_hash
 from tests.detector import CHANNELS, ToyBackbone
 
 # As the paper prints them.

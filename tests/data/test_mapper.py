@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from PIL import Image
 
-from atss_d2.data import BoxDatasetMapper, shapes
+from atss_d2.data import BoxDatasetMapper
+from atss_d2.data.embedded import shapes
 
 
 @pytest.fixture(scope="module")

@@ -21,6 +21,7 @@ from tests.documents.blocks import ROOT
 from tests.drawn_set import draw_set, write_set
 
 PARTS = (
+    "ablations",
     "atss_d2",
     "benchmarks",
     "configs",

@@ -3,7 +3,10 @@ import subprocess
 import sys
 
 import pytest
+from omegaconf import OmegaConf
 
+from atss_d2 import engine
+from atss_d2.commands import train
 from atss_d2.engine import memory
 
 
@@ -21,3 +24,16 @@ def test_elsewhere_nothing_happens(monkeypatch):
     monkeypatch.setattr(sys, "platform", "linux")
     monkeypatch.setattr(memory.ctypes.util, "find_library", lambda name: None)
     assert memory.keep_freed_memory() is False
+
+
+@pytest.mark.parametrize(
+    ("device", "expected"), [("cpu", ["memory", "train"]), ("meta", ["train"])]
+)
+def test_the_command_asks_for_it_before_it_trains_on_a_cpu(monkeypatch, device, expected):
+    calls = []
+    monkeypatch.setattr(engine, "keep_freed_memory", lambda: calls.append("memory"))
+    monkeypatch.setattr(engine, "do_train", lambda cfg, resume: calls.append("train"))
+    monkeypatch.setattr(train, "print_ending", lambda *_: None)
+    arguments = train.get_parser().parse_args([])
+    train.run_lazy(OmegaConf.create({"train": {"device": device}}), arguments)
+    assert calls == expected

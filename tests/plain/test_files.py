@@ -2,6 +2,7 @@ import cv2
 import numpy as np
 import pytest
 
+from atss_d2.plain.files import replacing
 from atss_d2.visualization import output_names, write_image
 
 
@@ -38,3 +39,19 @@ def test_write_image_names_what_it_cannot_write(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match=r"cannot write '.*file/x\.png'"):
         write_image(tmp_path / "file" / "x.png", image)
+
+
+def test_a_failed_block_keeps_the_old_file(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+
+    def write_half():
+        with replacing(path) as temporary:
+            assert temporary.suffix == ".txt"
+            temporary.write_text("half of the n")
+            raise RuntimeError("interrupted")
+
+    with pytest.raises(RuntimeError, match="interrupted"):
+        write_half()
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]

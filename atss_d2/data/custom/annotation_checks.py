@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from typing import Any
 
-from ..download import DataError
+from ..errors import DataError
 from .checked import Checked, Finding
 
 _CLIP = 1.0  # pixels that a box may reach out of its image without a word: rounding does that

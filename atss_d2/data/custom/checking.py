@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ..categories import parse_categories
-from ..download import DataError
+from ..errors import DataError
 from .annotation_checks import check_annotations
 from .checked import Checked
 from .image_checks import check_images

@@ -11,7 +11,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from ..download import DataError
+from ..errors import DataError
 
 
 def read_voc_folder(images: Path, labels: Path) -> dict[str, Any]:

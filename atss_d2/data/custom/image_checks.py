@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import unquote
 
-from ..download import DataError
+from ..errors import DataError
 from .checked import Checked, Finding
 
 

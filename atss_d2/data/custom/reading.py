@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..download import DataError
+from ..errors import DataError
 
 _LABEL_FOLDERS = ("Annotations", "annotations", "labels", "xml")
 _IMAGE_FOLDERS = ("JPEGImages", "images", "Images")

@@ -3,10 +3,10 @@ from pathlib import Path
 
 import pytest
 
-from atss_d2.data import shapes
-from atss_d2.data.download import DataError
+from atss_d2.data import DataError
+from atss_d2.data.embedded import shapes
 
-_PATH = Path(__file__).resolve().parents[2] / "tools" / "prepare_data.py"
+_PATH = Path(__file__).resolve().parents[3] / "tools" / "prepare_data.py"
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from atss_d2.data.download import Wheel
+from atss_d2.data.embedded.download import Wheel
 
 _METADATA = "Metadata-Version: 2.1\nName: tinydata\nVersion: 1.0\n"
 

@@ -18,8 +18,9 @@ from detectron2.utils.env import seed_all_rng
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from ..config import get_config
-from ..modeling.matchers import DenseMatcher
+from atss_d2.config import get_config
+from atss_d2.modeling.matchers import DenseMatcher
+
 from .configs import load_row_config
 from .rows import find_row, select_rows
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from atss_d2.study import Result, plan_runs, select_rows
+from ablations import Result, plan_runs, select_rows
 
 # Stands for train_net.py: writes what a run leaves, in no time.
 FAKE_TRAIN_NET = """

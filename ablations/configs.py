@@ -9,8 +9,9 @@ from collections.abc import Callable, Sequence
 
 from omegaconf import DictConfig, OmegaConf
 
-from ..config import get_config
-from ..engine.overrides import apply_overrides
+from atss_d2.config import get_config
+from atss_d2.engine.overrides import apply_overrides
+
 from .rows import Row
 
 # Data set -> file that turns a row into a small experiment; None: the row as it is.
@@ -25,7 +26,7 @@ def load_row_config(row: Row, data: str, overrides: Sequence[str] = ()) -> DictC
     """Loads the config of a row for one of the data sets of the study.
 
     Args:
-        row: See :data:`atss_d2.study.ROWS`.
+        row: See :data:`ablations.ROWS`.
         data: ``"coco"`` is the paper's experiment; ``"shapes"`` and ``"trees"`` are small ones.
         overrides: ``key=value`` as for train_net.py, applied last.
 

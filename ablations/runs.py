@@ -12,8 +12,9 @@ from pathlib import Path
 from detectron2.config import LazyConfig
 from omegaconf import DictConfig
 
-from ..data.download import replacing
-from ..visualization import read_metrics
+from atss_d2.plain.files import replacing
+from atss_d2.visualization import read_metrics
+
 from .configs import load_row_config, row_hash
 from .rows import Row
 
@@ -27,10 +28,10 @@ class Run:
 
     Args:
         row: The first of the selected rows that have this config.
-        data: See :data:`atss_d2.study.DATA`.
+        data: See :data:`ablations.DATA`.
         seed: ``train.seed``.
         cfg: The whole config, seed and output folder included.
-        config_hash: See :func:`atss_d2.study.configs.config_hash`.
+        config_hash: See :func:`ablations.configs.config_hash`.
         overrides: Those that are already in ``cfg``.
     """
 
@@ -154,7 +155,7 @@ def plan_runs(
 
     Args:
         rows: See :func:`select_rows`.
-        data: See :data:`atss_d2.study.DATA`.
+        data: See :data:`ablations.DATA`.
         seeds: A run for each.
         output: The folder of the study; a run lies in ``<data>/<row>_<config hash>/seed<seed>``
             below it, under the name of the row that it was first made for.

@@ -23,8 +23,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from ..errors import DataError
 from .coco_writer import Picture, is_written, write_coco
-from .download import DataError, Wheel, disk_errors, fetch_members, require_free_space
+from .download import Wheel, disk_errors, fetch_members, require_free_space
 from .tiles import Window, clip_to_window, evaluation_windows, training_windows
 from .voc import read_voc
 

@@ -11,12 +11,14 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import uuid
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+from ...plain.files import replacing
+from ..errors import DataError
 
 _NETWORK_WORDS = (
     "connection broken",
@@ -30,10 +32,6 @@ _NETWORK_WORDS = (
     "readtimeout",
     "timed out",
 )
-
-
-class DataError(RuntimeError):
-    """A data set cannot be prepared; the message is one sentence with place and mend."""
 
 
 @dataclass(frozen=True)
@@ -165,21 +163,6 @@ def disk_errors(folder: Path) -> Iterator[None]:
                 "DETECTRON2_DATASETS to a folder that you may write to"
             ) from error
         raise
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Give a temporary path beside ``path`` that replaces it if the block succeeds."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # A name of its own for each process that prepares the same data at the same time. The suffix
-    # stays, because writers such as cv2.imwrite choose the format by it.
-    temporary = path.with_name(f".{path.stem}.{uuid.uuid4().hex}{path.suffix}")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _disk_full(folder: Path) -> str:

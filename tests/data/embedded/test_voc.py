@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from atss_d2.data.voc import read_voc
+from atss_d2.data.embedded.voc import read_voc
 
 _OBJECT = """<object><name>{name}</name><bndbox><xmin>{0}</xmin><ymin>{1}</ymin>
 <xmax>{2}</xmax><ymax>{3}</ymax></bndbox></object>"""

@@ -2,7 +2,7 @@
 
 import pytest
 
-from atss_d2.study.rows import ROWS, TABLES, find_row, select_rows
+from ablations.rows import ROWS, TABLES, find_row, select_rows
 
 
 def test_names_are_unique_and_belong_to_a_table():

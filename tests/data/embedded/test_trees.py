@@ -6,9 +6,9 @@ import pytest
 from detectron2.data import DatasetCatalog
 from pycocotools.coco import COCO
 
-from atss_d2.data import dataset_root, prepare_trees, trees
-from atss_d2.data.download import DataError
-from atss_d2.data.voc import read_voc
+from atss_d2.data import DataError, dataset_root, prepare_trees
+from atss_d2.data.embedded import trees
+from atss_d2.data.embedded.voc import read_voc
 
 _OBJECT = """<object><name>Tree</name><bndbox><xmin>{0}</xmin><ymin>{1}</ymin>
 <xmax>{2}</xmax><ymax>{3}</ymax></bndbox></object>"""

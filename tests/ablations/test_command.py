@@ -1,17 +1,16 @@
-"""tools/ablate.py: from the command line to the document, on a toy data set."""
+"""``python -m ablations``: from the command line to the document, on a toy data set."""
 
-import importlib.util
 import json
 import re
 from pathlib import Path
 
 import pytest
 
-from atss_d2.study import ROWS
-from atss_d2.study.configs import DATA, row_hash
+from ablations import ROWS, __main__
+from ablations.configs import DATA, row_hash
 from tests import toy
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 OVERRIDE = """
 from detectron2.config import LazyCall as L
 from detectron2.layers import ShapeSpec
@@ -32,14 +31,6 @@ train = dict(max_iter=1, eval_period=1, init_checkpoint="", log_period=1)
 """
 
 
-@pytest.fixture(scope="module")
-def ablate():
-    spec = importlib.util.spec_from_file_location("ablate", ROOT / "tools" / "ablate.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture
 def toy_study(tmp_path, monkeypatch):
     """Rows on the toy data set are called "shapes" here."""
@@ -51,10 +42,10 @@ def toy_study(tmp_path, monkeypatch):
     row_hash.cache_clear()
 
 
-def test_runs_resumes_skips_and_reports(ablate, toy_study, tmp_path, capsys, monkeypatch):
+def test_runs_resumes_skips_and_reports(toy_study, tmp_path, capsys, monkeypatch):
     rows = ["--rows", "table3/retinanet_atss", "table4/k9", "--seeds", "0", "1"]
     override = "train.checkpointer.period=1"
-    assert ablate.main([*rows, override, *toy_study]) == 0
+    assert __main__.main([*rows, override, *toy_study]) == 0
     printed = capsys.readouterr().out
     assert printed.count("start ") == 2  # two seeds of two rows that are one
     results = sorted((tmp_path / "output").glob("shapes/*/seed*/results.json"))
@@ -70,8 +61,8 @@ def test_runs_resumes_skips_and_reports(ablate, toy_study, tmp_path, capsys, mon
     # One lost its results, as if the command had been stopped before it wrote them.
     results[1].unlink()
     (tmp_path / "idle.py").write_text("")
-    monkeypatch.setattr(ablate, "TRAIN_NET", tmp_path / "idle.py")
-    assert ablate.main([*rows, override, *toy_study]) == 0
+    monkeypatch.setattr(__main__, "TRAIN_NET", tmp_path / "idle.py")
+    assert __main__.main([*rows, override, *toy_study]) == 0
     printed = capsys.readouterr().out
     assert "1 of 2 runs are finished already" in printed
     assert re.findall("start .*", printed) == ["start   table3/retinanet_atss seed 1 (resumed)"]
@@ -81,28 +72,28 @@ def test_runs_resumes_skips_and_reports(ablate, toy_study, tmp_path, capsys, mon
     document.parent.mkdir()
     document.write_text("<!-- begin shapes table4 --><!-- end shapes table4 -->")
     report = ["--report", "--document", str(document), override, *toy_study]
-    assert ablate.main(report) == 0
+    assert __main__.main(report) == 0
     (line,) = [x for x in document.read_text().splitlines() if "k = 9" in x]
     assert re.search(r"\| 39\.3 \| \d+\.\d ± \d+\.\d \| 2 \|", line)
 
     capsys.readouterr()
-    assert ablate.main(["--list", "--rows", "table4/k9", override, *toy_study]) == 0
+    assert __main__.main(["--list", "--rows", "table4/k9", override, *toy_study]) == 0
     assert "(2)" in capsys.readouterr().out
 
 
-def test_a_failure_ends_in_its_exit_code(ablate, toy_study, tmp_path, capsys, monkeypatch):
+def test_a_failure_ends_in_its_exit_code(toy_study, tmp_path, capsys, monkeypatch):
     script = tmp_path / "broken.py"
     script.write_text("raise RuntimeError('out of luck')")
-    monkeypatch.setattr(ablate, "TRAIN_NET", script)
-    assert ablate.main(["--rows", "table4/k3", *toy_study]) == 1
+    monkeypatch.setattr(__main__, "TRAIN_NET", script)
+    assert __main__.main(["--rows", "table4/k3", *toy_study]) == 1
     printed = capsys.readouterr().out
     assert "FAILED: RuntimeError: out of luck" in printed
     assert "console.log" in printed
     assert "failed: table4/k3 seed 0" in printed
 
 
-def test_list_names_every_row_with_its_config_and_number(ablate, tmp_path, capsys):
-    assert ablate.main(["--list", "--output", str(tmp_path)]) == 0
+def test_list_names_every_row_with_its_config_and_number(tmp_path, capsys):
+    assert __main__.main(["--list", "--output", str(tmp_path)]) == 0
     lines = capsys.readouterr().out.splitlines()
     for row in ROWS:
         (line,) = [line for line in lines if line.split()[:1] == [row.name]]
@@ -111,11 +102,11 @@ def test_list_names_every_row_with_its_config_and_number(ablate, tmp_path, capsy
         assert (ROOT / line.split()[-1]).is_file()
 
 
-def test_on_coco_it_prints_the_commands(ablate, tmp_path, capsys, monkeypatch):
+def test_on_coco_it_prints_the_commands(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(ablate, "execute", None)  # nothing is run
+    monkeypatch.setattr(__main__, "execute", None)  # nothing is run
     arguments = ["--data", "coco", "--rows", "table5/scale[59]", "--seeds", "0", "3"]
-    assert ablate.main([*arguments, "--num-gpus", "4", "optimizer.lr=0.005"]) == 0
+    assert __main__.main([*arguments, "--num-gpus", "4", "optimizer.lr=0.005"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [re.search(r"table5/(\w+)\.py", line)[1] for line in lines] == ["scale5", "scale9"] * 2
     for line in lines:
@@ -125,9 +116,9 @@ def test_on_coco_it_prints_the_commands(ablate, tmp_path, capsys, monkeypatch):
     assert [line.split()[-2] for line in lines] == [f"train.seed={n}" for n in (0, 0, 3, 3)]
 
 
-def test_positives_are_counted_into_a_file(ablate, toy_study, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(ablate, "measure_positives", lambda data: {"of": data})
-    assert ablate.main(["--positives", *toy_study]) == 0
+def test_positives_are_counted_into_a_file(toy_study, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(__main__, "measure_positives", lambda data: {"of": data})
+    assert __main__.main(["--positives", *toy_study]) == 0
     path = tmp_path / "output" / "shapes" / "positives.json"
     assert json.loads(path.read_text()) == {"of": "shapes"}
     assert str(path) in capsys.readouterr().out
@@ -142,10 +133,10 @@ def test_positives_are_counted_into_a_file(ablate, toy_study, tmp_path, capsys, 
         (["--report", "--document", "/nowhere/a.md"], "there is no document /nowhere/a.md"),
     ],
 )
-def test_errors_are_sentences(ablate, toy_study, arguments, message):
+def test_errors_are_sentences(toy_study, arguments, message):
     with pytest.raises(SystemExit) as error:
-        ablate.main([*arguments, *toy_study])
-    assert str(error.value).startswith("ablate.py: ")
+        __main__.main([*arguments, *toy_study])
+    assert str(error.value).startswith("ablations: ")
     assert message in str(error.value)
 
 
@@ -157,8 +148,8 @@ def test_errors_are_sentences(ablate, toy_study, arguments, message):
         (["--list", "--data", "voc"], "invalid choice"),
     ],
 )
-def test_wrong_arguments(ablate, capsys, arguments, message):
+def test_wrong_arguments(capsys, arguments, message):
     with pytest.raises(SystemExit) as error:
-        ablate.main(arguments)
+        __main__.main(arguments)
     assert error.value.code == 2
     assert message in capsys.readouterr().err

@@ -11,9 +11,10 @@ from detectron2.structures import Boxes, BoxMode, Instances
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from atss_d2.data import prepare_shapes, shapes
-from atss_d2.data.shape_drawing import SHAPES_CLASSES, shape_mask
-from atss_d2.data.shapes import _Canvas, draw_scene
+from atss_d2.data import prepare_shapes
+from atss_d2.data.embedded import shapes
+from atss_d2.data.embedded.shape_drawing import SHAPES_CLASSES, shape_mask
+from atss_d2.data.embedded.shapes import _Canvas, draw_scene
 
 
 def _bytes(folder):

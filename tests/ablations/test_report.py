@@ -6,10 +6,10 @@ import re
 import cv2
 import pytest
 
-from atss_d2.study import collect, find_row, plan_runs, read_results, write_document
-from atss_d2.study.document import cost_of, fill_blocks
-from atss_d2.study.report import NOT_MEASURED, Measurement, mean_and_spread, positives_table
-from atss_d2.study.rows import TABLES, select_rows
+from ablations import collect, find_row, plan_runs, read_results, write_document
+from ablations.document import cost_of, fill_blocks
+from ablations.report import NOT_MEASURED, Measurement, mean_and_spread, positives_table
+from ablations.rows import TABLES, select_rows
 
 from .conftest import write_result
 

@@ -9,7 +9,7 @@ import math
 
 import numpy as np
 
-from ..plain.tiles import Window, check_sizes, cover_overlapping
+from ...plain.tiles import Window, check_sizes, cover_overlapping
 
 
 def split_evenly(start: int, stop: int, max_size: int) -> list[tuple[int, int]]:

@@ -5,8 +5,8 @@ import torch
 import torchvision
 from detectron2.checkpoint import DetectionCheckpointer
 
-from atss_d2.data import dataset_root, prepare_pretrained, pretrained
-from atss_d2.data.download import DataError
+from atss_d2.data import DataError, dataset_root, prepare_pretrained
+from atss_d2.data.embedded import pretrained
 
 
 def _random_features():

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from atss_d2.data.tiles import (
+from atss_d2.data.embedded.tiles import (
     clip_to_window,
     cover_overlapping,
     evaluation_windows,

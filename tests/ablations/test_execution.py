@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from atss_d2.study import command, execute, locked, read_results
+from ablations import command, execute, locked, read_results
 
 ROOT = Path(__file__).resolve().parents[2]
 

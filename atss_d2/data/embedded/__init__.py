@@ -1,0 +1,14 @@
+"""The demo's data: photographs of tree crowns, generated scenes, and a pretrained backbone."""
+
+from .catalog import dataset_root, register_datasets
+from .pretrained import prepare_pretrained
+from .shapes import prepare_shapes
+from .trees import prepare_trees
+
+__all__ = [
+    "dataset_root",
+    "prepare_pretrained",
+    "prepare_shapes",
+    "prepare_trees",
+    "register_datasets",
+]
