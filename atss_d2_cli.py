@@ -11,7 +11,6 @@ inside a command then runs ``atss_d2/__init__.py`` as usual.
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import importlib.util
 import re
@@ -41,7 +40,8 @@ def run(command: str, argv: Sequence[str] | None = None) -> int:
         The exit code; 130 after Ctrl-C.
     """
     try:
-        return _load(command).main(None if argv is None else list(argv))
+        module = _import(f"commands.{command.replace('-', '_')}")
+        return module.main(None if argv is None else list(argv))
     except KeyboardInterrupt:
         arguments = sys.argv[1:] if argv is None else argv
         hint = "; with --resume, the same command continues from the last checkpoint"
@@ -61,8 +61,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     command, *arguments = argv
     if command not in COMMANDS:
-        near = difflib.get_close_matches(command, COMMANDS, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"commands: {', '.join(COMMANDS)}"
+        otherwise = f"commands: {', '.join(COMMANDS)}"
+        hint = _import("plain.suggestions").did_you_mean(
+            command, COMMANDS, num=1, otherwise=otherwise
+        )
         print(f"atss-d2: there is no command '{command}'; {hint}", file=sys.stderr)
         return 2
     sys.argv = [f"atss-d2 {command}", *arguments]  # the name that its messages begin with
@@ -98,11 +100,12 @@ def _version() -> str:
 _LIGHT = ("commands", "plain")
 
 
-def _load(command: str) -> ModuleType:
+def _import(module: str) -> ModuleType:
+    """Imports a module of the light packages."""
     if "atss_d2" not in sys.modules:
         for name in _LIGHT:
             _import_alone(f"atss_d2.{name}", _package_folder() / name)
-    return importlib.import_module(f"atss_d2.commands.{command.replace('-', '_')}")
+    return importlib.import_module(f"atss_d2.{module}")
 
 
 def _import_alone(package: str, folder: Path) -> None:

@@ -9,8 +9,7 @@ from collections.abc import Callable, Sequence
 
 from omegaconf import DictConfig, OmegaConf
 
-from atss_d2.config import get_config
-from atss_d2.engine.overrides import apply_overrides
+from atss_d2.config import apply_overrides, get_config
 
 from .rows import Row
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import fnmatch
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+from atss_d2.plain.suggestions import did_you_mean
 
 
 @dataclass(frozen=True)
@@ -94,8 +95,8 @@ def select_rows(patterns: Sequence[str]) -> list[Row]:
     for pattern in patterns:
         found = fnmatch.filter(names, pattern)
         if not found:
-            near = difflib.get_close_matches(pattern, [*names, *TABLES], n=3, cutoff=0.4)
-            hint = f"did you mean {', '.join(near)}?" if near else "--list names all rows"
+            otherwise = "--list names all rows"
+            hint = did_you_mean(pattern, [*names, *TABLES], cutoff=0.4, otherwise=otherwise)
             raise ValueError(f"no row fits '{pattern}'; {hint}")
         selected.update(found)
     return [row for row in ROWS if row.name in selected]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,23 +9,17 @@ from pathlib import Path
 import detectron2.data.transforms as T
 import numpy as np
 import torch
-from detectron2.config import CfgNode, instantiate
+from detectron2.config import CfgNode
 from detectron2.data import Metadata, MetadataCatalog
 from detectron2.modeling import build_model as build_yaml_model
 from detectron2.structures import Boxes, Instances
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from .config import load_config
+from .config import by_kind, load_view
 from .data.categories import Categories, find_categories
 from .data.images import read_image
 from .data.test_loader import same_size_batches
-from .engine import (
-    apply_overrides,
-    apply_yaml_overrides,
-    build_model,
-    load_weights,
-    resolve_device,
-)
+from .engine import build_model, load_weights
 from .modeling.nms import batched_nms
 from .plain.coco import unnamed_categories
 from .plain.detections import Detections
@@ -84,55 +77,28 @@ class Predictor:
         """
         if batch_size < 1:
             raise ValueError(f"batch_size must be >= 1, got {batch_size}")
-        cfg = load_config(config)
-        build = self._build_from_yaml if isinstance(cfg, CfgNode) else self._build_from_lazy
-        self._datasets: list[str] = []
-        cfg, configured_weights = build(cfg, device, overrides)
-        weights = str(weights) if weights is not None else configured_weights
+        view = load_view(config, overrides, device=device)
+        self.model = by_kind(view.cfg, lazy=build_model, yaml=build_yaml_model)(view.cfg)
+        weights = str(weights) if weights is not None else view.weights
         if not weights:
             raise ValueError("no weights: give a checkpoint, the config does not name one")
+        self._augmentations = T.AugmentationList(view.test_augmentations)
+        self._input_format = view.input_format
+        self._datasets = view.dataset_names("test", "train")
         checkpoint = load_weights(self.model, weights)
         self.model.eval()
         self.batch_size = batch_size
         categories = find_categories(
-            checkpoint, cfg, self._datasets, getattr(self.model, "num_classes", None)
+            checkpoint,
+            lambda: view.categories,
+            self._datasets,
+            getattr(self.model, "num_classes", None),
         )
         self.has_names = bool(categories)
         self.categories: Categories = categories or unnamed_categories(
             getattr(self.model, "num_classes", 0)
         )
         self.metadata = self._metadata()
-
-    def _build_from_lazy(
-        self, cfg: DictConfig, device: str | None, overrides: Sequence[str]
-    ) -> tuple[DictConfig, str]:
-        cfg = apply_overrides(copy.deepcopy(cfg), overrides)
-        if device is not None:
-            cfg.train.device = device
-        self.model = build_model(cfg)
-        for part in ("test", "train"):
-            names = OmegaConf.select(cfg, f"dataloader.{part}.dataset.names", default=[])
-            self._datasets += [names] if isinstance(names, str) else list(names or [])
-        self._augmentations = T.AugmentationList(
-            list(instantiate(cfg.dataloader.test.mapper.augmentations))
-        )
-        self._input_format = cfg.dataloader.test.mapper.image_format
-        return cfg, cfg.train.init_checkpoint
-
-    def _build_from_yaml(
-        self, cfg: CfgNode, device: str | None, overrides: Sequence[str]
-    ) -> tuple[CfgNode, str]:
-        cfg = cfg.clone()
-        cfg.defrost()
-        apply_yaml_overrides(cfg, overrides)
-        cfg.MODEL.DEVICE = resolve_device(device or cfg.MODEL.DEVICE)
-        self.model = build_yaml_model(cfg)
-        self._datasets += [*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN]
-        self._augmentations = T.AugmentationList(
-            [T.ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)]
-        )
-        self._input_format = cfg.INPUT.FORMAT
-        return cfg, cfg.MODEL.WEIGHTS
 
     def _metadata(self) -> Metadata:
         """A copy, since Detectron2's own must not change once it is set."""

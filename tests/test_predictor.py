@@ -151,7 +151,7 @@ def test_device(weights, monkeypatch):
     cfg = lazy_config()
     assert cfg.train.device == "cuda"
     asked = []
-    monkeypatch.setattr("atss_d2.engine.trainer.resolve_device", lambda d: asked.append(d) or "cpu")
+    monkeypatch.setattr("atss_d2.engine.models.resolve_device", lambda d: asked.append(d) or "cpu")
     Predictor(cfg, weights)
     Predictor(cfg, weights, device="cuda:1")
     assert asked == ["cuda", "cuda:1"]

@@ -18,8 +18,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from atss_d2.checkpoint import apply_convention, convention_differences
 from atss_d2.commands import start_project
-from atss_d2.config import get_config, load_config
-from atss_d2.data.categories import config_categories
+from atss_d2.config import get_config, load_config, view_of
 from tests.drawn_set import IDS, write_set, write_voc
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -113,7 +112,7 @@ def test_two_parts_are_taken_as_they_are(folder, capsys):
     assert "Nothing odd was found." in output
     assert sorted(path.name for path in (folder / "p").iterdir()) == ["config.py", "data.png"]
     cfg = load_config(folder / "p" / "config.py")
-    assert config_categories(cfg) == CATEGORIES
+    assert view_of(cfg).categories == CATEGORIES
     assert cfg.model.num_classes == 3
     text = (folder / "p" / "config.py").read_text()
     assert str(folder / "data" / "train.json") in text
@@ -157,7 +156,7 @@ def test_pascal_voc_in_one_folder(folder):
     (folder / "data/train.json").unlink()
     assert start_project.main(["--train", "data", "--output", "p"]) == 0
     cfg = load_config(folder / "p" / "config.py")
-    assert [c["name"] for c in config_categories(cfg)] == ["disc", "square", "triangle"]
+    assert [c["name"] for c in view_of(cfg).categories] == ["disc", "square", "triangle"]
     part = json.loads((folder / "p" / "val.json").read_text())
     assert all(image["width"] for image in part["images"])
 

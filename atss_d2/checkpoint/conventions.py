@@ -19,6 +19,7 @@ from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.utils.registry import locate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from ..config import by_kind
 from ..modeling.anchor_generator import ShiftedAnchorGenerator
 from ..modeling.atss import ATSS
 from ..modeling.box_coding import PointDistances, TwoSidedBox2BoxTransform
@@ -146,13 +147,18 @@ def apply_convention(cfg: DictConfig | CfgNode, convention: str) -> DictConfig |
             setting for its anchor generator or box coder; the message names it.
     """
     settings = convention_settings(cfg, convention)
-    if isinstance(cfg, CfgNode):
-        cfg.merge_from_list([item for setting in settings.items() for item in setting])
-    else:
-        node = _model_node(cfg)
-        for key, value in settings.items():
-            OmegaConf.update(node, key, value, merge=False)
+    by_kind(cfg, lazy=_set_lazy, yaml=_set_yaml)(cfg, settings)
     return cfg
+
+
+def _set_lazy(cfg: DictConfig, settings: dict[str, Any]) -> None:
+    node = _model_node(cfg)
+    for key, value in settings.items():
+        OmegaConf.update(node, key, value, merge=False)
+
+
+def _set_yaml(cfg: CfgNode, settings: dict[str, Any]) -> None:
+    cfg.merge_from_list([item for setting in settings.items() for item in setting])
 
 
 def convention_settings(cfg: DictConfig | CfgNode, convention: str) -> dict[str, Any]:
@@ -165,16 +171,15 @@ def convention_settings(cfg: DictConfig | CfgNode, convention: str) -> dict[str,
         ValueError: As in :func:`apply_convention`.
     """
     values = get_convention(convention)
-    if isinstance(cfg, CfgNode):
-        return _yaml_settings(cfg, values)
-    return _lazy_settings(_model_node(cfg), values)
+    return by_kind(cfg, lazy=_lazy_settings, yaml=_yaml_settings)(cfg, values)
 
 
 def _model_node(cfg: DictConfig) -> DictConfig:
     return cfg.model if "_target_" not in cfg and "model" in cfg else cfg
 
 
-def _lazy_settings(node: DictConfig, convention: Convention) -> dict[str, Any]:
+def _lazy_settings(cfg: DictConfig, convention: Convention) -> dict[str, Any]:
+    node = _model_node(cfg)
     model = _target(node)
     if not (isinstance(model, type) and issubclass(model, ATSS)):
         raise ValueError(f"conventions are for the model ATSS, got {_name(model)}")

@@ -15,7 +15,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from .errors import EXPECTED, Parser, one_sentence
+from .errors import EXPECTED, Parser, tell
 
 _REFUSED = ("missing", "unexpected", "misshapen")
 # atss_d2.checkpoint.CONVENTIONS, which takes seconds to import.
@@ -126,7 +126,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         run(args)
     except EXPECTED as error:
-        print(f"error: {one_sentence(error)}", file=sys.stderr)
+        tell(error)
         return 1
     return 0
 

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, Protocol
-
-from .errors import one_sentence
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     import numpy as np
@@ -254,17 +251,6 @@ def make_folder(output: Path) -> None:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ValueError(f"--output '{output}' cannot be made: {error.strerror}") from None
-
-
-def refuse(parser: argparse.ArgumentParser, error: BaseException) -> NoReturn:
-    """Ends a command that cannot be run: one sentence on standard error, exit code 2."""
-    parser.exit(2, f"{parser.prog}: error: {one_sentence(error)}\n")
-
-
-def warn_on_stderr(sentence: str) -> None:
-    """Prints a sentence, as a warning unless it says that it is an error."""
-    prefix = "" if sentence.startswith("error: ") else "warning: "
-    print(f"{prefix}{sentence}", file=sys.stderr)
 
 
 def _read_image_ids(args: argparse.Namespace) -> ImageIds | None:

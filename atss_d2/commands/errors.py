@@ -1,12 +1,13 @@
-"""Errors of commands as one sentence."""
+"""Errors and warnings of commands, each as one sentence on standard error."""
 
 from __future__ import annotations
 
 import argparse
-import difflib
 import re
 import sys
 from typing import NoReturn
+
+from ..plain.suggestions import did_you_mean
 
 # What a wrong argument, file or config raises. Anything else is a fault of ours: a traceback.
 EXPECTED = (OSError, KeyError, ValueError, AssertionError, ImportError)
@@ -28,8 +29,8 @@ class Parser(argparse.ArgumentParser):
         elif first == "unrecognized arguments":
             flag = re.split(r"[\s=]", rest)[0]
             known = [x for x in self._option_string_actions if x not in ("-h", "--help")]
-            near = difflib.get_close_matches(flag, known, n=1)
-            hint = f"; did you mean {near[0]}?" if near else f"; {self.prog} --help lists the flags"
+            otherwise = f"{self.prog} --help lists the flags"
+            hint = f"; {did_you_mean(flag, known, num=1, otherwise=otherwise)}"
         elif first == "the following arguments are required":
             hint = f"; {self.prog} --help explains them"
         self.exit(2, f"{self.prog}: error: {' '.join(message.split())}{hint}\n")
@@ -48,6 +49,19 @@ def one_sentence(error: BaseException) -> str:
 
 
 def fail(parser: argparse.ArgumentParser, error: BaseException | str) -> NoReturn:
-    """Ends the command with ``PROGRAM: sentence`` on standard error and exit code 1."""
+    """Ends a command that failed: ``PROGRAM: sentence``, exit code 1."""
     sentence = error if isinstance(error, str) else one_sentence(error)
     sys.exit(f"{parser.prog}: {sentence}")
+
+
+def refuse(parser: argparse.ArgumentParser, error: BaseException) -> NoReturn:
+    """Ends a command that cannot be run: ``PROGRAM: error: sentence``, exit code 2."""
+    parser.exit(2, f"{parser.prog}: error: {one_sentence(error)}\n")
+
+
+def tell(problem: BaseException | str) -> None:
+    """Prints a sentence: ``error: ...`` for an error, ``warning: ...`` for anything else."""
+    if isinstance(problem, BaseException):
+        problem = f"error: {one_sentence(problem)}"
+    prefix = "" if problem.startswith("error: ") else "warning: "
+    print(f"{prefix}{problem}", file=sys.stderr)

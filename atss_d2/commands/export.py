@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from .errors import EXPECTED, Parser, one_sentence
+from .errors import EXPECTED, Parser, refuse
 
 if TYPE_CHECKING:
     from detectron2.config import CfgNode
@@ -128,27 +128,15 @@ def output_path(args: argparse.Namespace) -> Path:
 
 def setup(args: argparse.Namespace) -> DictConfig | CfgNode:
     """Loads the config and applies the overrides."""
-    from detectron2.config import CfgNode
+    from ..config import find_config, load_view
+    from ..engine import check_checkpoint
 
-    from ..config import get_config_path, load_config
-    from ..engine import apply_overrides, apply_yaml_overrides, check_checkpoint, resolve_device
-
-    if not os.path.isfile(args.config_file):
-        args.config_file = get_config_path(args.config_file)
-    cfg = load_config(args.config_file)
-    if isinstance(cfg, CfgNode):
-        apply_yaml_overrides(cfg, args.overrides)
-        cfg.MODEL.DEVICE = resolve_device(cfg.MODEL.DEVICE)
-        if args.run_eval and not cfg.DATASETS.TEST:
-            raise ValueError("--run-eval: the config has no test set, set DATASETS.TEST")
-    else:
-        apply_overrides(cfg, args.overrides)
-        if args.run_eval and cfg.dataloader.get("evaluator") is None:
-            raise ValueError("--run-eval: the config has no dataloader.evaluator")
-    is_yaml = isinstance(cfg, CfgNode)
-    weights = cfg.MODEL.WEIGHTS if is_yaml else cfg.train.init_checkpoint
-    check_checkpoint(weights, for_use=True)
-    return cfg
+    args.config_file = find_config(args.config_file)
+    view = load_view(args.config_file, args.overrides)
+    if args.run_eval and view.evaluation_lacks:
+        raise ValueError(f"--run-eval: the config has no {view.evaluation_lacks}")
+    check_checkpoint(view.weights, for_use=True)
+    return view.cfg
 
 
 def make_sample(predictor: Predictor, path: str | None) -> Tensor:
@@ -196,33 +184,34 @@ def export(predictor: Predictor, args: argparse.Namespace) -> Path:
         return quantize_onnx(write(Path(folder) / "float32.onnx"), output_path(args))
 
 
-def evaluate(cfg: DictConfig | CfgNode, model: nn.Module, folder: Path) -> dict[str, float]:
+def evaluate_lazy(cfg: DictConfig, model: nn.Module, folder: Path) -> dict[str, float]:
     """Evaluates as train_net.py does; returns the metrics of boxes."""
-    from detectron2.config import CfgNode
-    from detectron2.engine import DefaultTrainer
-
     from ..engine import do_test
+
+    if "output_dir" in cfg.dataloader.evaluator:
+        cfg.dataloader.evaluator.output_dir = str(folder)
+    return do_test(cfg, model)["bbox"]
+
+
+def evaluate_yaml(cfg: CfgNode, model: nn.Module, folder: Path) -> dict[str, float]:
+    """The same for a yaml config; of several test sets, the first."""
+    from ..engine import Trainer
     from ..engine.evaluation import build_evaluator
 
-    if isinstance(cfg, CfgNode):
-        evaluators = [build_evaluator(name, str(folder)) for name in cfg.DATASETS.TEST]
-        results = DefaultTrainer.test(cfg, model, evaluators)
-        if "bbox" not in results:  # of several test sets, the first
-            results = next(iter(results.values()))
-    else:
-        if "output_dir" in cfg.dataloader.evaluator:
-            cfg.dataloader.evaluator.output_dir = str(folder)
-        results = do_test(cfg, model)
-    return results["bbox"]
+    evaluators = [build_evaluator(name, str(folder)) for name in cfg.DATASETS.TEST]
+    results = Trainer.test(cfg, model, evaluators)
+    return (results if "bbox" in results else next(iter(results.values())))["bbox"]
 
 
 def compare(cfg: DictConfig | CfgNode, model: nn.Module, path: Path) -> None:
     """Evaluates the model and the file, and prints both."""
     from tabulate import tabulate
 
+    from ..config import by_kind
     from ..export import ExportedModel, load_exported
 
     columns = {}
+    evaluate = by_kind(cfg, lazy=evaluate_lazy, yaml=evaluate_yaml)
     options = {} if path.suffix == ".onnx" else {"device": str(model.device)}
     exported = ExportedModel(load_exported(path, **options))
     for name, evaluated in (("model", model), ("file", exported)):
@@ -262,7 +251,7 @@ def main(argv: list[str] | None = None) -> int:
         if args.run_eval:
             compare(cfg, predictor.model, path)
     except (*EXPECTED, RuntimeError) as error:
-        parser.error(one_sentence(error))
+        refuse(parser, error)
     return 0
 
 

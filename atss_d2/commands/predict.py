@@ -26,10 +26,8 @@ from .detecting import (
     check_arguments,
     check_output,
     make_folder,
-    refuse,
-    warn_on_stderr,
 )
-from .errors import EXPECTED, Parser, one_sentence
+from .errors import EXPECTED, Parser, refuse, tell
 
 if TYPE_CHECKING:
     import numpy as np
@@ -82,11 +80,11 @@ def get_parser() -> argparse.ArgumentParser:
 class PredictorDetector:
     """A :class:`Predictor`, for :class:`~atss_d2.commands.detecting.Detecting`."""
 
-    def __init__(self, predictor: Predictor, *, is_yaml: bool) -> None:
+    def __init__(self, predictor: Predictor, *, more_detections: str) -> None:
         """
         Args:
             predictor: The predictor.
-            is_yaml: Whether its config is one of Detectron2's yaml.
+            more_detections: An override that raises its number of detections per image.
         """
         from ..predictor import nms_with_torch
 
@@ -94,10 +92,7 @@ class PredictorDetector:
         self.categories = predictor.categories
         self.max_detections = getattr(predictor.model, "max_detections_per_image", None)
         self.iou_thresh = getattr(predictor.model, "test_nms_thresh", 0.5)
-        override = "model.max_detections_per_image=1000"
-        if is_yaml:
-            override = "MODEL.ATSS.MAX_DETECTIONS_PER_IMAGE 1000"
-        self.how_to_raise_it = f"raise it with --opts {override}"
+        self.how_to_raise_it = f"raise it with --opts {more_detections}"
         self.nms = nms_with_torch
 
     def detect(self, images: list[np.ndarray]) -> list[Detections]:
@@ -109,20 +104,14 @@ class PredictorDetector:
 
 def load(args: argparse.Namespace) -> PredictorDetector:
     """Builds the detector that the flags describe."""
-    from detectron2.config import CfgNode
-
-    from ..config import load_config
+    from ..config import load_config, view_of
     from ..predictor import Predictor
 
-    config = load_config(args.config_file)
+    cfg = load_config(args.config_file)
     predictor = Predictor(
-        config,
-        args.weights,
-        device=args.device,
-        overrides=args.opts,
-        batch_size=args.batch_size,
+        cfg, args.weights, device=args.device, overrides=args.opts, batch_size=args.batch_size
     )
-    return PredictorDetector(predictor, is_yaml=isinstance(config, CfgNode))
+    return PredictorDetector(predictor, more_detections=view_of(cfg).more_detections)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -155,7 +144,7 @@ def main(argv: list[str] | None = None) -> int:
     except ValueError as error:
         refuse(parser, error)
     for problem in problems:
-        print(f"error: --input {problem}", file=sys.stderr)
+        tell(f"error: --input {problem}")
 
     # Must be imported before Detectron2: silences the deprecation warnings of its import.
     from ..warning_filters import filter_third_party_warnings
@@ -175,7 +164,7 @@ def main(argv: list[str] | None = None) -> int:
 
     def warn(sentence: str) -> None:
         with tqdm.external_write_mode(file=sys.stderr):  # not into the progress bar
-            warn_on_stderr(sentence)
+            tell(sentence)
 
     detecting = Detecting(detector, args, warn=warn)
     try:
@@ -193,7 +182,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"interrupted{where}", file=sys.stderr)
         return INTERRUPTED
     except (OSError, ValueError) as error:  # such as a full disk, or a camera that is not there
-        print(f"error: {one_sentence(error)}", file=sys.stderr)
+        tell(error)
         return 1
     return 1 if problems or num_unreadable else 0
 

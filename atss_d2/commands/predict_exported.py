@@ -26,10 +26,8 @@ from .detecting import (
     check_arguments,
     check_output,
     make_folder,
-    refuse,
-    warn_on_stderr,
 )
-from .errors import EXPECTED, Parser
+from .errors import EXPECTED, Parser, refuse, tell
 
 if TYPE_CHECKING:
     import numpy as np
@@ -174,18 +172,16 @@ def main(argv: list[str] | None = None) -> int:
     except EXPECTED as error:
         refuse(parser, error)
     for problem in problems:
-        print(f"error: {problem}", file=sys.stderr)
+        tell(f"error: {problem}")
     if not detector.has_names:
-        warn_on_stderr(
-            "the names of the classes are unknown to the file, their numbers from 0 are used"
-        )
+        tell("the names of the classes are unknown to the file, their numbers from 0 are used")
     try:
-        num_unreadable = Detecting(detector, args, warn=warn_on_stderr).run(paths, args.output)
+        num_unreadable = Detecting(detector, args, warn=tell).run(paths, args.output)
     except KeyboardInterrupt:
         print(f"interrupted; what was done is in {args.output}", file=sys.stderr)
         return INTERRUPTED
     except OSError as error:  # such as a full disk
-        print(f"error: {error}", file=sys.stderr)
+        tell(error)
         return 1
     return 1 if problems or num_unreadable else 0
 

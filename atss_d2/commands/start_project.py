@@ -23,14 +23,13 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .doors import checkout, program, quote_value, relative
+from .doors import program, quote_value, relative
 from .errors import EXPECTED, Parser, fail
+from .starting_point import FOREIGN, choose_model, find_weights
 
 if TYPE_CHECKING:
     from ..data.custom.checking import Checked
 
-# Implementations whose weights are converted when they are loaded: names of conventions.
-_FOREIGN = ("mmdet", "authors")
 _NUM_PICTURED = 14
 _NUM_PREDICTED = 4
 
@@ -93,9 +92,9 @@ def check_flags(args: argparse.Namespace) -> None:
     if args.output.exists() and not args.output.is_dir():
         raise ValueError(f"--output '{args.output}' is a file: give a folder")
     foreign, _, path = (args.weights or "").rpartition("://")
-    if foreign in _FOREIGN and args.model == "mobilenetv2":
+    if foreign in FOREIGN and args.model == "mobilenetv2":
         raise ValueError(f"--weights {args.weights} is for --model r50, not for mobilenetv2")
-    if args.weights and foreign in (*_FOREIGN, "") and not os.path.isfile(path):
+    if args.weights and foreign in (*FOREIGN, "") and not os.path.isfile(path):
         raise ValueError(f"--weights: there is no file '{path}'")
     written = args.output / "config.py"
     if written.exists() and not args.overwrite:
@@ -139,53 +138,6 @@ def read_parts(args: argparse.Namespace) -> tuple[Checked, Checked]:
     train, val = checking.divide(train, *parts)
     checking.report_empty_classes(train, val)
     return train, val
-
-
-def choose_model(args: argparse.Namespace, *, has_gpu: bool) -> tuple[str, str]:
-    """The model and why it was chosen."""
-    if args.model:
-        return args.model, "as --model says"
-    if args.weights and args.weights.startswith(tuple(f"{name}://" for name in _FOREIGN)):
-        return "r50", "the model of --weights"
-    if has_gpu:
-        return "r50", "there is a GPU; --model mobilenetv2 is smaller and faster"
-    return "mobilenetv2", "there is no GPU; --model r50 is larger and would take many hours"
-
-
-def find_weights(args: argparse.Namespace, model: str) -> tuple[Path | str | None, str]:
-    """What training starts from, None if that is the config's own; and a sentence if it lacks."""
-    if args.weights is None:
-        return find_backbone(args.output) if model == "mobilenetv2" else (None, "")
-    name, _, path = args.weights.rpartition("://")
-    if not name:
-        return Path(path), ""
-    # The prefix may stand before a URL.
-    is_file = name in _FOREIGN
-    return (f"{name}://{os.path.abspath(path)}" if is_file else args.weights), ""
-
-
-def find_backbone(folder: Path) -> tuple[Path | None, str]:
-    """Finds or fetches the small model's ImageNet weights.
-
-    Returns:
-        The file, or None where it could not be fetched, and then a sentence about that.
-    """
-    from ..data import DataError, dataset_root, prepare_pretrained
-    from ..data.embedded.pretrained import PRETRAINED_FILE
-
-    root_here = checkout()
-    for root in (dataset_root(), folder, *([root_here / "datasets"] if root_here else [])):
-        if (root / PRETRAINED_FILE).is_file():
-            return root / PRETRAINED_FILE, ""
-    print("\nFetching the ImageNet weights of MobileNetV2 (8 MB) ...", flush=True)
-    try:
-        return prepare_pretrained(folder), ""
-    except DataError as error:
-        return None, (
-            f"the ImageNet weights of MobileNetV2 could not be fetched ({error}); before you "
-            "train, run `python tools/prepare_data.py --pretrained` where they can be, and set "
-            "train.init_checkpoint to the file that it names"
-        )
 
 
 def write_json(part: Checked, path: Path) -> Path:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
     from torch import nn
 
-LAZY_KEYS = ("model", "dataloader", "optimizer", "lr_multiplier", "train")
+    from ..config import View
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -97,55 +97,42 @@ def main(argv: list[str] | None = None) -> int:
 
 def setup(args: argparse.Namespace) -> DictConfig | CfgNode:
     """Loads the config and applies the overrides; errors end the command in a sentence."""
-    from detectron2.config import CfgNode
-
-    from ..config import get_config_path, load_config
-    from ..engine import apply_overrides, apply_yaml_overrides, resolve_device
+    from ..config import find_config, load_config, view_of
 
     try:
         if not args.config_file:
             raise ValueError("which config? Give --config-file, for example coco/atss_R_50_FPN_1x")
-        if not os.path.isfile(args.config_file):
-            args.config_file = get_config_path(args.config_file)
-        cfg = load_config(args.config_file)
-        if isinstance(cfg, CfgNode):
-            apply_yaml_overrides(cfg, args.opts)
-            cfg.MODEL.DEVICE = resolve_device(cfg.MODEL.DEVICE)
-        else:
-            missing = [key for key in LAZY_KEYS if key not in cfg]
-            if missing:
-                raise ValueError(f"{args.config_file} does not define {', '.join(missing)}")
-            apply_overrides(cfg, args.opts)
-        check(cfg, args)
-        if isinstance(cfg, CfgNode):
-            cfg.freeze()
+        args.config_file = find_config(args.config_file)
+        view = view_of(load_config(args.config_file))
+        if view.missing_keys:
+            raise ValueError(f"{args.config_file} does not define {', '.join(view.missing_keys)}")
+        view.apply(args.opts)
+        check(view, args)
+        view.freeze()
     except EXPECTED as error:
         fail(get_parser(), error)
-    return cfg
+    return view.cfg
 
 
-def check(cfg: DictConfig | CfgNode, args: argparse.Namespace) -> None:
+def check(view: View, args: argparse.Namespace) -> None:
     """Finds out early what would stop the run after minutes, or in each of the processes."""
     import torch
-    from detectron2.config import CfgNode
 
     from ..engine import check_categories, check_checkpoint
 
-    is_yaml = isinstance(cfg, CfgNode)
     if args.num_gpus < 0 or args.num_machines < 1:
         raise ValueError(
             "--num-gpus must not be negative and --num-machines be at least 1, got "
             f"{args.num_gpus} and {args.num_machines}"
         )
-    output_dir = cfg.OUTPUT_DIR if is_yaml else cfg.train.output_dir
-    if os.path.isfile(output_dir):
-        key = "OUTPUT_DIR" if is_yaml else "train.output_dir"
-        raise ValueError(f"{key} '{output_dir}' is a file: give a folder")
+    if os.path.isfile(view.output_dir):
+        raise ValueError(f"{view.output_dir_key} '{view.output_dir}' is a file: give a folder")
     if args.num_machines > 1 and args.dist_url == "auto":
         raise ValueError(
             "--num-machines > 1 needs --dist-url tcp://HOST:PORT, an address of the first machine"
         )
-    if is_yaml and not args.eval_only and args.num_gpus > 1 and not torch.cuda.is_available():
+    is_training_on_cpu = not args.eval_only and not torch.cuda.is_available()
+    if is_training_on_cpu and args.num_gpus > 1 and not view.trains_in_cpu_processes:
         raise ValueError(
             "without a GPU, Detectron2's trainer of yaml configs runs in one process: give "
             "--num-gpus 1 or a LazyConfig"
@@ -156,11 +143,9 @@ def check(cfg: DictConfig | CfgNode, args: argparse.Namespace) -> None:
             f"--num-gpus {args.num_gpus}, but this machine has {num_devices}; with "
             "CUDA_VISIBLE_DEVICES= in front of the command it trains on the CPU"
         )
-    check_categories(cfg)
+    check_categories(view.cfg)
     if not args.resume:
-        # Last, as it downloads the file.
-        weights = cfg.MODEL.WEIGHTS if is_yaml else cfg.train.init_checkpoint
-        check_checkpoint(weights, for_use=args.eval_only)
+        check_checkpoint(view.weights, for_use=args.eval_only)  # last, as it downloads the file
 
 
 def run(args: argparse.Namespace, cfg: DictConfig | CfgNode | None = None) -> dict[str, Any]:
@@ -170,10 +155,8 @@ def run(args: argparse.Namespace, cfg: DictConfig | CfgNode | None = None) -> di
         args: The command line.
         cfg: The config, if this process has loaded it already.
     """
-    from detectron2.config import CfgNode
-
     from ..checkpoint import CheckpointError
-    from ..config import ConfigError
+    from ..config import ConfigError, by_kind
     from ..data import DataError
     from ..engine import default_setup
     from ..warning_filters import filter_third_party_warnings
@@ -182,7 +165,7 @@ def run(args: argparse.Namespace, cfg: DictConfig | CfgNode | None = None) -> di
     cfg = setup(args) if cfg is None else cfg
     default_setup(cfg, args)
     try:
-        return run_yaml(cfg, args) if isinstance(cfg, CfgNode) else run_lazy(cfg, args)
+        return by_kind(cfg, lazy=run_lazy, yaml=run_yaml)(cfg, args)
     except (CheckpointError, ConfigError, DataError) as error:
         fail(get_parser(), error)
 

@@ -15,10 +15,8 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.utils.file_io import PathManager
-from omegaconf import DictConfig, OmegaConf
 
 logger = logging.getLogger(__name__)
 
@@ -114,36 +112,9 @@ def _raw_categories(path: str, mtime_ns: int, size: int) -> Any:
     return content.get("categories") if isinstance(content, dict) else None
 
 
-def config_categories(cfg: DictConfig | CfgNode) -> Categories:
-    """The categories that a config of either kind holds; ``[]`` if it holds none.
-
-    Raises:
-        ValueError: The key holds something else.
-    """
-    if isinstance(cfg, CfgNode):
-        node = cfg.MODEL.get("ATSS")
-        value, key = node.get("CATEGORIES") if node is not None else None, "MODEL.ATSS.CATEGORIES"
-    else:
-        value, key = cfg.get("categories"), "categories"
-        value = OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
-    return parse_categories(value, source=key)
-
-
-def set_config_categories(cfg: DictConfig | CfgNode, categories: Categories) -> None:
-    """Writes categories into a config of either kind, in place."""
-    if not isinstance(cfg, CfgNode):
-        cfg.categories = categories
-    elif cfg.MODEL.get("ATSS") is not None:
-        frozen = cfg.is_frozen()
-        cfg.defrost()
-        cfg.MODEL.ATSS.CATEGORIES = categories
-        if frozen:
-            cfg.freeze()
-
-
 def find_categories(
     checkpoint: Mapping[str, Any],
-    cfg: DictConfig | CfgNode,
+    configured: Callable[[], Categories],
     datasets: Sequence[str],
     num_classes: int | None,
 ) -> Categories:
@@ -154,7 +125,7 @@ def find_categories(
 
     Args:
         checkpoint: What the file of the weights holds besides the weights.
-        cfg: The config.
+        configured: Returns the categories in the config.
         datasets: Names of its data sets.
         num_classes: K; None if the model does not say.
 
@@ -163,7 +134,7 @@ def find_categories(
     """
     sources: list[tuple[str, Callable[[], Categories]]] = [
         ("the checkpoint", lambda: parse_categories(checkpoint.get("categories"))),
-        ("the config", lambda: config_categories(cfg)),
+        ("the config", configured),
     ]
     for name in dict.fromkeys(datasets):
         sources.append((f"the data set '{name}'", functools.partial(categories_of_dataset, name)))

@@ -1,13 +1,15 @@
 """Training and evaluation: Detectron2's trainer and hooks, driven by a LazyConfig."""
 
 from ..checkpoint import check_checkpoint
+from ..config import apply_overrides, apply_yaml_overrides, resolve_device
 from .data_check import check_categories, check_dataset_files
 from .ema import EMAHook
 from .memory import keep_freed_memory
+from .models import build_model, load_weights
 from .optim import BackboneLRFactor
-from .overrides import apply_overrides, apply_yaml_overrides
-from .setup import default_setup, resolve_device
-from .trainer import build_model, do_test, do_train, load_weights
+from .setup import default_setup
+from .train_loader import build_train_loader
+from .trainer import do_test, do_train
 from .yaml_trainer import Trainer
 
 __all__ = [
@@ -17,6 +19,7 @@ __all__ = [
     "apply_overrides",
     "apply_yaml_overrides",
     "build_model",
+    "build_train_loader",
     "check_categories",
     "check_checkpoint",
     "check_dataset_files",

@@ -3,31 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import os
 from collections.abc import Callable, Iterator, Sequence
 
 from detectron2.config import CfgNode, instantiate
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils.file_io import PathManager
-from detectron2.utils.registry import locate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
+from ..config import view_of
 from ..data import DataError
-from ..data.categories import (
-    Categories,
-    categories_of_dataset,
-    config_categories,
-    set_config_categories,
-)
+from ..data.categories import Categories, categories_of_dataset
+from ..plain.suggestions import did_you_mean
 
-# Meta-architecture -> yaml key of its number of classes.
-_YAML_NUM_CLASSES = {
-    "ATSS": "MODEL.ATSS.NUM_CLASSES",
-    "RetinaNet": "MODEL.RETINANET.NUM_CLASSES",
-    "RetinaNetWithMatcher": "MODEL.RETINANET.NUM_CLASSES",
-    "FCOS": "MODEL.FCOS.NUM_CLASSES",
-}
 _PLACEHOLDERS = ("my_train", "my_val")  # of configs/custom/
 # What Detectron2's loaders of annotations raise for files that are not what they expect.
 _LOADING_ERRORS = (OSError, LookupError, TypeError, ValueError, AssertionError, AttributeError)
@@ -51,10 +39,11 @@ def check_categories(cfg: DictConfig | CfgNode) -> Categories:
         ValueError: They do not agree; the message names the data set, the values and the key.
     """
     found: dict[str, Categories] = {}
-    configured = config_categories(cfg)
+    view = view_of(cfg)
+    configured = view.categories
     if configured:
         found["the config"] = configured
-    for name in dataset_names(cfg, "train", "test"):
+    for name in view.dataset_names("train", "test"):
         categories = categories_of_dataset(name)
         if categories:
             found[f"the data set '{name}'"] = categories
@@ -63,7 +52,7 @@ def check_categories(cfg: DictConfig | CfgNode) -> Categories:
     (first, categories), *others = found.items()
     for source, other in others:
         _check_equal(first, categories, source, other)
-    key, num_classes = num_classes_of(cfg)
+    key, num_classes = view.num_classes_key, view.num_classes
     if num_classes is not None and num_classes != len(categories):
         assignment = f"{key} {len(categories)}" if key.isupper() else f"{key}={len(categories)}"
         raise ValueError(
@@ -74,37 +63,8 @@ def check_categories(cfg: DictConfig | CfgNode) -> Categories:
         # A data set registered by a function has no ids of its own, they count from 0.
         with_ids = [x for x in found.values() if [c["id"] for c in x] != list(range(len(x)))]
         categories = (with_ids or [categories])[0]
-        set_config_categories(cfg, categories)
+        view.categories = categories
     return categories
-
-
-def dataset_names(cfg: DictConfig | CfgNode, *splits: str) -> list[str]:
-    """Names of the data sets of ``splits``, "train" and "test", each once."""
-    if isinstance(cfg, CfgNode):
-        groups = [cfg.DATASETS[split.upper()] for split in splits]
-    else:
-        keys = (f"dataloader.{split}.dataset.names" for split in splits)
-        groups = [OmegaConf.select(cfg, key, default=None) or [] for key in keys]
-    names: list[str] = []
-    for group in groups:
-        names += [group] if isinstance(group, str) else list(group)
-    return list(dict.fromkeys(names))
-
-
-def num_classes_of(cfg: DictConfig | CfgNode) -> tuple[str, int | None]:
-    """The key of the model's number of classes, and the number; None if it is not known."""
-    if not isinstance(cfg, CfgNode):
-        value = OmegaConf.select(cfg, "model.num_classes", default=None)
-        return "model.num_classes", value if isinstance(value, int) else None
-    key = _YAML_NUM_CLASSES.get(cfg.MODEL.META_ARCHITECTURE)
-    if key is None:
-        return "", None
-    node = cfg
-    for part in key.split("."):
-        node = node.get(part)
-        if node is None:
-            return key, None
-    return key, node
 
 
 def _check_equal(first: str, categories: Categories, second: str, others: Categories) -> None:
@@ -143,9 +103,10 @@ def check_dataset_files(cfg: DictConfig | CfgNode, *, with_training: bool) -> No
     Raises:
         DataError: One is not; the message names it and says what to do.
     """
-    names = dataset_names(cfg, "train" if with_training else "test", "test")
-    if not isinstance(cfg, CfgNode) and any(name not in DatasetCatalog for name in names):
-        _import_targets(cfg)
+    view = view_of(cfg)
+    names = view.dataset_names("train" if with_training else "test", "test")
+    if any(name not in DatasetCatalog for name in names):
+        view.import_targets()
     for name in names:
         if name not in DatasetCatalog and name in _PLACEHOLDERS:
             raise DataError(
@@ -153,32 +114,16 @@ def check_dataset_files(cfg: DictConfig | CfgNode, *, with_training: bool) -> No
                 "config with yours, or register it in a config as docs/custom_dataset.md shows"
             )
         if name not in DatasetCatalog:
-            near = difflib.get_close_matches(name, DatasetCatalog.list(), n=2, cutoff=0.85)
-            hint = f" (did you mean {' or '.join(near)}?)" if near else ""
+            hint = did_you_mean(name, DatasetCatalog.list(), num=2, cutoff=0.85)
             raise DataError(
-                f"there is no data set '{name}'{hint}: a config file registers its own with "
-                "atss_d2.data.register_coco(name, json_file, image_root)"
+                f"there is no data set '{name}'{hint and f' ({hint})'}: a config file registers "
+                "its own with atss_d2.data.register_coco(name, json_file, image_root)"
             )
         metadata = MetadataCatalog.get(name)
         json_file, image_root = metadata.get("json_file"), metadata.get("image_root")
         for path, exists in ((json_file, PathManager.isfile), (image_root, PathManager.isdir)):
             if path and "://" not in path and not exists(path):
                 raise DataError(f"the data set '{name}' needs '{path}', which {_not_there(path)}")
-
-
-def _import_targets(cfg: DictConfig) -> None:
-    """Imports what the config will call: such a module may register data sets.
-
-    Executing a ``.py`` config has imported it already; reading the same config as yaml has not.
-    """
-    nodes = [OmegaConf.to_container(cfg, resolve=False)]
-    while nodes:
-        node = nodes.pop()
-        nodes += node.values() if isinstance(node, dict) else node if isinstance(node, list) else []
-        target = node.get("_target_") if isinstance(node, dict) else None
-        if isinstance(target, str) and not target.startswith(("atss_d2.", "detectron2.")):
-            with contextlib.suppress(Exception):  # to be reported where it is called
-                locate(target)
 
 
 def check_images(dataset: Sequence[dict] | None, what: str) -> None:
@@ -238,7 +183,7 @@ def explained(cfg: DictConfig | CfgNode, split: str) -> Iterator[None]:
     except DataError:
         raise
     except _LOADING_ERRORS as error:
-        names = dataset_names(cfg, split)
+        names = view_of(cfg).dataset_names(split)
         files = [
             MetadataCatalog.get(name).get("json_file") for name in names if name in MetadataCatalog
         ]

@@ -1,17 +1,17 @@
-"""What a job does before anything else: log files, seeds, the device."""
+"""What a job does before anything else: log files and seeds."""
 
 from __future__ import annotations
 
 import argparse
 import logging
 
-import torch
 from detectron2.config import CfgNode
 from detectron2.engine import default_setup as detectron2_setup
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 from omegaconf import DictConfig
 
+from ..config import view_of
 from .console import filter_console
 
 logger = logging.getLogger(__name__)
@@ -26,7 +26,7 @@ def default_setup(cfg: DictConfig | CfgNode, args: argparse.Namespace) -> None:
         cfg: A LazyConfig or a yaml config.
         args: The command line, to be logged.
     """
-    output_dir = cfg.OUTPUT_DIR if isinstance(cfg, CfgNode) else cfg.train.output_dir
+    output_dir = view_of(cfg).output_dir
     rank = comm.get_rank()
     # As detectron2_setup calls it, to the letter: a call that was made once changes nothing.
     setup_logger(output_dir, distributed_rank=rank, name="fvcore")
@@ -37,11 +37,3 @@ def default_setup(cfg: DictConfig | CfgNode, args: argparse.Namespace) -> None:
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     detectron2_setup(cfg, args)
     logger.info(f"Output folder: {output_dir} (log.txt has the environment, config and model)")
-
-
-def resolve_device(name: str) -> str:
-    """Returns ``name``, or "cpu" when it asks for a GPU and there is none."""
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        logger.info("No GPU is available: running on the CPU")
-        return "cpu"
-    return name

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import inspect
 import itertools
 import logging
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 from detectron2.config import instantiate
 from detectron2.data import DatasetMapper, build_detection_train_loader
 from detectron2.data.samplers import TrainingSampler
 from detectron2.utils import comm
+from detectron2.utils.registry import locate
 from omegaconf import DictConfig
-from torch.utils.data import IterableDataset
+from torch.utils.data import IterableDataset, Sampler
 
 from .data_check import check_images
 
@@ -63,50 +64,88 @@ class ResumableTrainingSampler(TrainingSampler):
                 yield unfinished.pop(group)
 
 
-def build_train_loader(cfg: DictConfig, *, seed: int | None = None, start_iter: int = 0):
+def build_train_loader(
+    dataset,
+    *,
+    mapper: Callable[[dict], Any] | None,
+    total_batch_size: int | None,
+    aspect_ratio_grouping: bool = True,
+    num_workers: int = 0,
+    sampler: Sampler | None = None,
+    order_seed: int | None = None,
+    start_iter: int = 0,
+    **kwargs,
+):
+    """Detectron2's ``build_detection_train_loader``, whose order can be taken up at any batch.
+
+    The order of images is Detectron2's. The trainer sets ``order_seed`` and ``start_iter``.
+
+    Args:
+        dataset: List of dicts in Detectron2's format, or a data set.
+        mapper: Makes the model's input from such a dict.
+        total_batch_size: Images of a batch, all processes together; None with
+            ``single_gpu_batch_size``.
+        aspect_ratio_grouping: Whether a batch holds only landscape or only portrait images.
+        num_workers: Processes that load images; 0: this one.
+        sampler: Order of the images. It cannot be taken up: ``start_iter`` has no effect.
+        order_seed: Seed of the order of images. Without it, resuming starts a new order.
+        start_iter: Iterations that were already trained.
+        **kwargs: As for Detectron2's function.
+
+    Returns:
+        An iterable of batches of this process.
+
+    Raises:
+        DataError: Images are missing, or an annotation has no box.
+    """
+    kwargs.update(
+        dataset=dataset,
+        mapper=mapper,
+        total_batch_size=total_batch_size,
+        num_workers=num_workers,
+    )
+    if isinstance(dataset, list) and isinstance(mapper, DatasetMapper):
+        check_images(dataset, "training")  # other mappers may read anything
+    if sampler is not None or isinstance(dataset, IterableDataset):
+        reason = "its data set is a stream" if sampler is None else "it has a sampler of its own"
+        _warn_of_new_order(start_iter, reason)
+        return build_detection_train_loader(
+            sampler=sampler, aspect_ratio_grouping=aspect_ratio_grouping, **kwargs
+        )
+    if start_iter and order_seed is None:
+        logger.warning("train.seed is negative: the order of images does not continue")
+    # As build_detection_train_loader, which reports sizes that are wrong.
+    batch_size = kwargs.get("single_gpu_batch_size") or (total_batch_size // comm.get_world_size())
+    sampler = ResumableTrainingSampler(
+        len(dataset),
+        batch_size=max(batch_size, 1),
+        skip_batches=start_iter,
+        groups=_aspect_ratio_groups(dataset) if aspect_ratio_grouping else None,
+        seed=order_seed,
+    )
+    # Workers take whole batches in turn, so the order does not depend on their number.
+    return build_detection_train_loader(sampler=sampler, aspect_ratio_grouping=False, **kwargs)
+
+
+def instantiate_train_loader(cfg: DictConfig, *, seed: int | None = None, start_iter: int = 0):
     """Instantiates ``dataloader.train``, beginning with the batch of ``start_iter``.
 
     Args:
-        cfg: A node for Detectron2's ``build_detection_train_loader`` (or any other loader, which
-            is then instantiated as it is).
-        seed: Seed of the order of images. Without it, resuming starts a new order.
+        cfg: A node for :func:`build_train_loader`. One for Detectron2's
+            ``build_detection_train_loader``, as configs of users and saved ones have, is built by
+            :func:`build_train_loader` with the same arguments; any other loader as it is.
+        seed: Seed of the order of images, unless the node has one.
         start_iter: Iterations that were already trained.
 
     Returns:
         An iterable of batches of this process.
     """
-    if cfg._target_ not in (build_detection_train_loader, _name(build_detection_train_loader)):
+    target = locate(cfg._target_) if isinstance(cfg._target_, str) else cfg._target_
+    if target not in (build_train_loader, build_detection_train_loader):
         _warn_of_new_order(start_iter, "it is a loader of its own")
         return instantiate(cfg)
-    if cfg.get("sampler", None) is not None:
-        _warn_of_new_order(start_iter, "it has a sampler of its own")
-        return instantiate(cfg)
-    kwargs = {name: cfg[name] for name in cfg if name not in ("_target_", "dataset")}
-    dataset = instantiate(cfg.dataset)
-    kwargs = {name: instantiate(value) for name, value in kwargs.items()}
-    if isinstance(dataset, list) and isinstance(kwargs.get("mapper"), DatasetMapper):
-        check_images(dataset, "training")  # other mappers may read anything
-    if isinstance(dataset, IterableDataset):
-        _warn_of_new_order(start_iter, "its data set is a stream")
-        return build_detection_train_loader(dataset=dataset, **kwargs)
-    grouped = kwargs.pop("aspect_ratio_grouping", _default_grouping())
-    if start_iter and seed is None:
-        logger.warning("train.seed is negative: the order of images does not continue")
-    # As build_detection_train_loader, which reports sizes that are wrong.
-    batch_size = kwargs.get("single_gpu_batch_size") or (
-        kwargs["total_batch_size"] // comm.get_world_size()
-    )
-    sampler = ResumableTrainingSampler(
-        len(dataset),
-        batch_size=max(batch_size, 1),
-        skip_batches=start_iter,
-        groups=_aspect_ratio_groups(dataset) if grouped else None,
-        seed=seed,
-    )
-    # Workers take whole batches in turn, so the order does not depend on their number.
-    return build_detection_train_loader(
-        dataset=dataset, sampler=sampler, aspect_ratio_grouping=False, **kwargs
-    )
+    arguments = {name: instantiate(cfg[name]) for name in cfg if name != "_target_"}
+    return build_train_loader(**{"order_seed": seed, **arguments, "start_iter": start_iter})
 
 
 def _aspect_ratio_groups(dataset) -> list[int] | None:
@@ -130,12 +169,3 @@ def _warn_of_new_order(start_iter: int, reason: str) -> None:
             "The order of images starts anew: dataloader.train cannot be fast-forwarded, "
             f"because {reason}"
         )
-
-
-def _default_grouping() -> bool:
-    function = inspect.unwrap(build_detection_train_loader)
-    return inspect.signature(function).parameters["aspect_ratio_grouping"].default
-
-
-def _name(function) -> str:
-    return f"{function.__module__}.{function.__qualname__}"

@@ -30,45 +30,17 @@ from .data_check import check_categories, check_images, explained, load_test_set
 from .ema import EMAHook
 from .evaluation_hooks import BaseLRScheduler, BestCheckpoint, TimedEvalHook
 from .gradient_clipping import GradientClippingHook
+from .models import (
+    AutocastModel,
+    autocast_dtype,
+    build_model,
+    build_model_with_tta,
+    is_enabled,
+)
 from .rng import preserved_rng
-from .setup import resolve_device
-from .train_loader import build_train_loader
-
-_AUTOCAST_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
+from .train_loader import instantiate_train_loader
 
 logger = logging.getLogger(__name__)
-
-
-def build_model(cfg: DictConfig) -> nn.Module:
-    """Instantiates ``model`` on ``train.device`` (without weights from a checkpoint).
-
-    With ``train.channels_last`` its convolutions keep the channels of a pixel side by side in
-    memory, which gives the same results and is faster on many CPUs, and on GPUs under AMP. With
-    ``train.compile.enabled`` backbone and head are compiled at their first call; the other keys of
-    ``train.compile`` are arguments of ``torch.compile``.
-
-    Raises:
-        ConfigError: A value under ``model`` is refused by the class that takes it.
-    """
-    try:
-        model = instantiate(cfg.model)
-    except (ValueError, TypeError, AssertionError) as error:
-        raise ConfigError(f"the model cannot be built: {error}") from error
-    model = model.to(resolve_device(cfg.train.device))
-    if cfg.train.get("channels_last", False):
-        model = model.to(memory_format=torch.channels_last)
-    if _enabled(cfg, "compile"):
-        options = {name: value for name, value in cfg.train.compile.items() if name != "enabled"}
-        for part in (model.backbone, model.head):
-            part.compile(**options)  # in place: parameters keep their names
-    return model
-
-
-def build_model_with_tta(cfg: DictConfig, model: nn.Module) -> nn.Module:
-    """Instantiates ``test_time_augmentation``, a config without ``model``, around a model."""
-    cfg = copy.deepcopy(cfg)  # the node gets the model
-    cfg.test_time_augmentation.model = model
-    return instantiate(cfg.test_time_augmentation)
 
 
 def do_test(cfg: DictConfig, model: nn.Module, *, with_tta: bool = False) -> dict[str, Any]:
@@ -101,7 +73,7 @@ def do_test(cfg: DictConfig, model: nn.Module, *, with_tta: bool = False) -> dic
 
 def _evaluate(cfg: DictConfig, model: nn.Module, suffix: str = "") -> dict[str, Any]:
     if cfg.train.get("amp", {}).get("inference", False):
-        model = AutocastModel(model, _autocast_dtype(cfg))
+        model = AutocastModel(model, autocast_dtype(cfg))
     with explained(cfg, "test"):
         loader = instantiate(cfg.dataloader.test)
     results = inference_on_dataset(model, loader, instantiate(cfg.dataloader.evaluator))
@@ -150,7 +122,7 @@ def do_train(cfg: DictConfig, *, resume: bool = False) -> dict[str, Any]:
 
     trainer = _build_trainer(cfg, model, optimizer)
     # After the trainer, which has given the model of all processes the same weights.
-    ema = EMAHook(model, decay=cfg.train.ema.decay) if _enabled(cfg, "ema") else None
+    ema = EMAHook(model, decay=cfg.train.ema.decay) if is_enabled(cfg, "ema") else None
     evaluated = model if ema is None else ema.model
     checkpointer = SafeCheckpointer(evaluated, cfg.train.output_dir, trainer=trainer)
     if ema is not None:
@@ -160,7 +132,7 @@ def do_train(cfg: DictConfig, *, resume: bool = False) -> dict[str, Any]:
         check_checkpoint(cfg.train.init_checkpoint)  # before minutes of looking at data
     results: dict[str, Any] = {}
     best = None
-    if _enabled(cfg, "best_checkpoint"):
+    if is_enabled(cfg, "best_checkpoint"):
         best = BestCheckpoint(
             evaluated,
             cfg.train.output_dir,
@@ -193,7 +165,7 @@ def do_train(cfg: DictConfig, *, resume: bool = False) -> dict[str, Any]:
     if start_iter and seed >= 0:  # not the augmentations of the first iterations once more
         seed_all_rng(seed + comm.get_rank() + start_iter)
     with explained(cfg, "train"):
-        trainer.data_loader = build_train_loader(
+        trainer.data_loader = instantiate_train_loader(
             cfg.dataloader.train, seed=seed if seed >= 0 else None, start_iter=start_iter
         )
     # Data sets that were registered by a function tell their categories now.
@@ -239,9 +211,9 @@ def _build_trainer(
     ddp_args = dict(cfg.train.ddp)
     if device.type == "cpu":
         ddp_args["device_ids"] = None
-    if not _enabled(cfg, "amp"):
+    if not is_enabled(cfg, "amp"):
         return SimpleTrainer(create_ddp_model(model, **ddp_args), None, optimizer)
-    dtype = _autocast_dtype(cfg)
+    dtype = autocast_dtype(cfg)
     if dtype == torch.bfloat16:  # needs no loss scaling
         model = AutocastModel(create_ddp_model(model, **ddp_args), dtype)
         return SimpleTrainer(model, None, optimizer)
@@ -250,29 +222,6 @@ def _build_trainer(
             "train.amp.dtype=float16 needs a GPU; on the CPU use train.amp.dtype=bfloat16"
         )
     return AMPTrainer(create_ddp_model(model, **ddp_args), None, optimizer)
-
-
-def _autocast_dtype(cfg: DictConfig) -> torch.dtype:
-    name = cfg.train.amp.get("dtype", "float16")
-    if name not in _AUTOCAST_DTYPES:
-        raise ValueError(f'train.amp.dtype must be "float16" or "bfloat16", got "{name}"')
-    return _AUTOCAST_DTYPES[name]
-
-
-class AutocastModel(nn.Module):
-    """Runs the forward pass of a model under autocast, the backward pass outside of it."""
-
-    def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
-        super().__init__()
-        # inference_on_dataset puts back the mode that it finds here.
-        self.train(model.training)
-        self.model = model
-        self._dtype = dtype
-        self._device_type = next(model.parameters()).device.type
-
-    def forward(self, batched_inputs):
-        with torch.autocast(self._device_type, dtype=self._dtype):
-            return self.model(batched_inputs)
 
 
 def _build_hooks(
@@ -291,7 +240,7 @@ def _build_hooks(
     return [
         hooks.IterationTimer(),
         GradientClippingHook(model, max_norm=cfg.train.clip_gradients.max_norm)
-        if _enabled(cfg, "clip_gradients")
+        if is_enabled(cfg, "clip_gradients")
         else None,
         BaseLRScheduler(base_lr=cfg.optimizer.get("lr"), scheduler=instantiate(cfg.lr_multiplier)),
         ema,
@@ -324,27 +273,3 @@ def _own_hooks(cfg: DictConfig) -> list[HookBase]:
             f"{nodes}"
         )
     return own
-
-
-def _enabled(cfg: DictConfig, name: str) -> bool:
-    return bool(cfg.train.get(name, {}).get("enabled", False))
-
-
-def load_weights(model: nn.Module, path: str) -> dict[str, Any]:
-    """Loads a checkpoint into a model that is to be used as it is.
-
-    Args:
-        model: Of the same number of classes as the file. A model with random weights is what
-            :func:`build_model` returns.
-        path: As for :class:`SafeCheckpointer`.
-
-    Returns:
-        What else the file holds, such as ``categories``.
-
-    Raises:
-        CheckpointNotFoundError: The file does not exist or cannot be downloaded; the message names
-            it.
-        CheckpointError: The file asks for code, is damaged, does not fit the model or lacks some
-            of its weights; or ``path`` is ``""``.
-    """
-    return SafeCheckpointer(model).load_for_use(path)

@@ -14,8 +14,8 @@ from detectron2.evaluation import DatasetEvaluator
 from torch import nn
 
 from ..checkpoint import SafeCheckpointer
+from ..config import view_of
 from ..data import BoxDatasetMapper
-from ..data.categories import config_categories
 from ..modeling import DenseDetectorWithTTA
 from .amp import Detectron2AMPTrainer, with_grad_scaler
 from .data_check import explained
@@ -42,7 +42,7 @@ class Trainer(DefaultTrainer):
         self.checkpointer = SafeCheckpointer(
             self._trainer.model, self.cfg.OUTPUT_DIR, trainer=weakref.proxy(self)
         )
-        self.checkpointer.categories = config_categories(self.cfg)
+        self.checkpointer.categories = view_of(self.cfg).categories
         return super().build_hooks()
 
     @classmethod

@@ -10,14 +10,13 @@ import detectron2.data.transforms as T
 from detectron2.config import LazyCall as L
 from detectron2.data import (
     DatasetMapper,
-    build_detection_train_loader,
     get_detection_dataset_dicts,
 )
 from detectron2.evaluation import COCOEvaluator
 from detectron2.layers import ShapeSpec
 
 from atss_d2.data import build_test_loader
-from atss_d2.engine import BackboneLRFactor
+from atss_d2.engine import BackboneLRFactor, build_train_loader
 from atss_d2.modeling import TorchvisionBackbone, build_fpn_with_p6p7
 
 from .data.constants import constants as _constants
@@ -41,7 +40,7 @@ model = dict(
 )
 
 dataloader = dict(
-    train=L(build_detection_train_loader)(
+    train=L(build_train_loader)(
         dataset=L(get_detection_dataset_dicts)(names="shapes_wide_train"),
         mapper=L(DatasetMapper)(
             is_train=True,

@@ -7,14 +7,11 @@
 
 import detectron2.data.transforms as T
 from detectron2.config import LazyCall as L
-from detectron2.data import (
-    build_detection_train_loader,
-    get_detection_dataset_dicts,
-)
+from detectron2.data import get_detection_dataset_dicts
 
 from atss_d2.data import BoxDatasetMapper, build_test_loader
 from atss_d2.data.augmentation import RandomSquareCrop, ResizeByFactor
-from atss_d2.engine import BackboneLRFactor
+from atss_d2.engine import BackboneLRFactor, build_train_loader
 from atss_d2.engine.evaluation import COCOEvaluatorWithAR
 
 from ..common.models.atss_mobile import model
@@ -30,7 +27,7 @@ _factor = 1.5
 _crop = 256
 
 dataloader = dict(
-    train=L(build_detection_train_loader)(
+    train=L(build_train_loader)(
         dataset=L(get_detection_dataset_dicts)(names="trees_train"),
         mapper=L(BoxDatasetMapper)(
             is_train=True,

@@ -76,7 +76,7 @@ def test_doors_open_the_same_commands(door, command):
 def test_the_package_is_whole_after_a_command_was_started_alone():
     code = (
         "import sys, atss_d2_cli\n"
-        "module = atss_d2_cli._load('train')\n"
+        "module = atss_d2_cli._import('commands.train')\n"
         "assert 'atss_d2' not in sys.modules\n"
         "import atss_d2\n"
         "from atss_d2.commands import train\n"
@@ -108,6 +108,6 @@ def test_an_interrupt_is_one_line(monkeypatch, capsys, command, argv, says):
     def interrupt(argv):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(atss_d2_cli, "_load", lambda command: types.SimpleNamespace(main=interrupt))
+    monkeypatch.setattr(atss_d2_cli, "_import", lambda name: types.SimpleNamespace(main=interrupt))
     assert atss_d2_cli.run(command, argv) == 130
     assert capsys.readouterr().err.startswith(says)

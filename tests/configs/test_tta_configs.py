@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 from atss_d2 import DenseDetectorWithTTA, get_config, list_configs
 from atss_d2.config import get_config_path
 from atss_d2.engine import apply_overrides
-from atss_d2.engine.trainer import build_model_with_tta
+from atss_d2.engine.models import build_model_with_tta
 from tests.spots import Spots
 
 QUOTED = {

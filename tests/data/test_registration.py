@@ -9,14 +9,12 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from omegaconf import OmegaConf
 
 from atss_d2 import add_atss_config
-from atss_d2.config import load_config
+from atss_d2.config import load_config, view_of
 from atss_d2.data import register_coco
 from atss_d2.data.categories import (
     categories_of_dataset,
-    config_categories,
     parse_categories,
     read_categories,
-    set_config_categories,
 )
 from atss_d2.data.registration import repeated_registration
 
@@ -197,22 +195,22 @@ def test_both_kinds_of_config_hold_categories(tmp_path):
     add_atss_config(yaml)
     yaml.freeze()
     for cfg in (lazy, yaml):
-        assert config_categories(cfg) == []
-        set_config_categories(cfg, CATEGORIES)
-        assert config_categories(cfg) == CATEGORIES
+        assert view_of(cfg).categories == []
+        view_of(cfg).categories = CATEGORIES
+        assert view_of(cfg).categories == CATEGORIES
     assert yaml.is_frozen()
     (tmp_path / "a.yaml").write_text(yaml.dump())
-    assert config_categories(load_config(tmp_path / "a.yaml")) == CATEGORIES
+    assert view_of(load_config(tmp_path / "a.yaml")).categories == CATEGORIES
     # A cfg of Detectron2 without our keys has no place for them.
     other = get_detectron2_cfg()
-    set_config_categories(other, CATEGORIES)
-    assert config_categories(other) == []
+    view_of(other).categories = CATEGORIES
+    assert view_of(other).categories == []
 
 
 def test_a_config_file_may_write_ids_and_names(tmp_path):
     path = tmp_path / "config.py"
     path.write_text('categories = {7: "cat", 12: "dog: small"}\nmodel = {}\n')
-    assert config_categories(load_config(path)) == CATEGORIES
+    assert view_of(load_config(path)).categories == CATEGORIES
 
 
 def test_values_that_are_no_categories_are_refused():

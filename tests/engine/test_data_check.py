@@ -8,8 +8,8 @@ from detectron2.config import get_cfg as get_detectron2_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from atss_d2 import add_atss_config, get_config
+from atss_d2.config import view_of
 from atss_d2.data import DataError, register_coco
-from atss_d2.data.categories import config_categories
 from atss_d2.engine.data_check import (
     check_categories,
     check_dataset_files,
@@ -74,7 +74,7 @@ def test_a_wrong_number_of_classes(register, build, assignment, num_classes):
     assert assignment in str(info.value)
     cfg = build(3)
     assert check_categories(cfg) == THREE
-    assert config_categories(cfg) == THREE  # so that config.yaml and checkpoints have them
+    assert view_of(cfg).categories == THREE  # so that config.yaml and checkpoints have them
 
 
 @pytest.mark.parametrize(

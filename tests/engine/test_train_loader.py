@@ -3,6 +3,7 @@ import logging
 
 import pytest
 from detectron2.config import LazyCall as L
+from detectron2.config import instantiate
 from detectron2.data import build_detection_train_loader
 from detectron2.data.samplers import TrainingSampler
 from detectron2.utils import comm
@@ -10,7 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.data import IterableDataset
 
-from atss_d2.engine.train_loader import ResumableTrainingSampler, build_train_loader
+from atss_d2.engine.train_loader import (
+    ResumableTrainingSampler,
+    build_train_loader,
+    instantiate_train_loader,
+)
 
 
 def take(iterable, num: int) -> list:
@@ -42,7 +47,7 @@ class Recorder:
 
 def loader_cfg(**kwargs):
     arguments = dict(dataset=L(make_dicts)(), mapper=Recorder(), total_batch_size=2, num_workers=0)
-    return L(build_detection_train_loader)(**{**arguments, **kwargs})
+    return L(build_train_loader)(**{**arguments, **kwargs})
 
 
 def names(loader, num: int) -> list[list[str]]:
@@ -105,7 +110,7 @@ def test_two_processes_share_the_stream(monkeypatch):
         assert take(sampler, 16) == whole[rank::2][2:18]
 
 
-# build_train_loader
+# instantiate_train_loader
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create 3 worker")  # on few cores
@@ -121,21 +126,21 @@ def test_same_batches_as_detectron2(grouped, num_workers):
         total_batch_size=2,
         aspect_ratio_grouping=grouped,
     )
-    assert names(build_train_loader(cfg, seed=5), 20) == names(expected, 20)
+    assert names(instantiate_train_loader(cfg, seed=5), 20) == names(expected, 20)
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create 3 worker")  # on few cores
 @pytest.mark.parametrize("num_workers", [0, 2, 3])
 @pytest.mark.parametrize("grouped", [True, False])
 def test_goes_on_where_it_stopped(grouped, num_workers):
-    whole = build_train_loader(loader_cfg(aspect_ratio_grouping=grouped), seed=5)
+    whole = instantiate_train_loader(loader_cfg(aspect_ratio_grouping=grouped), seed=5)
     cfg = loader_cfg(num_workers=num_workers, aspect_ratio_grouping=grouped)
-    tail = build_train_loader(cfg, seed=5, start_iter=7)
+    tail = instantiate_train_loader(cfg, seed=5, start_iter=7)
     assert names(tail, 9) == names(whole, 16)[7:]
 
 
 def test_groups_by_default_as_detectron2():
-    for batch in take(build_train_loader(loader_cfg(), seed=5), 20):
+    for batch in take(instantiate_train_loader(loader_cfg(), seed=5), 20):
         assert len({d["width"] > d["height"] for d in batch}) == 1
 
 
@@ -143,7 +148,7 @@ def test_skipped_images_are_not_loaded():
     loaded = []
     cfg = loader_cfg()
     cfg.mapper = lambda d: loaded.append(d["file_name"]) or d
-    batch = names(build_train_loader(cfg, seed=5, start_iter=1000), 1)[0]
+    batch = names(instantiate_train_loader(cfg, seed=5, start_iter=1000), 1)[0]
     assert loaded == batch
 
 
@@ -154,7 +159,7 @@ def test_each_of_two_processes_loads_its_part(monkeypatch, size):
     for rank in range(2):
         as_rank(monkeypatch, rank, 2)
         cfg = loader_cfg(**{"total_batch_size": None, "aspect_ratio_grouping": False, **size})
-        parts.append(names(build_train_loader(cfg, seed=5, start_iter=3), 5))
+        parts.append(names(instantiate_train_loader(cfg, seed=5, start_iter=3), 5))
     as_rank(monkeypatch, 0, 1)
     whole = take(TrainingSampler(11, seed=5), 4 * 8)
     for i in range(5):  # together they are the batch of one process
@@ -162,18 +167,27 @@ def test_each_of_two_processes_loads_its_part(monkeypatch, size):
         assert sorted(both) == sorted(whole[4 * (i + 3) : 4 * (i + 4)])
 
 
-def test_the_name_of_the_function_is_enough():
+@pytest.mark.parametrize(
+    "target",
+    [
+        build_detection_train_loader,
+        "detectron2.data.build.build_detection_train_loader",  # a config saved yesterday
+        "detectron2.data.build_detection_train_loader",
+        "atss_d2.engine.train_loader.build_train_loader",  # a config saved today
+    ],
+)
+def test_detectron2s_loader_and_names_are_resumed_too(target):
     cfg = loader_cfg()
-    cfg._target_ = "detectron2.data.build.build_detection_train_loader"  # a saved config
-    expected = names(build_train_loader(loader_cfg(), seed=5, start_iter=3), 4)
-    assert names(build_train_loader(cfg, seed=5, start_iter=3), 4) == expected
+    cfg._target_ = target
+    expected = names(instantiate_train_loader(loader_cfg(), seed=5, start_iter=3), 4)
+    assert names(instantiate_train_loader(cfg, seed=5, start_iter=3), 4) == expected
 
 
 def test_without_a_seed_a_resumed_order_is_new(caplog):
     with caplog.at_level(logging.WARNING):
-        build_train_loader(loader_cfg(), start_iter=0)
+        instantiate_train_loader(loader_cfg(), start_iter=0)
         assert not warnings_in(caplog)
-        build_train_loader(loader_cfg(), start_iter=3)
+        instantiate_train_loader(loader_cfg(), start_iter=3)
     assert "the order of images does not continue" in caplog.text
 
 
@@ -183,7 +197,7 @@ def test_images_of_unknown_size_are_not_grouped(absent, caplog):
     del dicts[3][absent]
     cfg = loader_cfg()
     cfg.dataset = L(lambda: dicts)()
-    loader = build_train_loader(cfg, seed=5)
+    loader = instantiate_train_loader(cfg, seed=5)
     assert names(loader, 4) == [
         [str(i) for i in batch]
         for batch in batches(ResumableTrainingSampler(5, batch_size=2, seed=5), 2, 4)
@@ -195,15 +209,15 @@ def test_a_sampler_of_its_own_is_used(caplog):
     cfg = loader_cfg(
         sampler=L(TrainingSampler)(size=11, shuffle=False), aspect_ratio_grouping=False
     )
-    assert names(build_train_loader(cfg, seed=5, start_iter=3), 2) == [["0", "1"], ["2", "3"]]
+    assert names(instantiate_train_loader(cfg, seed=5, start_iter=3), 2) == [["0", "1"], ["2", "3"]]
     assert "it has a sampler of its own" in caplog.text
 
 
 def test_a_loader_of_its_own_is_used(caplog):
     cfg = L(make_dicts)(num=2)
-    assert build_train_loader(cfg, seed=5) == make_dicts(2)
+    assert instantiate_train_loader(cfg, seed=5) == make_dicts(2)
     assert not warnings_in(caplog)
-    assert build_train_loader(cfg, seed=5, start_iter=3) == make_dicts(2)
+    assert instantiate_train_loader(cfg, seed=5, start_iter=3) == make_dicts(2)
     assert "it is a loader of its own" in caplog.text
 
 
@@ -214,9 +228,9 @@ class Stream(IterableDataset):
 
 def test_an_iterable_data_set_has_its_own_order(caplog):
     cfg = loader_cfg(dataset=L(Stream)(), aspect_ratio_grouping=False)
-    assert names(build_train_loader(cfg, seed=5), 2) == [["0", "1"], ["2", "3"]]
+    assert names(instantiate_train_loader(cfg, seed=5), 2) == [["0", "1"], ["2", "3"]]
     assert not warnings_in(caplog)
-    build_train_loader(cfg, seed=5, start_iter=3)
+    instantiate_train_loader(cfg, seed=5, start_iter=3)
     assert "its data set is a stream" in caplog.text
 
 
@@ -225,4 +239,11 @@ def test_wrong_batch_sizes_are_detectron2s_error(monkeypatch, total_batch_size):
     monkeypatch.setattr("detectron2.data.build.get_world_size", lambda: 2)
     as_rank(monkeypatch, 0, 2)
     with pytest.raises(AssertionError, match="divisible by the number of gpus"):
-        build_train_loader(loader_cfg(total_batch_size=total_batch_size), seed=5)
+        instantiate_train_loader(loader_cfg(total_batch_size=total_batch_size), seed=5)
+
+
+def test_without_our_trainer_it_is_detectron2s_loader():
+    """As Detectron2's lazyconfig_train_net.py instantiates it."""
+    cfg = loader_cfg(order_seed=5)
+    assert names(instantiate(cfg), 20) == names(instantiate_train_loader(loader_cfg(), seed=5), 20)
+    assert names(instantiate_train_loader(cfg, seed=6), 20) == names(instantiate(cfg), 20)

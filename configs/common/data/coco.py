@@ -2,16 +2,14 @@
 
 import detectron2.data.transforms as T
 from detectron2.config import LazyCall as L
-from detectron2.data import (
-    build_detection_train_loader,
-    get_detection_dataset_dicts,
-)
+from detectron2.data import get_detection_dataset_dicts
 from detectron2.evaluation import COCOEvaluator
 
 from atss_d2.data import BoxDatasetMapper, build_test_loader
+from atss_d2.engine import build_train_loader
 
 dataloader = dict(
-    train=L(build_detection_train_loader)(
+    train=L(build_train_loader)(
         dataset=L(get_detection_dataset_dicts)(names="coco_2017_train"),
         mapper=L(BoxDatasetMapper)(
             is_train=True,

@@ -4,15 +4,15 @@ import detectron2.data.transforms as T
 from detectron2.config import LazyCall as L
 from detectron2.data import (
     DatasetMapper,
-    build_detection_train_loader,
     get_detection_dataset_dicts,
 )
 
 from atss_d2.data import BoxDatasetMapper, build_test_loader
+from atss_d2.engine import build_train_loader
 from atss_d2.engine.evaluation import COCOEvaluatorWithAR
 
 dataloader = dict(
-    train=L(build_detection_train_loader)(
+    train=L(build_train_loader)(
         dataset=L(get_detection_dataset_dicts)(names="my_train"),
         mapper=L(BoxDatasetMapper)(
             is_train=True,

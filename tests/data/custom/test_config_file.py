@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from atss_d2.config import load_config
-from atss_d2.data.categories import config_categories
+from atss_d2.config import load_config, view_of
 from atss_d2.data.custom.config_file import config_text
 from atss_d2.data.custom.settings import MODELS, Settings
 
@@ -56,7 +55,7 @@ def test_it_sets_what_was_chosen(project, monkeypatch):
     cfg = load_config(project / "config.py")
     cfg = load_config(project / "config.py")  # again: the data sets are registered already
     assert cfg.model.num_classes == 2
-    assert config_categories(cfg) == CATEGORIES
+    assert view_of(cfg).categories == CATEGORIES
     assert cfg.dataloader.train.dataset.names == "my_1st_projéct_train"
     assert cfg.dataloader.test.dataset.names == "my_1st_projéct_val"
     train, test = (

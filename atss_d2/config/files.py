@@ -1,84 +1,31 @@
-"""The configuration side of atss_d2: yaml keys derived from signatures, lazy configs by name.
-
-Defaults live in one place, the signature of the class that uses them. The yaml (yacs) tree is
-derived from those signatures: argument ``test_nms_thresh`` of :class:`atss_d2.ATSS` is the key
-``MODEL.ATSS.TEST_NMS_THRESH``.
-"""
+"""Configs by name, and files of either kind: LazyConfigs and yaml."""
 
 from __future__ import annotations
 
-import difflib
-import inspect
 import os
 import traceback
-from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import Any
 
 from detectron2.config import CfgNode, LazyConfig
 from detectron2.config import get_cfg as get_detectron2_cfg
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from ..data.registration import repeated_registration
+from ..plain.suggestions import did_you_mean
 from .safe_yaml import load_lazy_yaml, merge_yaml
+from .yaml_keys import add_atss_config
 
 # In a wheel configs/ lies inside the package, in a checkout (and an editable install) beside it.
 # In this order: beside an installed package may lie somebody else's folder of that name.
 _CONFIG_ROOTS = (
-    Path(__file__).resolve().parent / "configs",
-    Path(__file__).resolve().parent.parent / "configs",
+    Path(__file__).resolve().parents[1] / "configs",
+    Path(__file__).resolve().parents[2] / "configs",
 )
 
 
 class ConfigError(ValueError):
     """A config file does not run, or what it describes cannot be built."""
-
-
-def _arguments_with_default(function: Callable, skip: Collection[str]) -> dict[str, Any]:
-    return {
-        name: parameter.default
-        for name, parameter in inspect.signature(function).parameters.items()
-        if parameter.default is not inspect.Parameter.empty and name not in skip
-    }
-
-
-def signature_to_cfg(function: Callable, skip: Collection[str] = ()) -> CfgNode:
-    """Writes the arguments of a callable that have a default as a yacs node.
-
-    Args:
-        function: A function or class whose keyword arguments become keys.
-        skip: Argument names to leave out (those that come from elsewhere in the cfg tree).
-
-    Returns:
-        Node with upper-case keys. yacs lets a key that holds None take a value of any type.
-    """
-    node = CfgNode()
-    for name, default in _arguments_with_default(function, skip).items():
-        node[name.upper()] = default
-    return node
-
-
-def cfg_to_kwargs(node: CfgNode, function: Callable, skip: Collection[str] = ()) -> dict[str, Any]:
-    """Reads back what :func:`signature_to_cfg` wrote, as keyword arguments of ``function``."""
-    return {name: node[name.upper()] for name in _arguments_with_default(function, skip)}
-
-
-def add_atss_config(cfg: CfgNode) -> None:
-    """Adds the keys of this project to a Detectron2 cfg: ``MODEL.ATSS`` and ``MODEL.TORCHVISION``.
-
-    Nothing that Detectron2 defines is changed, so the same cfg still builds Detectron2's own
-    models. Backbone, anchors, solver and data use Detectron2's keys; ``configs/yaml/`` has the
-    values of the paper.
-
-    Args:
-        cfg: A cfg from ``detectron2.config.get_cfg()``, changed in place.
-    """
-    from .modeling.atss import ATSS
-    from .modeling.build import config_node
-    from .modeling.torchvision_backbone import add_torchvision_config
-
-    cfg.MODEL.ATSS = config_node(ATSS)
-    add_torchvision_config(cfg)
 
 
 def get_cfg() -> CfgNode:
@@ -106,8 +53,8 @@ def get_config_path(name: str) -> str:
                 return str(path)
     known = list_configs() + _files("*.yaml")
     stem = name[: -len(".py")] if name.endswith(".py") else name
-    near = difflib.get_close_matches(stem, known, n=3, cutoff=0.4)
-    hint = f"did you mean {', '.join(near)}?" if near else f"available: {', '.join(_some(known))}"
+    otherwise = f"available: {', '.join(_some(known))}"
+    hint = did_you_mean(stem, known, cutoff=0.4, otherwise=otherwise)
     raise FileNotFoundError(f"There is no config '{name}'; {hint}")
 
 
@@ -149,6 +96,11 @@ def get_config(name: str) -> DictConfig:
     return _load_lazy(get_config_path(name))
 
 
+def find_config(config: str | Path) -> str:
+    """Returns the path of a config: a file, or a name for :func:`get_config_path`."""
+    return str(config) if Path(config).is_file() else get_config_path(str(config))
+
+
 def load_config(config: str | Path | DictConfig | CfgNode) -> DictConfig | CfgNode:
     """Loads a config of either kind.
 
@@ -166,9 +118,9 @@ def load_config(config: str | Path | DictConfig | CfgNode) -> DictConfig | CfgNo
         ConfigError: A ``.py`` file raises an error; the message names file and line.
         ValueError: A yaml file would run code, or is not yaml; the message names file and line.
     """
-    if isinstance(config, (DictConfig, CfgNode)):
+    if not isinstance(config, (str, Path)):
         return config
-    path = str(config) if Path(config).is_file() else get_config_path(str(config))
+    path = find_config(config)
     if is_lazy_config(path):
         return _load_lazy(path)
     cfg = get_detectron2_cfg()
@@ -179,8 +131,6 @@ def load_config(config: str | Path | DictConfig | CfgNode) -> DictConfig | CfgNo
 
 def _load_lazy(path: str) -> DictConfig:
     """Runs a ``.py`` config, which is code; a yaml file is only read."""
-    from .data.registration import repeated_registration
-
     if path.endswith((".yaml", ".yml")):
         return load_lazy_yaml(path)
     if not path.endswith(".py"):

@@ -7,7 +7,6 @@ Detectron2's ``LazyConfig.apply_overrides`` creates keys that do not exist, so a
 from __future__ import annotations
 
 import copy
-import difflib
 import inspect
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -20,6 +19,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ..config_renames import REPLACED_KEYS, current_lazy_key, current_yaml_key
+from ..plain.suggestions import did_you_mean
 
 # What a user of the yaml configs types, and what the same thing is called here.
 _LAZY_NAMES = {
@@ -106,9 +106,8 @@ def apply_yaml_overrides(cfg: CfgNode, overrides: Sequence[str]) -> CfgNode:
             continue
         if "=" in key:
             raise ValueError(f"'{key}': a yaml config takes KEY VALUE, not key=value")
-        near = difflib.get_close_matches(key, known, n=3, cutoff=0.6)
-        hint = f"; did you mean {', '.join(near)}?" if near else ""
-        raise KeyError(f"The config has no key '{key}'{hint}")
+        hint = did_you_mean(key, known)
+        raise KeyError(f"The config has no key '{key}'{hint and f'; {hint}'}")
     if len(overrides) % 2:
         raise ValueError(f"'{overrides[-1]}' has no value: a yaml config takes KEY VALUE")
     cfg.merge_from_list(overrides)
@@ -206,11 +205,11 @@ def _unknown_key(cfg: DictConfig, key: str) -> str:
         return f"The config has no key '{key}'; in a LazyConfig it is {_LAZY_NAMES[key]}"
     if key in REPLACED_KEYS:
         return f"The config has no key '{key}'; write {REPLACED_KEYS[key]}"
-    near = difflib.get_close_matches(key, known, n=3, cutoff=0.6)
-    if not near:  # a right name in the wrong place
-        last = key.split(".")[-1]
-        near = [k for k in known if k.split(".")[-1] == last][:3]
-    hint = f"did you mean {', '.join(near)}?" if near else f"its top-level keys: {', '.join(cfg)}"
+    last = key.split(".")[-1]
+    elsewhere = [k for k in known if k.split(".")[-1] == last]  # the right name in another place
+    hint = did_you_mean(key, known) or did_you_mean(
+        key, elsewhere, cutoff=0.0, otherwise=f"its top-level keys: {', '.join(cfg)}"
+    )
     return f"The config has no key '{key}'; {hint} (+{key}=... adds a new key)"
 
 

@@ -1,25 +1,21 @@
-"""The yaml side follows the signatures; configs are found by name."""
+"""The yaml side follows the signatures."""
 
 import copy
 import inspect
 
 import pytest
 import torch
-from detectron2.config import CfgNode, LazyConfig
+from detectron2.config import CfgNode
 from detectron2.config import get_cfg as get_detectron2_cfg
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone, build_model
 from detectron2.modeling.box_regression import Box2BoxTransform
 from torch import nn
 
-from atss_d2 import config as config_module
 from atss_d2.config import (
     add_atss_config,
     cfg_to_kwargs,
     get_cfg,
-    get_config,
-    get_config_path,
-    list_configs,
     signature_to_cfg,
 )
 from atss_d2.modeling import (
@@ -442,79 +438,3 @@ def test_get_cfg_is_the_paper_s_recipe():
     assert (cfg.SOLVER.MAX_ITER, cfg.SOLVER.STEPS) == (90000, (60000, 80000))
     assert (cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.BASE_LR) == (16, 0.01)
     assert flatten(cfg.MODEL.ATSS) == flatten(config_node(ATSS))
-
-
-# ----------------------------------------------------------------------------- configs by name
-
-
-def test_every_listed_config_is_found():
-    names = list_configs()
-    assert "coco/atss_R_50_FPN_1x" in names
-    assert names == sorted(set(names))
-    for name in names:
-        assert not name.endswith(".py")
-        assert not name.startswith("common/")
-        assert get_config_path(name) == get_config_path(f"{name}.py")
-
-
-def test_get_config_has_detectron2s_five_keys():
-    config = get_config("coco/atss_R_50_FPN_1x")
-    assert {"model", "dataloader", "optimizer", "lr_multiplier", "train"} <= set(config)
-    again = LazyConfig.load(get_config_path("coco/atss_R_50_FPN_1x.py"))
-    assert config == again
-    again.train.max_iter += 1  # a copy: nothing is shared between two calls
-    assert get_config("coco/atss_R_50_FPN_1x") == config
-
-
-def test_shared_parts_and_yaml_files_are_found_by_path():
-    assert get_config_path("common/train.py").endswith("common/train.py")
-    assert get_config_path("yaml/Base-ATSS.yaml").endswith("Base-ATSS.yaml")
-
-
-@pytest.mark.parametrize(
-    ("wrong", "nearest"),
-    [
-        ("coco/atss_R50_FPN_1x", "coco/atss_R_50_FPN_1x"),
-        ("coco/atss_R_50_FPN_1x.yaml", "yaml/atss_R_50_FPN_1x.yaml"),
-        ("atss_R_50_FPN_1x", "coco/atss_R_50_FPN_1x"),
-        ("COCO/atss_r_50_fpn_1x.py", "coco/atss_R_50_FPN_1x"),
-        ("yaml/Base-ATS.yaml", "yaml/Base-ATSS.yaml"),
-    ],
-)
-@pytest.mark.parametrize("function", [get_config, get_config_path])
-def test_a_wrong_name_is_answered_with_the_nearest(function, wrong, nearest):
-    with pytest.raises(FileNotFoundError) as error:
-        function(wrong)
-    assert f"no config '{wrong}'" in str(error.value)
-    assert "did you mean" in str(error.value)
-    assert nearest in str(error.value)
-
-
-def test_a_name_like_no_other_is_answered_with_one_of_each_folder():
-    with pytest.raises(FileNotFoundError, match=r"available: .*coco/atss_R_50_FPN_1x"):
-        get_config("?")
-    with pytest.raises(FileNotFoundError):
-        get_config("coco")  # a folder
-
-
-def test_configs_of_an_installed_package(tmp_path, monkeypatch):
-    """A wheel has configs/ inside the package; a checkout's comes first."""
-    for root in ("checkout", "wheel"):
-        (tmp_path / root / "demo").mkdir(parents=True)
-        (tmp_path / root / "demo" / f"{root}.py").write_text("train = dict(max_iter=1)\n")
-        (tmp_path / root / "demo" / "both.py").write_text(f"train = dict(root='{root}')\n")
-    roots = (tmp_path / "checkout", tmp_path / "wheel")
-    monkeypatch.setattr(config_module, "_CONFIG_ROOTS", roots)
-    assert get_config("demo/both").train.root == "checkout"
-
-    monkeypatch.setattr(config_module, "_CONFIG_ROOTS", (tmp_path / "nowhere", tmp_path / "wheel"))
-    assert list_configs() == ["demo/both", "demo/wheel"]
-    assert get_config("demo/wheel").train.max_iter == 1
-    assert get_config("demo/both").train.root == "wheel"
-
-
-def test_without_any_configs(tmp_path, monkeypatch):
-    monkeypatch.setattr(config_module, "_CONFIG_ROOTS", (tmp_path / "nowhere",))
-    assert list_configs() == []
-    with pytest.raises(FileNotFoundError, match="no config 'demo/x'"):
-        get_config("demo/x")

@@ -14,9 +14,9 @@ from omegaconf import OmegaConf
 
 from atss_d2 import Predictor, get_cfg
 from atss_d2.config import get_config, list_configs, load_config
-from atss_d2.safe_yaml import merge_yaml
+from atss_d2.config.safe_yaml import merge_yaml
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 ATTACKS = [
     "!!python/object/apply:os.system ['touch SENTINEL']",
     "!!python/object/new:os.system ['touch SENTINEL']",

@@ -1,0 +1,101 @@
+"""Models of a LazyConfig: built, wrapped for autocast or test-time augmentation, with weights."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from detectron2.config import instantiate
+from omegaconf import DictConfig
+from torch import nn
+
+from ..checkpoint import SafeCheckpointer
+from ..config import ConfigError, resolve_device
+
+_AUTOCAST_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+def build_model(cfg: DictConfig) -> nn.Module:
+    """Instantiates ``model`` on ``train.device`` (without weights from a checkpoint).
+
+    With ``train.channels_last`` its convolutions keep the channels of a pixel side by side in
+    memory, which gives the same results and is faster on many CPUs, and on GPUs under AMP. With
+    ``train.compile.enabled`` backbone and head are compiled at their first call; the other keys of
+    ``train.compile`` are arguments of ``torch.compile``.
+
+    Raises:
+        ConfigError: A value under ``model`` is refused by the class that takes it.
+    """
+    try:
+        model = instantiate(cfg.model)
+    except (ValueError, TypeError, AssertionError) as error:
+        raise ConfigError(f"the model cannot be built: {error}") from error
+    model = model.to(resolve_device(cfg.train.device))
+    if cfg.train.get("channels_last", False):
+        model = model.to(memory_format=torch.channels_last)
+    if is_enabled(cfg, "compile"):
+        options = {name: value for name, value in cfg.train.compile.items() if name != "enabled"}
+        for part in (model.backbone, model.head):
+            part.compile(**options)  # in place: parameters keep their names
+    return model
+
+
+def build_model_with_tta(cfg: DictConfig, model: nn.Module) -> nn.Module:
+    """Instantiates ``test_time_augmentation``, a config without ``model``, around a model."""
+    cfg = copy.deepcopy(cfg)  # the node gets the model
+    cfg.test_time_augmentation.model = model
+    return instantiate(cfg.test_time_augmentation)
+
+
+def load_weights(model: nn.Module, path: str) -> dict[str, Any]:
+    """Loads a checkpoint into a model that is to be used as it is.
+
+    Args:
+        model: Of the same number of classes as the file. A model with random weights is what
+            :func:`build_model` returns.
+        path: As for :class:`SafeCheckpointer`.
+
+    Returns:
+        What else the file holds, such as ``categories``.
+
+    Raises:
+        CheckpointNotFoundError: The file does not exist or cannot be downloaded; the message names
+            it.
+        CheckpointError: The file asks for code, is damaged, does not fit the model or lacks some
+            of its weights; or ``path`` is ``""``.
+    """
+    return SafeCheckpointer(model).load_for_use(path)
+
+
+def autocast_dtype(cfg: DictConfig) -> torch.dtype:
+    """Returns the type of ``train.amp.dtype``.
+
+    Raises:
+        ValueError: It is neither "float16" nor "bfloat16".
+    """
+    name = cfg.train.amp.get("dtype", "float16")
+    if name not in _AUTOCAST_DTYPES:
+        raise ValueError(f'train.amp.dtype must be "float16" or "bfloat16", got "{name}"')
+    return _AUTOCAST_DTYPES[name]
+
+
+class AutocastModel(nn.Module):
+    """Runs the forward pass of a model under autocast, the backward pass outside of it."""
+
+    def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
+        super().__init__()
+        # inference_on_dataset puts back the mode that it finds here.
+        self.train(model.training)
+        self.model = model
+        self._dtype = dtype
+        self._device_type = next(model.parameters()).device.type
+
+    def forward(self, batched_inputs):
+        with torch.autocast(self._device_type, dtype=self._dtype):
+            return self.model(batched_inputs)
+
+
+def is_enabled(cfg: DictConfig, name: str) -> bool:
+    """Returns ``train.<name>.enabled``, False where the config has no such node."""
+    return bool(cfg.train.get(name, {}).get("enabled", False))
