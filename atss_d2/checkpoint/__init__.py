@@ -1,6 +1,6 @@
 """Checkpoints: safe loading, whole files, and weights of other implementations."""
 
-from ..config_renames import missing_name
+from ..config.renames import missing_name
 from .agreement import convention_differences
 from .checkpointer import SafeCheckpointer
 from .conventions import CONVENTIONS, apply_convention

@@ -23,7 +23,6 @@ from ..config import by_kind
 from ..modeling.anchor_generator import ShiftedAnchorGenerator
 from ..modeling.atss import ATSS
 from ..modeling.box_coding import PointDistances, TwoSidedBox2BoxTransform
-from ..modeling.build import MATCHERS
 
 
 @dataclass(frozen=True)
@@ -260,8 +259,6 @@ def _yaml_settings(cfg: CfgNode, convention: Convention) -> dict[str, Any]:
             f"conventions have settings for MODEL.ANCHOR_GENERATOR.NAME {' and '.join(known)}, got "
             f"{cfg.MODEL.ANCHOR_GENERATOR.NAME}"
         )
-    node = cfg.MODEL.ATSS
-    insets = [key for key, _ in MATCHERS.values() if "INSET" in node[key]] + ["POINT_DISTANCES"]
     is_resnet = cfg.MODEL.RESNETS.NUM_GROUPS == 1
     name = known[1] if convention.center_shift else cfg.MODEL.ANCHOR_GENERATOR.NAME
     return {
@@ -269,7 +266,8 @@ def _yaml_settings(cfg: CfgNode, convention: Convention) -> dict[str, Any]:
         "MODEL.ANCHOR_GENERATOR.OFFSET": convention.anchor_offset,
         "MODEL.ATSS.ANCHOR_GENERATOR.CENTER_SHIFT": convention.center_shift,
         "MODEL.ATSS.BOX2BOX_TRANSFORM.CLAMP_BOTH_SIDES": convention.clamp_both_sides,
-        **{f"MODEL.ATSS.{key}.INSET": convention.inset for key in insets},
+        "MODEL.ATSS.MATCHER.INSET": convention.inset,
+        "MODEL.ATSS.POINT_DISTANCES.INSET": convention.inset,
         "MODEL.ATSS.FPN.P7_RELU": convention.p7_relu,
         "MODEL.RESNETS.STRIDE_IN_1X1": convention.stride_in_1x1 and is_resnet,
         "MODEL.ATSS.HEAD.CONV_BIAS": convention.conv_bias,

@@ -216,8 +216,8 @@ def run(args: argparse.Namespace) -> None:
     import torch
 
     from ..data.custom import settings as choices
-    from ..data.custom.config_file import config_text
     from ..data.custom.statistics import count, describe
+    from .project_config import config_text
 
     print("Reading the data set ...", flush=True)
     train, val = read_parts(args)

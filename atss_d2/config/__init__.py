@@ -1,5 +1,6 @@
 """Configs of both kinds: by name, from files, with overrides, and what they say."""
 
+from .defaults import add_atss_config
 from .files import (
     ConfigError,
     find_config,
@@ -12,7 +13,6 @@ from .files import (
 )
 from .overrides import apply_overrides, apply_yaml_overrides
 from .views import View, by_kind, load_view, resolve_device, view_of
-from .yaml_keys import add_atss_config, cfg_to_kwargs, signature_to_cfg
 
 __all__ = [
     "ConfigError",
@@ -21,7 +21,6 @@ __all__ = [
     "apply_overrides",
     "apply_yaml_overrides",
     "by_kind",
-    "cfg_to_kwargs",
     "find_config",
     "get_cfg",
     "get_config",
@@ -31,6 +30,5 @@ __all__ = [
     "load_config",
     "load_view",
     "resolve_device",
-    "signature_to_cfg",
     "view_of",
 ]

@@ -13,8 +13,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ..data.registration import repeated_registration
 from ..plain.suggestions import did_you_mean
+from .defaults import add_atss_config
 from .safe_yaml import load_lazy_yaml, merge_yaml
-from .yaml_keys import add_atss_config
 
 # In a wheel configs/ lies inside the package, in a checkout (and an editable install) beside it.
 # In this order: beside an installed package may lie somebody else's folder of that name.

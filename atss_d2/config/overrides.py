@@ -18,8 +18,8 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from ..config_renames import REPLACED_KEYS, current_lazy_key, current_yaml_key
 from ..plain.suggestions import did_you_mean
+from .renames import REPLACED_KEYS, current_lazy_key, current_yaml_key
 
 # What a user of the yaml configs types, and what the same thing is called here.
 _LAZY_NAMES = {

@@ -27,7 +27,7 @@ from detectron2.layers import ShapeSpec
 from detectron2.utils.file_io import PathManager
 from omegaconf import DictConfig, OmegaConf
 
-from ..config_renames import current_name, rename_lazy, rename_yaml
+from .renames import current_name, rename_lazy, rename_yaml
 
 __all__ = ["load_lazy_yaml", "merge_yaml"]
 

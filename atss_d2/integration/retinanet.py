@@ -18,7 +18,7 @@ class RetinaNetWithMatcher(RetinaNet):
     """Detectron2's RetinaNet with our sample selection.
 
     ``MODEL.META_ARCHITECTURE: RetinaNetWithMatcher`` in a config of Detectron2's RetinaNet, whose
-    keys keep their meaning but for ``MODEL.RETINANET.IOU_*``; ``MODEL.ATSS.SAMPLE_SELECTION`` and
+    keys keep their meaning but for ``MODEL.RETINANET.IOU_*``; ``MODEL.ATSS.MATCHER.NAME`` and
     the node of that matcher take their place (see :func:`add_atss_config`).
     """
 
@@ -34,5 +34,5 @@ class RetinaNetWithMatcher(RetinaNet):
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict:
-        """Detectron2's parts, and the matcher of ``MODEL.ATSS.SAMPLE_SELECTION``."""
+        """Detectron2's parts, and the matcher of ``MODEL.ATSS.MATCHER.NAME``."""
         return {**super().from_config(cfg), "matcher": build_matcher(cfg)}

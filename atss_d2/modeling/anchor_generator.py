@@ -16,9 +16,6 @@ from torch import Tensor, nn
 
 from .geometry import box_centers
 
-# Arguments of ShiftedAnchorGenerator for which Detectron2 already has a key.
-ANCHOR_ARGS_WITH_OWN_KEY = ("sizes", "aspect_ratios", "strides", "offset")
-
 
 @ANCHOR_GENERATOR_REGISTRY.register()
 class ShiftedAnchorGenerator(DefaultAnchorGenerator):

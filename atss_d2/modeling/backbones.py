@@ -45,8 +45,6 @@ _BLOCKS_PER_STAGE = {
     101: (3, 4, 23, 3),
     152: (3, 8, 36, 3),
 }
-# Arguments of build_fpn_with_p6p7 for which Detectron2 already has a key.
-FPN_ARGS_WITH_OWN_KEY = ("in_features", "out_channels", "norm", "fuse_type")
 
 
 def make_resnet_stages(
@@ -219,12 +217,7 @@ def fpn_options(cfg: CfgNode) -> dict:
 
     Empty for a cfg without our keys, which may have one of our backbones, too.
     """
-    # Imported here because atss_d2.config imports the package that this module is in.
-    from ..config import cfg_to_kwargs
-
-    if "ATSS" not in cfg.MODEL:
-        return {}
-    return cfg_to_kwargs(cfg.MODEL.ATSS.FPN, build_fpn_with_p6p7, skip=FPN_ARGS_WITH_OWN_KEY)
+    return {"p7_relu": cfg.MODEL.ATSS.FPN.P7_RELU} if "ATSS" in cfg.MODEL else {}
 
 
 @BACKBONE_REGISTRY.register()

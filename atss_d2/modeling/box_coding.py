@@ -16,7 +16,7 @@ import torch
 from detectron2.modeling.box_regression import Box2BoxTransform
 from torch import Tensor
 
-from ..config_renames import missing_name
+from ..config.renames import missing_name
 from .geometry import box_areas, box_centers, side_distances
 
 

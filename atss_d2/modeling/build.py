@@ -1,94 +1,59 @@
 """Builds the parts of :class:`ATSS` from a yaml (yacs) cfg, and checks that parts fit each other.
 
-The keys under ``MODEL.ATSS`` are the arguments of the classes, see :mod:`atss_d2.config`.
+The keys under ``MODEL.ATSS`` are the arguments of the classes, see :mod:`atss_d2.config.defaults`.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_anchor_generator, build_backbone
 from detectron2.modeling.box_regression import Box2BoxTransform
+from fvcore.common.registry import Registry
 from torch import nn
 
-from ..config import cfg_to_kwargs, signature_to_cfg
-from .anchor_generator import ANCHOR_ARGS_WITH_OWN_KEY, ShiftedAnchorGenerator
-from .backbones import FPN_ARGS_WITH_OWN_KEY, build_fpn_with_p6p7
+from ..config.arguments import arguments_of, kwargs_from, node_name
 from .box_coding import PointDistances, TwoSidedBox2BoxTransform, num_box_values
+from .criterion import CRITERION_REGISTRY, ATSSCriterion, Criterion
 from .head import ATSSHead
-from .matchers import (
-    ATSSMatcher,
-    CenterSamplingMatcher,
-    DenseMatcher,
-    IoUMatcher,
-    ScaleRangeMatcher,
-    TopKMatcher,
-)
+from .matchers import MATCHER_REGISTRY, ATSSMatcher, DenseMatcher, IoUMatcher, TopKMatcher
 
 logger = logging.getLogger(__name__)
 
 # Defaults of Detectron2's keys and ours.
 _NUM_CLASSES = 80
 _DETECTIONS_PER_IMAGE = 100
-# Arguments that Detectron2's own cfg keys give, or that the rest of the cfg determines.
-_ATSS_ARGS_FROM_ELSEWHERE = ("input_format", "vis_period", "criterion")
-_HEAD_ARGS_FROM_ELSEWHERE = ("num_anchors", "num_box_values")
-_MATCHER_ARGS_FROM_ELSEWHERE = ("num_anchors", "strides")
 
-# Value of MODEL.ATSS.SAMPLE_SELECTION -> the node with the arguments, and the class.
-MATCHERS = {
-    "ATSSMatcher": ("MATCHER", ATSSMatcher),
-    "IoUMatcher": ("IOU_MATCHER", IoUMatcher),
-    "ScaleRangeMatcher": ("SCALE_RANGE_MATCHER", ScaleRangeMatcher),
-    "CenterSamplingMatcher": ("CENTER_SAMPLING_MATCHER", CenterSamplingMatcher),
-    "TopKMatcher": ("TOPK_MATCHER", TopKMatcher),
-}
+# Rules whose node has another name than node_name() gives.
+_NODES = {ATSSMatcher: "MATCHER", IoUMatcher: "IOU_MATCHER", TopKMatcher: "TOPK_MATCHER"}
+# Arguments that all rules share, once in MODEL.ATSS.MATCHER.
+_SHARED_BY_RULES = ("IGNORE_IOA_THRESH", "CENTER_EPSILON", "INSET")
 
 
-def _build_box2box_transform(
-    *, weights: Sequence[float] = (10.0, 10.0, 5.0, 5.0), clamp_both_sides: bool = False
+def _box2box_transform(
+    *, weights: Sequence[float], clamp_both_sides: bool
 ) -> Box2BoxTransform | TwoSidedBox2BoxTransform:
-    """Builds the coder of ``MODEL.ATSS.BOX2BOX_TRANSFORM``, whose keys its arguments are."""
     coder = TwoSidedBox2BoxTransform if clamp_both_sides else Box2BoxTransform
-    return coder(weights=tuple(float(weight) for weight in weights))
+    return coder(weights=tuple(weights))
 
 
 # Value of MODEL.ATSS.BOX_CODER -> the node with the arguments, and what makes the coder.
 BOX_CODERS = {
-    "Box2BoxTransform": ("BOX2BOX_TRANSFORM", _build_box2box_transform),
+    "Box2BoxTransform": ("BOX2BOX_TRANSFORM", _box2box_transform),
     "PointDistances": ("POINT_DISTANCES", PointDistances),
 }
 
 
-def config_node(meta_architecture: type) -> CfgNode:
-    """The yaml keys of the detector, ``MODEL.ATSS``, derived from the signatures.
-
-    Args:
-        meta_architecture: :class:`ATSS`, whose arguments with a default become keys.
-    """
-    node = signature_to_cfg(meta_architecture.__init__, skip=_ATSS_ARGS_FROM_ELSEWHERE)
-    node.NUM_CLASSES = _NUM_CLASSES
-    # Names of the classes, [{"id": ..., "name": ...}]; filled in from the data set by training.
-    node.CATEGORIES = []
-    node.HEAD = signature_to_cfg(ATSSHead, skip=_HEAD_ARGS_FROM_ELSEWHERE)
-    node.FPN = signature_to_cfg(build_fpn_with_p6p7, skip=FPN_ARGS_WITH_OWN_KEY)
-    node.ANCHOR_GENERATOR = signature_to_cfg(
-        ShiftedAnchorGenerator.__init__, skip=ANCHOR_ARGS_WITH_OWN_KEY
-    )
-    node.SAMPLE_SELECTION = "ATSSMatcher"
-    for key, matcher in MATCHERS.values():
-        node[key] = signature_to_cfg(matcher, skip=_MATCHER_ARGS_FROM_ELSEWHERE)
-    node.BOX_CODER = "Box2BoxTransform"
-    for key, coder in BOX_CODERS.values():
-        node[key] = signature_to_cfg(coder)
-    return node
-
-
 def build_matcher(cfg: CfgNode) -> DenseMatcher:
-    """Builds the rule that ``MODEL.ATSS.SAMPLE_SELECTION`` names; its model binds it.
+    """Builds the rule that ``MODEL.ATSS.MATCHER.NAME`` names; its model binds it.
+
+    Arguments come from the node that is named after the class (``MODEL.ATSS.MY_RULE`` for
+    ``MyRule``), from those of its base classes, and from the keys of ``MODEL.ATSS.MATCHER`` that
+    all rules share.
 
     Args:
         cfg: A cfg with ``MODEL.ATSS``.
@@ -97,14 +62,54 @@ def build_matcher(cfg: CfgNode) -> DenseMatcher:
         ValueError: There is no such rule; the message names those there are.
     """
     node = cfg.MODEL.ATSS
-    key, matcher = _choose(MATCHERS, "SAMPLE_SELECTION", node)
-    return matcher(**cfg_to_kwargs(node[key], matcher, skip=_MATCHER_ARGS_FROM_ELSEWHERE))
+    rule = _registered(MATCHER_REGISTRY, "MATCHER", node)
+    shared = CfgNode({key: node.MATCHER[key] for key in _SHARED_BY_RULES})
+    return rule(**{**kwargs_from(shared, rule), **_own_kwargs(node, rule)})
 
 
-def _choose(choices: dict, key: str, node: CfgNode) -> tuple:
-    if node[key] not in choices:
-        raise ValueError(f"MODEL.ATSS.{key} must be one of {', '.join(choices)}, got '{node[key]}'")
-    return choices[node[key]]
+def build_criterion(cfg: CfgNode) -> Criterion:
+    """Builds the losses that ``MODEL.ATSS.CRITERION.NAME`` names; their model binds them.
+
+    Arguments come from the keys of ``MODEL.ATSS`` that are arguments of :class:`ATSSCriterion`, and
+    from the node that is named after the class.
+
+    Args:
+        cfg: A cfg with ``MODEL.ATSS``.
+
+    Raises:
+        ValueError: There are no such losses, or they lack an argument whose key was changed.
+    """
+    node = cfg.MODEL.ATSS
+    criterion = _registered(CRITERION_REGISTRY, "CRITERION", node)
+    known = arguments_of(criterion)
+    for name, parameter in arguments_of(ATSSCriterion).items():
+        if name not in known and node[name.upper()] != parameter.default:
+            raise ValueError(
+                f"MODEL.ATSS.{name.upper()} is {node[name.upper()]}, but {criterion.__name__} has "
+                f"no argument {name}: leave it at {parameter.default}"
+            )
+    return criterion(**{**kwargs_from(node, criterion), **_own_kwargs(node, criterion)})
+
+
+def _own_kwargs(node: CfgNode, kind: type) -> dict[str, Any]:
+    """Arguments from the nodes that are named after a class and its base classes."""
+    kwargs = {}
+    for base in reversed(kind.__mro__):
+        own = node.get(_NODES.get(base, node_name(base)))
+        if own is not None:
+            kwargs.update(kwargs_from(own, kind))
+    return kwargs
+
+
+def _registered(registry: Registry, key: str, node: CfgNode) -> type:
+    """The class that a key names in a registry."""
+    name = node[key].NAME
+    if name not in registry:
+        raise ValueError(
+            f"MODEL.ATSS.{key}.NAME must be one of {', '.join(name for name, _ in registry)}, got "
+            f"'{name}'; one of your own is registered by @{key}_REGISTRY.register()"
+        )
+    return registry.get(name)
 
 
 def detections_per_image(cfg: CfgNode) -> int:
@@ -148,27 +153,41 @@ def check_num_classes(cfg: CfgNode) -> None:
 
 
 def build_parts(cfg: CfgNode, meta_architecture: type) -> dict:
-    """The constructor arguments of :class:`ATSS` from ``MODEL.ATSS`` and Detectron2's own keys."""
+    """The constructor arguments of :class:`ATSS` from ``MODEL.ATSS`` and Detectron2's own keys.
+
+    Args:
+        cfg: A cfg with ``MODEL.ATSS``.
+        meta_architecture: :class:`ATSS` or a subclass, whose further arguments may have keys, too.
+
+    Raises:
+        ValueError: A key has a value that there is not, or two keys do not fit each other.
+    """
     check_num_classes(cfg)
     node = cfg.MODEL.ATSS
-    kwargs = cfg_to_kwargs(node, meta_architecture.__init__, skip=_ATSS_ARGS_FROM_ELSEWHERE)
     backbone = build_backbone(cfg)
     shapes = backbone.output_shape()
-    names = kwargs["head_in_features"] or sorted(shapes, key=lambda name: shapes[name].stride)
+    names = node.HEAD_IN_FEATURES or sorted(shapes, key=lambda name: shapes[name].stride)
     input_shape = [shapes[name] for name in names]
     anchor_generator = build_anchor_generator(cfg, input_shape)
-    num_anchors = anchor_generator.num_anchors[0]
-    coder_key, coder = _choose(BOX_CODERS, "BOX_CODER", node)
-    coder = coder(**cfg_to_kwargs(node[coder_key], coder))
-    return {
+    if node.BOX_CODER not in BOX_CODERS:
+        raise ValueError(
+            f"MODEL.ATSS.BOX_CODER must be one of {', '.join(BOX_CODERS)}, got '{node.BOX_CODER}'"
+        )
+    coder_key, coder = BOX_CODERS[node.BOX_CODER]
+    coder = coder(**kwargs_from(node[coder_key], coder))
+    kwargs = kwargs_from(node, meta_architecture)
+    if ATSSCriterion.__name__ != node.CRITERION.NAME:
+        kwargs = {k: v for k, v in kwargs.items() if k not in arguments_of(ATSSCriterion)}
+        kwargs["criterion"] = build_criterion(cfg)
+    parts = {
         **kwargs,
         "backbone": backbone,
         "head": ATSSHead(
             input_shape=input_shape,
             num_classes=node.NUM_CLASSES,
-            num_anchors=num_anchors,
+            num_anchors=anchor_generator.num_anchors[0],
             num_box_values=num_box_values(coder),
-            **cfg_to_kwargs(node.HEAD, ATSSHead, skip=_HEAD_ARGS_FROM_ELSEWHERE),
+            **kwargs_from(node.HEAD, ATSSHead),
         ),
         "anchor_generator": anchor_generator,
         "box2box_transform": coder,
@@ -178,9 +197,10 @@ def build_parts(cfg: CfgNode, meta_architecture: type) -> dict:
         "pixel_std": cfg.MODEL.PIXEL_STD,
         "input_format": cfg.INPUT.FORMAT,
         "max_detections_per_image": detections_per_image(cfg),
-        # A subclass may not know the argument.
-        **({"vis_period": cfg.VIS_PERIOD} if cfg.VIS_PERIOD else {}),
+        "vis_period": cfg.VIS_PERIOD,
     }
+    known = arguments_of(meta_architecture)  # a subclass may fix some
+    return {name: value for name, value in parts.items() if name in known}
 
 
 def check_parts(

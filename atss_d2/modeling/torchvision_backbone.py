@@ -24,7 +24,7 @@ from torchvision.models.swin_transformer import SwinTransformer
 from .backbones import build_fpn_with_p6p7, fpn_options
 from .scripting import ScriptableTorchvisionBackbone
 
-__all__ = ["TorchvisionBackbone", "add_torchvision_config", "build_torchvision_fpn_backbone"]
+__all__ = ["TorchvisionBackbone", "build_torchvision_fpn_backbone"]
 
 _STRIDES = {"res2": 4, "res3": 8, "res4": 16, "res5": 32}
 _BATCH_NORMS = ("FrozenBN", "BN", "SyncBN", "nnSyncBN", "naiveSyncBN", "naiveSyncBN_N")
@@ -41,9 +41,6 @@ _CHAINS = (
 
 # A multiple of 32 with unequal sides; the network sees it on the meta device only.
 _PROBE_SIZE = (192, 256)
-
-# Arguments of TorchvisionBackbone for which Detectron2 already has a key.
-_ARGUMENTS_WITH_OWN_KEY = ("out_features", "freeze_at")
 
 
 class TorchvisionBackbone(Backbone):
@@ -246,18 +243,6 @@ def _convert_batch_norms(module: nn.Module, norm: str) -> None:
             _convert_batch_norms(child, norm)
 
 
-def add_torchvision_config(cfg: CfgNode) -> None:
-    """Adds ``MODEL.TORCHVISION`` to a cfg: the arguments of :class:`TorchvisionBackbone`.
-
-    ``out_features`` and ``freeze_at`` have Detectron2's own keys, ``MODEL.FPN.IN_FEATURES`` and
-    ``MODEL.BACKBONE.FREEZE_AT``.
-    """
-    # Imported here because atss_d2.config imports the package that this module is in.
-    from ..config import signature_to_cfg
-
-    cfg.MODEL.TORCHVISION = signature_to_cfg(TorchvisionBackbone, skip=_ARGUMENTS_WITH_OWN_KEY)
-
-
 @BACKBONE_REGISTRY.register()
 def build_torchvision_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> Backbone:
     """Builds a torchvision network with FPN and two extra levels, P6 and P7 from P5.
@@ -265,8 +250,6 @@ def build_torchvision_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> Back
     Reads ``MODEL.TORCHVISION.*``, ``MODEL.BACKBONE.FREEZE_AT``, ``MODEL.FPN.*`` and
     ``MODEL.ATSS.FPN.*``.
     """
-    from ..config import cfg_to_kwargs
-
     if input_shape.channels != 3:
         raise ValueError(
             "torchvision networks take images of 3 channels, but MODEL.PIXEL_MEAN has "
@@ -275,7 +258,9 @@ def build_torchvision_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> Back
     bottom_up = TorchvisionBackbone(
         out_features=cfg.MODEL.FPN.IN_FEATURES,
         freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT,
-        **cfg_to_kwargs(cfg.MODEL.TORCHVISION, TorchvisionBackbone, skip=_ARGUMENTS_WITH_OWN_KEY),
+        name=cfg.MODEL.TORCHVISION.NAME,
+        weights=cfg.MODEL.TORCHVISION.WEIGHTS,
+        norm=cfg.MODEL.TORCHVISION.NORM,
     )
     return build_fpn_with_p6p7(
         bottom_up,

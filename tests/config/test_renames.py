@@ -9,8 +9,8 @@ from detectron2.config import CfgNode, LazyConfig, instantiate
 from detectron2.modeling import build_model
 from detectron2.modeling.box_regression import Box2BoxTransform
 
-from atss_d2 import config_renames, get_cfg, get_config
-from atss_d2.config import ConfigError, load_config
+from atss_d2.config import ConfigError, get_cfg, get_config, load_config
+from atss_d2.config import renames as config_renames
 from atss_d2.engine import apply_overrides, apply_yaml_overrides
 from atss_d2.modeling import ATSSMatcher, IoUMatcher
 from atss_d2.modeling.box_coding import PointDistances, TwoSidedBox2BoxTransform

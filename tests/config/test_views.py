@@ -65,4 +65,4 @@ def test_nobody_else_asks_for_the_kind():
         and getattr(node.func, "id", "") == "isinstance"
         and "CfgNode" in ast.unparse(node.args[1])
     ]
-    assert sorted(found) == ["config/overrides.py", "config/views.py"]
+    assert sorted(found) == ["config/arguments.py", "config/overrides.py", "config/views.py"]

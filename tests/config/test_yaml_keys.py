@@ -1,29 +1,37 @@
-"""The yaml side follows the signatures."""
+"""The yaml keys, held against the signatures, and parts of one's own by name."""
 
 import copy
-import inspect
+from pathlib import Path
 
 import pytest
 import torch
-from detectron2.config import CfgNode
+from detectron2.config import CfgNode, configurable
 from detectron2.config import get_cfg as get_detectron2_cfg
 from detectron2.layers import ShapeSpec
-from detectron2.modeling import BACKBONE_REGISTRY, Backbone, build_model
+from detectron2.modeling import (
+    BACKBONE_REGISTRY,
+    META_ARCH_REGISTRY,
+    Backbone,
+    build_model,
+)
 from detectron2.modeling.box_regression import Box2BoxTransform
 from torch import nn
 
 from atss_d2.config import (
     add_atss_config,
-    cfg_to_kwargs,
     get_cfg,
-    signature_to_cfg,
 )
+from atss_d2.config.arguments import arguments_of
 from atss_d2.modeling import (
     ATSS,
     ATSSHead,
     ATSSMatcher,
+    CenterSamplingMatcher,
     IoUMatcher,
+    ScaleRangeMatcher,
     ShiftedAnchorGenerator,
+    TopKMatcher,
+    TorchvisionBackbone,
     build_fpn_with_p6p7,
 )
 from atss_d2.modeling.backbones import LastLevelP6P7WithoutReLU
@@ -31,8 +39,13 @@ from atss_d2.modeling.box_coding import (
     PointDistances,
     TwoSidedBox2BoxTransform,
 )
-from atss_d2.modeling.build import BOX_CODERS, MATCHERS, config_node
+from atss_d2.modeling.build import BOX_CODERS
+from atss_d2.modeling.criterion import CRITERION_REGISTRY, ATSSCriterion
 from atss_d2.modeling.deform_conv import ModulatedDeformConvPack
+from atss_d2.modeling.matchers import BACKGROUND, MATCHER_REGISTRY, DenseMatcher
+from tools import write_yaml_keys
+
+ROOT = Path(__file__).resolve().parents[2]
 
 TOY_BACKBONE = "build_backbone_of_the_config_tests"
 
@@ -95,78 +108,6 @@ def flatten(node, prefix=""):
 # -------------------------------------------------------------------- signatures and cfg nodes
 
 
-def example(
-    required,
-    *,
-    number=3,
-    fraction=0.5,
-    name="GN",
-    nothing=None,
-    empty="",
-    flag=False,
-    several=(1, 2),
-    skipped=7,
-):
-    """A callable with arguments of all types that yaml has."""
-    return locals()
-
-
-def test_round_trip_of_defaults():
-    node = signature_to_cfg(example, skip=["skipped"])
-    assert set(node) == {"NUMBER", "FRACTION", "NAME", "NOTHING", "EMPTY", "FLAG", "SEVERAL"}
-    kwargs = cfg_to_kwargs(node, example, skip=["skipped"])
-    assert example(0, **kwargs) == example(0)
-
-
-def test_round_trip_through_yaml():
-    cfg = CfgNode({"EXAMPLE": signature_to_cfg(example)})
-    loaded = CfgNode({"EXAMPLE": signature_to_cfg(example)})
-    loaded.merge_from_other_cfg(CfgNode.load_cfg(cfg.dump()))
-    assert example(0, **cfg_to_kwargs(loaded.EXAMPLE, example)) == example(0)
-
-
-def test_changed_values_arrive():
-    cfg = CfgNode({"EXAMPLE": signature_to_cfg(example)})
-    cfg.merge_from_list(
-        [
-            *("EXAMPLE.NUMBER", "4"),
-            *("EXAMPLE.FRACTION", 0.25),
-            *("EXAMPLE.NAME", ""),
-            *("EXAMPLE.FLAG", "True"),
-            *("EXAMPLE.SEVERAL", "[5, 6, 7]"),
-        ]
-    )
-    kwargs = cfg_to_kwargs(cfg.EXAMPLE, example)
-    assert kwargs == {
-        "number": 4,
-        "fraction": 0.25,
-        "name": "",  # not None: only an argument that may be None is
-        "nothing": None,
-        "empty": "",
-        "flag": True,
-        "several": (5, 6, 7),
-        "skipped": 7,
-    }
-
-
-@pytest.mark.parametrize("value", [["p3", "p4"], ("p3",), "p3", 5, 0.5, True], ids=str)
-def test_an_argument_that_may_be_none_takes_any_value(value):
-    """yacs refuses a value of another type than the default's, except for a default of None."""
-    cfg = CfgNode({"EXAMPLE": signature_to_cfg(example)})
-    cfg.merge_from_list(["EXAMPLE.NOTHING", value])
-    assert cfg_to_kwargs(cfg.EXAMPLE, example)["nothing"] == value
-    cfg.merge_from_list(["EXAMPLE.NOTHING", None])
-    assert cfg_to_kwargs(cfg.EXAMPLE, example)["nothing"] is None
-
-
-def test_values_of_the_wrong_type_and_unknown_keys_are_refused():
-    cfg = CfgNode({"EXAMPLE": signature_to_cfg(example)})
-    with pytest.raises(ValueError, match="Type mismatch"):
-        cfg.merge_from_list(["EXAMPLE.NUMBER", "many"])
-    with pytest.raises(KeyError, match="NUMBERS"):
-        cfg.merge_from_other_cfg(CfgNode({"EXAMPLE": {"NUMBERS": 4}}))
-
-
 # ----------------------------------------------------------------------------- add_atss_config
 
 
@@ -191,28 +132,57 @@ def test_two_cfgs_share_nothing():
     assert second.MODEL.ATSS.TEST_SCORE_THRESH == 0.05
 
 
-def test_defaults_are_those_of_the_signatures():
-    node = flatten(toy_cfg().MODEL.ATSS)
-    for key in ("NUM_CLASSES", "HEAD.CONV_DIMS", "SAMPLE_SELECTION", "BOX_CODER"):
-        del node[key]
-    for prefix, function in (
-        ("", ATSS.__init__),
-        ("HEAD.", ATSSHead),
-        ("FPN.", build_fpn_with_p6p7),
-        ("ANCHOR_GENERATOR.", ShiftedAnchorGenerator.__init__),
-        *((f"{key}.", function) for key, function in MATCHERS.values()),
-        *((f"{key}.", function) for key, function in BOX_CODERS.values()),
-    ):
-        parameters = inspect.signature(function).parameters
-        keys = [
-            key for key in node if key[: len(prefix)] == prefix and "." not in key[len(prefix) :]
-        ]
-        assert keys
-        for key in keys:
-            if key != "CATEGORIES":  # of the data, not of the detector
-                assert node[key] == parameters[key[len(prefix) :].lower()].default, key
-    # The keys that Detectron2 has already are not there a second time.
-    assert {"INPUT_FORMAT", "PIXEL_MEAN", "PIXEL_STD"}.isdisjoint(node)
+# Node -> what its keys are arguments of, and the arguments that come from elsewhere.
+NODES = {
+    "": (ATSS, "input_format vis_period criterion head_in_features"),
+    "HEAD": (ATSSHead, "num_anchors num_box_values"),
+    "FPN": (build_fpn_with_p6p7, "in_features out_channels norm fuse_type"),
+    "ANCHOR_GENERATOR": (ShiftedAnchorGenerator, "offset"),
+    "MATCHER": (ATSSMatcher, "num_anchors"),
+    "IOU_MATCHER": (IoUMatcher, ""),
+    "SCALE_RANGE_MATCHER": (ScaleRangeMatcher, "strides"),
+    "CENTER_SAMPLING_MATCHER": (CenterSamplingMatcher, "strides"),
+    "TOPK_MATCHER": (TopKMatcher, ""),
+    "POINT_DISTANCES": (PointDistances, ""),
+}
+SHARED_BY_RULES = ("IGNORE_IOA_THRESH", "CENTER_EPSILON", "INSET")
+
+
+@pytest.mark.parametrize("name", NODES)
+def test_keys_and_defaults_are_those_of_the_signatures(name):
+    function, elsewhere = NODES[name]
+    cfg = add_keys()
+    node = cfg.MODEL.ATSS[name] if name else cfg.MODEL.ATSS
+    keys = {key: value for key, value in node.items() if not isinstance(value, CfgNode)}
+    for key in ("NUM_CLASSES", "CATEGORIES", "BOX_CODER", "NAME", "HEAD_IN_FEATURES"):
+        keys.pop(key, None)  # choices, and what belongs to the data
+    defaults = {
+        argument.upper(): parameter.default
+        for argument, parameter in arguments_of(function).items()
+        if parameter.default is not parameter.empty and argument not in elsewhere.split()
+    }
+    if name.endswith("_MATCHER"):
+        shared = {key: defaults.pop(key) for key in SHARED_BY_RULES}
+        assert shared == {key: cfg.MODEL.ATSS.MATCHER[key] for key in SHARED_BY_RULES}
+    assert keys == defaults
+
+
+def test_keys_of_the_torchvision_backbone_are_those_of_its_signature():
+    defaults = {name: p.default for name, p in arguments_of(TorchvisionBackbone).items()}
+    for key, value in add_keys().MODEL.TORCHVISION.items():
+        assert defaults.pop(key.lower()) == value
+    assert set(defaults) == {"out_features", "freeze_at"}  # Detectron2 has keys for them
+
+
+def test_the_document_lists_the_keys():
+    document = (ROOT / "docs" / "yaml_keys.md").read_text(encoding="utf-8")
+    assert document == write_yaml_keys.document(), "run python tools/write_yaml_keys.py"
+
+
+def add_keys() -> CfgNode:
+    cfg = get_detectron2_cfg()
+    add_atss_config(cfg)
+    return cfg
 
 
 def matcher_effects(node, **values):
@@ -221,6 +191,40 @@ def matcher_effects(node, **values):
         f"{node}.{name.upper()}": (value, lambda m, name=name: getattr(m.matcher, name), value)
         for name, value in values.items()
     }
+
+
+@CRITERION_REGISTRY.register()
+class TwiceTheLoss(ATSSCriterion):
+    """Losses of one's own, with an argument more."""
+
+    def __init__(self, *, factor=2.0, **kwargs):
+        super().__init__(**kwargs)
+        self.factor = factor
+
+    def compute(self, predictions, targets):
+        losses = super().compute(predictions, targets)
+        return {name: self.factor * loss for name, loss in losses.items()}
+
+
+@MATCHER_REGISTRY.register()
+class StricterATSS(ATSSMatcher):
+    """A subclass of a rule of ours."""
+
+    def __init__(self, *, least_iou=0.1, **kwargs):
+        super().__init__(**kwargs)
+        self.least_iou = least_iou
+
+
+@MATCHER_REGISTRY.register()
+class NothingIsPositive(DenseMatcher):
+    """A rule of one's own."""
+
+    def __init__(self, *, topk=3, ignore_ioa_thresh=None):
+        super().__init__(ignore_ioa_thresh=ignore_ioa_thresh)
+        self.topk = topk
+
+    def match(self, scene):
+        return torch.full((scene.num_images, sum(map(len, scene.anchors))), BACKGROUND)
 
 
 # Key of MODEL.ATSS -> (another value, what the built model then has).
@@ -260,7 +264,8 @@ EFFECTS = {
     "HEAD.BBOX_PRED_BIAS": (4.0, lambda m: m.head.bbox_pred.bias.mean().item(), 4.0),
     "FPN.P7_RELU": (False, lambda m: type(m.backbone.top_block), LastLevelP6P7WithoutReLU),
     "ANCHOR_GENERATOR.CENTER_SHIFT": (0.5, lambda m: m.anchor_generator.center_shift, 0.5),
-    "SAMPLE_SELECTION": ("IoUMatcher", lambda m: type(m.matcher), IoUMatcher),
+    "MATCHER.NAME": ("IoUMatcher", lambda m: type(m.matcher), IoUMatcher),
+    "CRITERION.NAME": ("TwiceTheLoss", lambda m: type(m.criterion), TwiceTheLoss),
     **matcher_effects(
         "MATCHER",
         topk=5,
@@ -277,27 +282,18 @@ EFFECTS = {
         thresholds=(0.3, 0.6),
         allow_low_quality_matches=False,
         center_in_gt=True,
-        center_epsilon=0.1,
-        inset=0.5,
-        ignore_ioa_thresh=0.5,
     ),
     **matcher_effects(
         "SCALE_RANGE_MATCHER",
         range_factor=4.0,
-        center_epsilon=0.1,
-        inset=0.5,
-        ignore_ioa_thresh=0.5,
     ),
     **matcher_effects(
         "CENTER_SAMPLING_MATCHER",
         radius=2.5,
         range_factor=4.0,
-        center_epsilon=0.1,
-        inset=0.5,
-        ignore_ioa_thresh=0.5,
     ),
     "CENTER_SAMPLING_MATCHER.TOPK": (5, lambda m: m.matcher.topk, 5),
-    **matcher_effects("TOPK_MATCHER", topk=5, center_epsilon=0.1, inset=0.5, ignore_ioa_thresh=0.5),
+    **matcher_effects("TOPK_MATCHER", topk=5),
     "BOX_CODER": ("PointDistances", lambda m: type(m.box2box_transform), PointDistances),
     "POINT_DISTANCES.ANCHOR_SCALE": (4.0, lambda m: m.box2box_transform.anchor_scale, 4.0),
     "POINT_DISTANCES.INSET": (0.5, lambda m: m.box2box_transform.inset, 0.5),
@@ -325,10 +321,11 @@ def test_every_key_has_an_effect(key):
     value, read, expected = EFFECTS[key]
     cfg = toy_cfg()
     # The node of a part matters when that part is chosen.
-    for choice, parts in (("SAMPLE_SELECTION", MATCHERS), ("BOX_CODER", BOX_CODERS)):
-        for name, (node, _) in parts.items():
-            if key.startswith(f"{node}."):
-                cfg.MODEL.ATSS[choice] = name
+    for name, (node, _) in BOX_CODERS.items():
+        if key.startswith(f"{node}."):
+            cfg.MODEL.ATSS.BOX_CODER = name
+    if (node := key.partition(".")[0]).endswith("MATCHER"):
+        cfg.MODEL.ATSS.MATCHER.NAME = NODES[node][0].__name__
     if key.startswith("ANCHOR_GENERATOR."):
         cfg.MODEL.ANCHOR_GENERATOR.NAME = "ShiftedAnchorGenerator"
     if key.startswith("FPN."):
@@ -346,18 +343,24 @@ def test_every_key_has_an_effect(key):
     assert type(model) is ATSS
 
 
-@pytest.mark.parametrize("key", ["SAMPLE_SELECTION", "BOX_CODER"])
-def test_an_unknown_choice_names_the_known_ones(key):
+@pytest.mark.parametrize(
+    ("key", "known"),
+    [
+        ("MATCHER.NAME", "ATSSMatcher, .*, TopKMatcher"),
+        ("CRITERION.NAME", "ATSSCriterion"),
+        ("BOX_CODER", "Box2BoxTransform, PointDistances"),
+    ],
+)
+def test_an_unknown_choice_names_the_known_ones(key, known):
     cfg = toy_cfg()
-    cfg.MODEL.ATSS[key] = "Nothing"
-    known = MATCHERS if key == "SAMPLE_SELECTION" else BOX_CODERS
-    with pytest.raises(ValueError, match=f"MODEL.ATSS.{key} must be one of {', '.join(known)}"):
+    cfg.merge_from_list([f"MODEL.ATSS.{key}", "Nothing"])
+    with pytest.raises(ValueError, match=f"MODEL.ATSS.{key} must be one of .*{known}.*'Nothing'"):
         build_model(cfg)
 
 
 def test_strides_of_the_rules_follow_the_backbone():
     cfg = toy_cfg()
-    cfg.MODEL.ATSS.SAMPLE_SELECTION = "ScaleRangeMatcher"
+    cfg.MODEL.ATSS.MATCHER.NAME = "ScaleRangeMatcher"
     cfg.MODEL.ATSS.HEAD_IN_FEATURES = ["p4", "p5"]
     cfg.MODEL.ANCHOR_GENERATOR.SIZES = [[128], [256]]
     assert list(build_model(cfg).matcher.strides) == [16, 32]
@@ -437,4 +440,92 @@ def test_get_cfg_is_the_paper_s_recipe():
     assert cfg.MODEL.ANCHOR_GENERATOR.OFFSET == 0.5
     assert (cfg.SOLVER.MAX_ITER, cfg.SOLVER.STEPS) == (90000, (60000, 80000))
     assert (cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.BASE_LR) == (16, 0.01)
-    assert flatten(cfg.MODEL.ATSS) == flatten(config_node(ATSS))
+    assert flatten(cfg.MODEL.ATSS) == flatten(add_keys().MODEL.ATSS)
+
+
+# ------------------------------------------------------------------------ parts of one's own
+
+
+def test_a_subclass_of_a_rule_by_name():
+    cfg = toy_cfg()
+    cfg.MODEL.ATSS.MATCHER.update(NAME="StricterATSS", TOPK=5, INSET=0.5, IGNORE_IOA_THRESH=0.4)
+    matcher = build_model(cfg).matcher
+    assert type(matcher) is StricterATSS
+    assert (matcher.topk, matcher.inset, matcher.ignore_ioa_thresh) == (5, 0.5, 0.4)
+    assert matcher.least_iou == 0.1
+    cfg.MODEL.ATSS.STRICTER_ATSS = CfgNode({"LEAST_IOU": 0.3, "TOPK": 7})
+    cfg.merge_from_list(["MODEL.ATSS.STRICTER_ATSS.LEAST_IOU", 0.2])
+    matcher = build_model(cfg).matcher
+    assert (matcher.topk, matcher.least_iou) == (7, 0.2)
+
+
+def test_a_rule_of_ones_own_by_name():
+    cfg = toy_cfg()
+    cfg.MODEL.ATSS.MATCHER.update(NAME="NothingIsPositive", IGNORE_IOA_THRESH=0.4)
+    matcher = build_model(cfg).matcher
+    assert (type(matcher), matcher.topk) == (NothingIsPositive, 3)  # not that of ATSSMatcher
+    assert matcher.ignore_ioa_thresh == 0.4
+    cfg.MODEL.ATSS.NOTHING_IS_POSITIVE = CfgNode({"TOPK": 4})
+    assert build_model(cfg).matcher.topk == 4
+
+
+def test_losses_of_ones_own_by_name():
+    cfg = toy_cfg()
+    cfg.MODEL.ATSS.CRITERION.NAME = "TwiceTheLoss"
+    cfg.MODEL.ATSS.BOX_REG_LOSS_TYPE = "diou"
+    cfg.MODEL.ATSS.TWICE_THE_LOSS = CfgNode({"FACTOR": 3.0})
+    criterion = build_model(cfg).criterion
+    assert (type(criterion), criterion.box_reg_loss_type, criterion.factor) == (
+        TwiceTheLoss,
+        "diou",
+        3.0,
+    )
+
+
+@META_ARCH_REGISTRY.register()
+class ATSSWithMore(ATSS):
+    @configurable
+    def __init__(self, *, temperature=1.0, **kwargs):
+        super().__init__(**kwargs)
+        self.temperature = temperature
+
+
+@META_ARCH_REGISTRY.register()
+class ATSSWithFewer(ATSS):
+    @configurable
+    def __init__(
+        self,
+        *,
+        backbone,
+        head,
+        anchor_generator,
+        box2box_transform,
+        matcher,
+        num_classes,
+        pixel_mean,
+        pixel_std,
+        temperature=1.0,
+    ):
+        super().__init__(
+            backbone=backbone,
+            head=head,
+            anchor_generator=anchor_generator,
+            box2box_transform=box2box_transform,
+            matcher=matcher,
+            num_classes=num_classes,
+            pixel_mean=pixel_mean,
+            pixel_std=pixel_std,
+        )
+        self.temperature = temperature
+
+
+@pytest.mark.parametrize("name", ["ATSSWithMore", "ATSSWithFewer"])
+def test_subclasses_of_the_detector(name):
+    cfg = toy_cfg()
+    cfg.MODEL.META_ARCHITECTURE = name
+    cfg.MODEL.ATSS.TEST_NMS_THRESH = 0.4
+    model = build_model(cfg)
+    assert model.temperature == 1.0
+    assert model.test_nms_thresh == (0.4 if name == "ATSSWithMore" else 0.6)
+    cfg.MODEL.ATSS.TEMPERATURE = 2.0
+    assert build_model(cfg).temperature == 2.0

@@ -59,11 +59,11 @@ def test_it_is_detectron2s_retinanet_with_another_rule():
 def test_keys_choose_the_rule_and_its_arguments():
     model = build_model(config("MODEL.ATSS.MATCHER.TOPK", 4))
     assert model.label_anchors.matcher.topk == 4
-    model = build_model(config("MODEL.ATSS.SAMPLE_SELECTION", "IoUMatcher"))
+    model = build_model(config("MODEL.ATSS.MATCHER.NAME", "IoUMatcher"))
     assert type(model.label_anchors.matcher) is IoUMatcher
     model = build_model(
         config(
-            "MODEL.ATSS.SAMPLE_SELECTION",
+            "MODEL.ATSS.MATCHER.NAME",
             "CenterSamplingMatcher",
             "MODEL.ATSS.CENTER_SAMPLING_MATCHER.RADIUS",
             2.0,
@@ -75,6 +75,6 @@ def test_keys_choose_the_rule_and_its_arguments():
 
 
 def test_errors():
-    with pytest.raises(ValueError, match=r"SAMPLE_SELECTION must be one of ATSSMatcher, .* 'ATS'"):
-        build_model(config("MODEL.ATSS.SAMPLE_SELECTION", "ATS"))
+    with pytest.raises(ValueError, match=r"MATCHER.NAME must be one of ATSSMatcher, .* 'ATS'"):
+        build_model(config("MODEL.ATSS.MATCHER.NAME", "ATS"))
     assert "RetinaNetWithMatcher" in META_ARCH_REGISTRY

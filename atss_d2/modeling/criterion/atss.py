@@ -10,13 +10,14 @@ from torch import Tensor
 
 from ..choices import check_choice
 from ..nouns import Predictions, Targets
-from .base import Criterion
+from .base import CRITERION_REGISTRY, Criterion
 from .box_losses import BOX_REG_LOSS_TYPES, box_reg_loss
 from .centerness import centerness_loss, centerness_targets
 from .focal_loss import sigmoid_focal_loss
 from .positives import count_with_floor, find_positives, loss_normalizers
 
 
+@CRITERION_REGISTRY.register()
 class ATSSCriterion(Criterion):
     """Focal loss, box loss of the positives weighted by their centerness, and centerness loss.
 

@@ -6,9 +6,17 @@ from abc import ABC, abstractmethod
 from typing import Any
 
 import torch
+from fvcore.common.registry import Registry
 from torch import Tensor, nn
 
 from ..nouns import Predictions, Targets
+
+CRITERION_REGISTRY = Registry("CRITERION")
+CRITERION_REGISTRY.__doc__ = """Losses by name, for ``MODEL.ATSS.CRITERION.NAME``.
+
+A class registered by ``@CRITERION_REGISTRY.register()`` is a :class:`Criterion`; its keyword
+arguments are the keys of the node ``MODEL.ATSS.MY_CRITERION`` that a cfg may have.
+"""
 
 
 class Criterion(nn.Module, ABC):

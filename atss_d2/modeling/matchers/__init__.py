@@ -4,7 +4,7 @@ One rule per file, one interface (:class:`DenseMatcher`).
 """
 
 from .atss import ATSSMatcher
-from .base import DenseMatcher
+from .base import MATCHER_REGISTRY, DenseMatcher
 from .center_sampling import CenterSamplingMatcher
 from .iou import IoUMatcher
 from .scale_range import ScaleRangeMatcher
@@ -14,6 +14,7 @@ from .topk import TopKMatcher
 __all__ = [
     "BACKGROUND",
     "IGNORED",
+    "MATCHER_REGISTRY",
     "ATSSMatcher",
     "CenterSamplingMatcher",
     "DenseMatcher",

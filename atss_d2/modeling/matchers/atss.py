@@ -22,13 +22,14 @@ from ..geometry import (
     paired_iou,
 )
 from ..nouns import Assignment, Scene
-from .base import DenseMatcher, bound_value
+from .base import MATCHER_REGISTRY, DenseMatcher, bound_value
 from .grid import anchor_grid
 from .selection import nearest_anchors_per_level, priority_keys, resolve_conflicts
 
 _METRICS = {"iou": paired_iou, "giou": paired_giou, "diou": paired_diou}
 
 
+@MATCHER_REGISTRY.register()
 class ATSSMatcher(DenseMatcher):
     """Positives of a box are the candidates near its centre whose IoU stands out.
 

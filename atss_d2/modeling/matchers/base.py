@@ -12,12 +12,20 @@ from typing import Any
 
 import torch
 from detectron2.structures import Boxes
+from fvcore.common.registry import Registry
 from torch import Tensor
 
 from ..geometry import box_areas, paired_intersection
 from ..nouns import Assignment, Scene
 from ..scene import build_scene
 from .selection import BACKGROUND, IGNORED, box_chunks, max_per_image_
+
+MATCHER_REGISTRY = Registry("MATCHER")
+MATCHER_REGISTRY.__doc__ = """Rules of sample selection by name, for ``MODEL.ATSS.MATCHER.NAME``.
+
+A class registered by ``@MATCHER_REGISTRY.register()`` is a :class:`DenseMatcher`; its keyword
+arguments are the keys of the node ``MODEL.ATSS.MY_RULE`` that a cfg may have for ``MyRule``.
+"""
 
 
 class DenseMatcher(ABC):

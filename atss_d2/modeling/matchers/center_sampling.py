@@ -11,10 +11,12 @@ import torch
 from torch import Tensor
 
 from ..geometry import box_centers
+from .base import MATCHER_REGISTRY
 from .scale_range import ScaleRangeMatcher
 from .selection import nearest_anchors
 
 
+@MATCHER_REGISTRY.register()
 class CenterSamplingMatcher(ScaleRangeMatcher):
     """FCOS's rule (:class:`ScaleRangeMatcher`), for anchors near the centre of the box only.
 

@@ -9,7 +9,7 @@ import torch
 
 from ..geometry import box_centers, has_area, least_side_distance, paired_iou
 from ..nouns import Assignment, Scene
-from .base import DenseMatcher
+from .base import MATCHER_REGISTRY, DenseMatcher
 from .selection import (
     BACKGROUND,
     IGNORED,
@@ -22,6 +22,7 @@ from .selection import (
 _LEAST_IOU = 2.0**-149  # above 0 in float32: a box that overlaps no anchor has no best one
 
 
+@MATCHER_REGISTRY.register()
 class IoUMatcher(DenseMatcher):
     """Positives are the anchors whose highest IoU with a box reaches a threshold.
 
@@ -71,7 +72,7 @@ class IoUMatcher(DenseMatcher):
         if not 0 < low <= high <= 1:
             raise ValueError(f"thresholds must be 0 < low <= high <= 1, got ({low}, {high})")
         for name, value in (("center_epsilon", center_epsilon), ("inset", inset)):
-            if value < 0:
+            if value is None or value < 0:
                 raise ValueError(f"{name} must be >= 0, got {value}")
         self.thresholds = (low, high)
         self.allow_low_quality_matches = allow_low_quality_matches

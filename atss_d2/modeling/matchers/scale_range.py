@@ -15,12 +15,13 @@ from torch import Tensor
 
 from ..geometry import box_areas, box_centers, side_distance_bounds
 from ..nouns import Scene
-from .base import DenseMatcher, bound_value
+from .base import MATCHER_REGISTRY, DenseMatcher, bound_value
 from .selection import DenseConflicts, box_chunks, priority_keys
 
 _STRIDES_OF_FCOS = (8, 16, 32, 64, 128)
 
 
+@MATCHER_REGISTRY.register()
 class ScaleRangeMatcher(DenseMatcher):
     """Positives of a box are the anchors inside it, on the level that its size belongs to.
 
@@ -68,7 +69,7 @@ class ScaleRangeMatcher(DenseMatcher):
         if range_factor <= 0:
             raise ValueError(f"range_factor must be > 0, got {range_factor}")
         for name, value in (("center_epsilon", center_epsilon), ("inset", inset)):
-            if value < 0:
+            if value is None or value < 0:
                 raise ValueError(f"{name} must be >= 0, got {value}")
         self.strides = strides
         self.range_factor = range_factor

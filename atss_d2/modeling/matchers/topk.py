@@ -10,13 +10,14 @@ from torch import Tensor
 
 from ..geometry import box_centers, has_area, least_side_distance, paired_iou
 from ..nouns import Scene
-from .base import DenseMatcher
+from .base import MATCHER_REGISTRY, DenseMatcher
 from .selection import box_chunks, ordered_bits, priority_keys, resolve_conflicts, stable_topk
 
 # What a distance as large as the largest one of the image takes off the IoU.
 _MAX_PENALTY_DIVISOR = 1000.0
 
 
+@MATCHER_REGISTRY.register()
 class TopKMatcher(DenseMatcher):
     """Positives of a box are those of its ``topk`` best anchors whose centre lies inside it.
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from atss_d2.commands.project_config import config_text
 from atss_d2.config import load_config, view_of
-from atss_d2.data.custom.config_file import config_text
 from atss_d2.data.custom.settings import MODELS, Settings
 
 SETTINGS = Settings(

@@ -7,9 +7,9 @@ import os
 import re
 from pathlib import Path
 
-from ...checkpoint import CONVENTIONS
 from ..categories import Categories
-from .settings import MODELS, Settings
+from ..checkpoint import CONVENTIONS
+from ..data.custom.settings import MODELS, Settings
 
 _WIDTH = 100
 

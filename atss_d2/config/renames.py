@@ -37,11 +37,21 @@ _NAMES = {
 # Keys of LazyConfigs.
 _LAZY_KEYS = {"model.matcher.ignore_iof_thresh": "model.matcher.ignore_ioa_thresh"}
 # Keys of yaml configs. Those whose new name a cfg does not have stay as they are.
+_SHARED_BY_RULES = ("IGNORE_IOF_THRESH", "IGNORE_IOA_THRESH", "CENTER_EPSILON", "INSET")
+_RULES = {
+    "IOU_MATCHER": "IoUMatcher",
+    "SCALE_RANGE_MATCHER": "ScaleRangeMatcher",
+    "CENTER_SAMPLING_MATCHER": "CenterSamplingMatcher",
+    "TOPK_MATCHER": "TopKMatcher",
+}
 _YAML_KEYS = {
     "MODEL.ATSS.SAMPLE_SELECTION": "MODEL.ATSS.MATCHER.NAME",
+    "MODEL.ATSS.MATCHER.IGNORE_IOF_THRESH": "MODEL.ATSS.MATCHER.IGNORE_IOA_THRESH",
+    # What all rules share stood once for each of them.
     **{
-        f"MODEL.ATSS.{rule}MATCHER.IGNORE_IOF_THRESH": f"MODEL.ATSS.{rule}MATCHER.IGNORE_IOA_THRESH"
-        for rule in ("", "IOU_", "SCALE_RANGE_", "CENTER_SAMPLING_", "TOPK_")
+        f"MODEL.ATSS.{node}.{key}": f"MODEL.ATSS.MATCHER.{key.replace('IOF', 'IOA')}"
+        for node in _RULES
+        for key in _SHARED_BY_RULES
     },
 }
 # Keys of LazyConfigs whose value is written in another way today.
@@ -120,6 +130,8 @@ def rename_yaml(cfg: CfgNode, known: CfgNode, path: str) -> bool:
         known: A cfg with all keys.
         path: Of the file, for the warning.
     """
+    if _has(cfg, "MODEL.ATSS"):
+        _drop_other_rules(cfg["MODEL"]["ATSS"])
     renamed = {
         old: new
         for old, new in _YAML_KEYS.items()
@@ -127,6 +139,20 @@ def rename_yaml(cfg: CfgNode, known: CfgNode, path: str) -> bool:
     }
     _report(renamed, path)
     return bool(renamed)
+
+
+def _drop_other_rules(node: CfgNode) -> None:
+    """Removes what an earlier ``MODEL.ATSS`` said of rules that it did not choose.
+
+    Of the keys that rules share today, those of the chosen rule count.
+    """
+    chosen = node.get("SAMPLE_SELECTION") or node.get("MATCHER", {}).get("NAME", "ATSSMatcher")
+    for name, rule in _RULES.items():
+        for key in _SHARED_BY_RULES:
+            if name in node and key in node[name] and rule != chosen:
+                del node[name][key]
+            elif name in node and key in node[name]:  # not what was said of ATSSMatcher
+                node.get("MATCHER", {}).pop(key, None)
 
 
 def _report(renamed: dict[str, str], path: str) -> None:
