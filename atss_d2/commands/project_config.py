@@ -7,7 +7,7 @@ import os
 import re
 from pathlib import Path
 
-from ..categories import Categories
+from ..data.categories import Categories
 from ..checkpoint import CONVENTIONS
 from ..data.custom.settings import MODELS, Settings
 

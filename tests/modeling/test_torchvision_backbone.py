@@ -10,8 +10,9 @@ from torch import nn
 from torchvision import models
 from torchvision.models.feature_extraction import create_feature_extractor
 
+from atss_d2.config import add_atss_config
 from atss_d2.modeling.backbones import build_fpn_with_p6p7
-from atss_d2.modeling.torchvision_backbone import TorchvisionBackbone, add_torchvision_config
+from atss_d2.modeling.torchvision_backbone import TorchvisionBackbone
 
 RES2_TO_RES5 = ("res2", "res3", "res4", "res5")
 
@@ -239,7 +240,7 @@ def test_lazy_config_leaves_plain_python_in_the_module():
 
 def _cfg(**torchvision):
     cfg = get_cfg()
-    add_torchvision_config(cfg)
+    add_atss_config(cfg)
     cfg.MODEL.BACKBONE.NAME = "build_torchvision_fpn_backbone"
     cfg.MODEL.BACKBONE.FREEZE_AT = 1
     cfg.MODEL.FPN.IN_FEATURES = ["res3", "res4", "res5"]
