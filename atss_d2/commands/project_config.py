@@ -7,8 +7,8 @@ import os
 import re
 from pathlib import Path
 
-from ..data.categories import Categories
 from ..checkpoint import CONVENTIONS
+from ..data.categories import Categories
 from ..data.custom.settings import MODELS, Settings
 
 _WIDTH = 100
