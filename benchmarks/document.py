@@ -1,7 +1,7 @@
 """Fills the tables into a markdown document between markers, so that its prose stays.
 
-A block reads ``<!-- begin NAME -->``, generated text, ``<!-- end NAME -->``; NAME is a case, a case and
-``summary``, ``machine`` or ``targets``.
+A block reads ``<!-- begin NAME -->``, generated text, ``<!-- end NAME -->``; NAME is a case, "CASE
+summary", ``machine`` or ``targets``.
 """
 
 from __future__ import annotations
