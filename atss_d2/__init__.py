@@ -4,7 +4,7 @@ import warnings
 
 from .warning_filters import filter_third_party_warnings
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 with warnings.catch_warnings():  # Detectron2 warns while it is imported
     filter_third_party_warnings()

@@ -1,7 +1,7 @@
 """Fills the tables into a markdown document between markers, so that its prose stays.
 
-A block reads ``<!-- begin NAME -->``, generated text, ``<!-- end NAME -->``; NAME is a case,
-``machine`` or ``targets``.
+A block reads ``<!-- begin NAME -->``, generated text, ``<!-- end NAME -->``; NAME is a case, "CASE
+summary", ``machine`` or ``targets``.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from pathlib import Path
 from ablations.document import fill_blocks
 
 from .machine import machine_line
-from .report import case_tables, targets_table
+from .report import case_tables, summary_table, targets_table
 from .results import CaseResult
 
 
 def write_document(document: Path, results: dict[str, CaseResult], picture: Path | None) -> None:
-    """Fills the blocks of the cases that were measured.
+    """Fills the blocks of the cases that were measured, also in NAME_tables.md beside NAME.md.
 
     Args:
         document: A markdown file with markers.
@@ -31,12 +31,17 @@ def write_document(document: Path, results: dict[str, CaseResult], picture: Path
     if not document.is_file():
         raise FileNotFoundError(f"there is no document {document} to fill in")
     blocks = {name: case_tables(result, markdown=True) for name, result in results.items()}
-    if picture is not None and "assignment" in blocks:
+    for name, result in results.items():
+        blocks[f"{name} summary"] = summary_table(result)
+    if picture is not None and "assignment" in results:
         place = Path(os.path.relpath(picture, document.parent)).as_posix()
-        blocks["assignment"] += f"\n\n![Assignment time]({place})"
+        blocks["assignment summary"] += f"\n\n![Assignment time]({place})"
     blocks["targets"] = targets_table(results, markdown=True)
     blocks["machine"] = _machines(results)
     fill_blocks(document, blocks)
+    tables = document.with_name(f"{document.stem}_tables.md")
+    if tables.is_file():
+        fill_blocks(tables, blocks)
 
 
 def _machines(results: dict[str, CaseResult]) -> str:

@@ -31,6 +31,26 @@ def case_tables(result: CaseResult, *, markdown: bool) -> str:
     return "\n\n".join(parts)
 
 
+def summary_table(result: CaseResult) -> str:
+    """A row for each comparison of a case, in markdown: our median and the ratios of the others."""
+    rows = [
+        (
+            m.scene,
+            m.quantity,
+            format_value(m.median(m.ours), m.unit),
+            ", ".join(
+                f"{name} {m.ratio(name):.2f}x"
+                for name in m.samples
+                if name != m.ours and m.ratio(name) is not None
+            ),
+        )
+        for m in result.measurements
+        if m.ours is not None
+    ]
+    rows = [row for row in rows if row[3]]
+    return _table(rows, ("scene", "what", "ours", "others / ours"), markdown=True)
+
+
 def targets_table(results: dict[str, CaseResult], *, markdown: bool) -> str:
     """Every target with what was measured."""
     rows = [
