@@ -89,10 +89,11 @@ class ExportableDetector(nn.Module):
         """What :meth:`forward` returns, from the maps and the size of the images given."""
         model = self.model
         boxes, scores, classes = candidates_of_batch(
+            model.as_predictions(predictions),
             self._anchors(predictions[0]),
-            *model.as_predictions(predictions),
             image_size,
             **model.candidate_options(),
+            fixed_shapes=True,
         )
         if self.with_nms:
             boxes, scores, classes = detections_of_batch(

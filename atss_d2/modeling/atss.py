@@ -242,27 +242,21 @@ class ATSS(DenseDetector):
         self, images: ImageList, features: list[Tensor], predictions: Sequence[list[Tensor]]
     ) -> list[Instances]:
         """Detections of every image, in the coordinates of the images that the model was given."""
-        logits, deltas, centerness = self.as_predictions(predictions)
-        anchors = [a.tensor for a in self.anchor_generator(features)]
-        results = []
-        for i, image_size in enumerate(images.image_sizes):
-            boxes, scores, classes = postprocess(
-                anchors,
-                [x[i] for x in logits],
-                [x[i] for x in deltas],
-                None if centerness is None else [x[i] for x in centerness],
-                image_size,
-                **self.candidate_options(),
-                nms_thresh=self.test_nms_thresh,
-                max_detections=self.max_detections_per_image,
-            )
-            results.append(
-                Instances(image_size, pred_boxes=Boxes(boxes), scores=scores, pred_classes=classes)
-            )
-        return results
+        detections = postprocess(
+            self.as_predictions(predictions),
+            [a.tensor for a in self.anchor_generator(features)],
+            images.image_sizes,
+            nms_thresh=self.test_nms_thresh,
+            max_detections=self.max_detections_per_image,
+            **self.candidate_options(),
+        )
+        return [
+            Instances(size, pred_boxes=Boxes(boxes), scores=scores, pred_classes=classes)
+            for size, (boxes, scores, classes) in zip(images.image_sizes, detections)
+        ]
 
     def candidate_options(self) -> dict:
-        """Arguments of :mod:`.postprocess` that decide on the candidates, here and in exports."""
+        """Arguments of :func:`candidates_of_batch`, here and in exports."""
         return {
             "box2box_transform": self.box2box_transform,
             "score_thresh": self.test_score_thresh,

@@ -1,6 +1,6 @@
 """Which pairs of anchor and class of a level may become detections: threshold and top-k.
 
-Shapes: Ri anchors of level i, K classes, T selected candidates.
+Shapes: N images, Ri anchors of level i, K classes, T selected candidates.
 """
 
 from __future__ import annotations
@@ -10,8 +10,7 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-
-from .choices import check_choice
+from torch.nn.utils.rnn import pad_sequence
 
 NO_SCORE = -1.0
 # Sigmoid is monotone: logits are compared with a bound below the logit of the score threshold, and
@@ -22,49 +21,45 @@ SCORE_TYPES = ("sqrt", "product")
 RANKINGS = ("score", "class_score")
 
 
-def check_score_options(score_type: str, rank_by: str) -> None:
-    """Checks two arguments of :func:`select_candidates`; raises a ValueError."""
-    check_choice("score_type", score_type, SCORE_TYPES)
-    check_choice("rank_by", rank_by, RANKINGS)
-
-
 def select_candidates(
-    logits: Tensor,
-    centerness: Tensor | None,
-    *,
-    score_thresh: float,
-    topk_candidates: int,
-    score_type: str = "sqrt",
-    rank_by: str = "score",
+    logits: Tensor, quality: Tensor | None, *args, **kwargs
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The best candidates of one level.
+    """The best candidates of one level, in the way that suits the device.
 
-    Args:
-        logits: (Ri, K) class logits.
-        centerness: (Ri,) centerness logits, or None.
-        score_thresh: Least class score, before centerness.
-        topk_candidates: Most candidates to return.
-        score_type: See :func:`postprocess`.
-        rank_by: See :func:`postprocess`.
-
-    Returns:
-        scores (T,), anchor indices (T,) and classes (T,), best first as ``rank_by`` says. On a GPU
-        there are always ``topk_candidates`` if the level has so many, the last ones with
-        :data:`NO_SCORE`.
+    On a CPU, scores are computed for the few logits above the threshold only; on a GPU the host
+    would wait for their number. Arguments and results are those of :func:`select_fixed_number`, but
+    T is the largest number of candidates of an image.
     """
-    select = select_survivors if logits.device.type == "cpu" else select_fixed_number
-    return select(logits, centerness, score_thresh, topk_candidates, score_type, rank_by)
+    if logits.device.type != "cpu":
+        return select_fixed_number(logits, quality, *args, **kwargs)
+    qualities = [None] * len(logits) if quality is None else quality
+    of_images = [select_survivors(*image, *args, **kwargs) for image in zip(logits, qualities)]
+    scores, anchor_idxs, classes = zip(*of_images)
+    return (
+        pad_sequence(scores, batch_first=True, padding_value=NO_SCORE),
+        pad_sequence(anchor_idxs, batch_first=True),
+        pad_sequence(classes, batch_first=True),
+    )
 
 
 def select_survivors(
     logits: Tensor,
-    centerness: Tensor | None,
+    quality: Tensor | None,
     score_thresh: float,
     topk_candidates: int,
     score_type: str = "sqrt",
     rank_by: str = "score",
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Computes scores only where they matter; on a GPU the host would wait for their number."""
+    """The candidates of one image, as many as there are.
+
+    Args:
+        logits: (Ri, K).
+        quality: (Ri,) or None.
+        score_thresh: See :func:`select_fixed_number`, as for the rest.
+
+    Returns:
+        scores (T,), anchor indices (T,) and classes (T,), best first as ``rank_by`` says.
+    """
     anchor_idxs, classes = (
         (logits >= _min_logit(score_thresh, logits.dtype)).nonzero().unbind(dim=1)
     )
@@ -72,42 +67,54 @@ def select_survivors(
     scores = logits[anchor_idxs, classes].float().sigmoid()
     is_above = scores > score_thresh
     scores, anchor_idxs, classes = scores[is_above], anchor_idxs[is_above], classes[is_above]
-    if centerness is not None and rank_by == "score":
-        scores = _with_centerness(scores, centerness[anchor_idxs], score_type)
+    if quality is not None and rank_by == "score":
+        scores = _with_quality(scores, quality[anchor_idxs], score_type)
     scores, order = scores.topk(_at_most(topk_candidates, scores.shape[0]))
     anchor_idxs, classes = anchor_idxs[order], classes[order]
-    if centerness is not None and rank_by == "class_score":
-        scores = _with_centerness(scores, centerness[anchor_idxs], score_type)
+    if quality is not None and rank_by == "class_score":
+        scores = _with_quality(scores, quality[anchor_idxs], score_type)
     return scores, anchor_idxs, classes
 
 
 def select_fixed_number(
     logits: Tensor,
-    centerness: Tensor | None,
+    quality: Tensor | None,
     score_thresh: float,
     topk_candidates: int,
     score_type: str = "sqrt",
     rank_by: str = "score",
     fill: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The same without a wait: the places of missing candidates have :data:`NO_SCORE`.
+    """The best candidates of one level, without a shape that depends on a value.
 
-    Also for a batch: logits (..., Ri, K), centerness (..., Ri). With ``fill`` there are
-    ``topk_candidates`` places even if the level has fewer pairs: their number is then the same for
-    images of all sizes.
+    Args:
+        logits: (N, Ri, K) class logits, or (Ri, K) of one image.
+        quality: (N, Ri) logits of a second score, or None.
+        score_thresh: Least class score, without the quality.
+        topk_candidates: T, or fewer if the level has fewer pairs.
+        score_type: See :func:`postprocess`.
+        rank_by: See :func:`postprocess`.
+        fill: T is ``topk_candidates`` also on a small level: it is then the same for images of all
+            sizes.
+
+    Returns:
+        scores (N, T), anchor indices (N, T) and classes (N, T), best first as ``rank_by`` says. The
+        places of missing candidates come last and have :data:`NO_SCORE`.
     """
-    scores = class_scores = logits.float().sigmoid()  # (..., Ri, K)
-    if centerness is not None and rank_by == "score":
-        scores = _with_centerness(class_scores, centerness[..., None], score_type)
+    scores = class_scores = logits.float().sigmoid()  # (N, Ri, K)
+    if quality is not None and rank_by == "score":
+        scores = _with_quality(class_scores, quality[..., None], score_type)
     scores = torch.where(class_scores > score_thresh, scores, NO_SCORE).flatten(-2)
     if fill:
         scores = F.pad(scores, (0, topk_candidates), value=NO_SCORE)
-    scores, idxs = scores.topk(topk_candidates if fill else min(topk_candidates, scores.shape[-1]))
+    scores, idxs = scores.topk(
+        topk_candidates if fill else _at_most(topk_candidates, scores.shape[-1])
+    )
     if fill:
         idxs = torch.where(scores > NO_SCORE, idxs, 0)  # not of a place in the padding
     anchor_idxs, classes = split_pairs(idxs, logits.shape[-1])
-    if centerness is not None and rank_by == "class_score":
-        final = _with_centerness(scores, centerness.gather(-1, anchor_idxs), score_type)
+    if quality is not None and rank_by == "class_score":
+        final = _with_quality(scores, quality.gather(-1, anchor_idxs), score_type)
         scores = torch.where(scores > NO_SCORE, final, NO_SCORE)
     return scores, anchor_idxs, classes
 
@@ -119,9 +126,9 @@ def split_pairs(idxs: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
     return idxs // num_classes, idxs % num_classes
 
 
-def _with_centerness(class_scores: Tensor, centerness: Tensor, score_type: str) -> Tensor:
-    """Scores of detections from class scores and the centerness logits of the same anchors."""
-    scores = class_scores * centerness.float().sigmoid()
+def _with_quality(class_scores: Tensor, quality: Tensor, score_type: str) -> Tensor:
+    """Scores of detections from class scores and the quality logits of the same anchors."""
+    scores = class_scores * quality.float().sigmoid()
     return scores.sqrt() if score_type == "sqrt" else scores
 
 
