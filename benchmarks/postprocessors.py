@@ -26,14 +26,14 @@ _NMS_THRESH, _MAX_DETECTIONS = 0.6, 100
 
 @dataclass(frozen=True)
 class Postprocessor:
-    """Post-processing of one image.
+    """Post-processing of a batch.
 
     Args:
         name: In tables.
         model: It belongs to.
         run: What is timed; begins with the maps that convolutions give.
         prepare: Called before each ``run``, not timed: some overwrite what they are given.
-        read: From the result to boxes (D, 4), scores (D,) and classes (D,).
+        read: From the result to boxes (D, 4), scores (D,) and classes (D,) of the last image.
     """
 
     name: str
@@ -44,9 +44,14 @@ class Postprocessor:
 
 
 def maps_for(
-    model: nn.Module, found: Predictions, image_size: tuple[int, int], *, with_centerness: bool
+    model: nn.Module,
+    found: Predictions,
+    image_size: tuple[int, int],
+    *,
+    with_centerness: bool,
+    num_images: int = 1,
 ) -> list[list[Tensor]]:
-    """The maps (1, C, Hi, Wi) of logits, deltas and centerness that say this to a model."""
+    """The maps (N, C, Hi, Wi) of logits, deltas and centerness that say this to a model."""
     anchors = model.anchor_generator(scenes.feature_maps(image_size, device=model.device))
     deltas = [
         model.box2box_transform.get_deltas(level.tensor, boxes.to(model.device))
@@ -55,7 +60,7 @@ def maps_for(
     parts = [found.logits, deltas]
     if with_centerness:
         parts.append([x[:, None] for x in found.centerness])
-    return [scenes.as_maps(part, image_size) for part in parts]
+    return [scenes.as_maps(part, image_size, num_images) for part in parts]
 
 
 def detectron2_style(
@@ -63,22 +68,25 @@ def detectron2_style(
     model: nn.Module,
     found: Predictions,
     image_size: tuple[int, int],
+    num_images: int,
     *,
     with_centerness: bool,
 ) -> Postprocessor:
     """Ours or one of Detectron2: ``forward_inference`` of a model."""
-    features = scenes.feature_maps(image_size, device=found.logits[0].device)
-    images = ImageList(features[0], [image_size])
-    originals = maps_for(model, found, image_size, with_centerness=with_centerness)
+    features = scenes.feature_maps(image_size, num_images, found.logits[0].device)
+    images = ImageList(features[0], [image_size] * num_images)
+    originals = maps_for(
+        model, found, image_size, with_centerness=with_centerness, num_images=num_images
+    )
     maps: list[list[Tensor]] = []
 
     def prepare() -> None:
         maps[:] = [[level.clone() for level in part] for part in originals]
 
     def read(results: list[Instances]) -> tuple[Tensor, Tensor, Tensor]:
-        boxes = results[0].pred_boxes
+        boxes = results[-1].pred_boxes
         boxes.clip(image_size)  # Detectron2 does so later, ours has before NMS
-        return boxes.tensor, results[0].scores, results[0].pred_classes
+        return boxes.tensor, results[-1].scores, results[-1].pred_classes
 
     return Postprocessor(
         name, model, lambda: model.forward_inference(images, features, maps), prepare, read
@@ -92,7 +100,11 @@ class _Pyramid(nn.Module):
 
 
 def torchvision_style(
-    name: str, found: Predictions, image_size: tuple[int, int], num_classes: int
+    name: str,
+    found: Predictions,
+    image_size: tuple[int, int],
+    num_images: int,
+    num_classes: int,
 ) -> Postprocessor:
     """``postprocess_detections`` of a model of torchvision.
 
@@ -117,48 +129,51 @@ def torchvision_style(
     if name == TV_FCOS:
         parts["bbox_ctrness"] = [x[:, None] for x in found.centerness]
     channels = {key: part[0].shape[1] for key, part in parts.items()}
-    maps = {key: scenes.as_maps(part, image_size) for key, part in parts.items()}
+    maps = {key: scenes.as_maps(part, image_size, num_images) for key, part in parts.items()}
 
     def run() -> list[dict[str, Tensor]]:
         outputs = {
             key: [permute_to_N_HWA_K(x, channels[key]) for x in levels]
             for key, levels in maps.items()
         }
-        return model.postprocess_detections(outputs, [anchors], [image_size])
+        return model.postprocess_detections(
+            outputs, [anchors] * num_images, [image_size] * num_images
+        )
 
     def read(results: list[dict[str, Tensor]]) -> tuple[Tensor, Tensor, Tensor]:
-        return results[0]["boxes"], results[0]["scores"], results[0]["labels"]
+        return results[-1]["boxes"], results[-1]["scores"], results[-1]["labels"]
 
     return Postprocessor(name, model, run, lambda: None, read)
 
 
 def groups(
-    found: Predictions, image_size: tuple[int, int], num_classes: int
+    found: Predictions, image_size: tuple[int, int], num_classes: int, num_images: int = 1
 ) -> dict[str, list[Postprocessor]]:
-    """With centerness and without; each group has ours first.
+    """With centerness and without; each group has ours first. All images of a batch are the same.
 
     The ones without compute the same. Those with centerness differ: FCOS compares the square root
     of class score x centerness with its threshold, 0.2, ours the class score with 0.05.
     """
     common = {"num_classes": num_classes}
+    scene = (found, image_size, num_images)
     centerness = [
-        detectron2_style(name, build(name, **common), found, image_size, with_centerness=True)
+        detectron2_style(name, build(name, **common), *scene, with_centerness=True)
         for name in (ATSS, FCOS)
     ]
     retinanet = build(RETINANET, num_anchors=1, **common)
     retinanet.test_nms_thresh = _NMS_THRESH
     plain = [
-        detectron2_style(name, model, found, image_size, with_centerness=False)
+        detectron2_style(name, model, *scene, with_centerness=False)
         for name, model in (
             (WITHOUT_CENTERNESS, build(ATSS, with_centerness=False, **common)),
             (RETINANET, retinanet),
         )
     ]
     return {
-        "centerness": [*centerness, torchvision_style(TV_FCOS, found, image_size, num_classes)],
+        "centerness": [*centerness, torchvision_style(TV_FCOS, *scene, num_classes)],
         "no centerness": [
             *plain,
-            torchvision_style(TV_RETINANET, found, image_size, num_classes),
+            torchvision_style(TV_RETINANET, *scene, num_classes),
         ],
     }
 

@@ -1,4 +1,4 @@
-"""From the maps that a head gives to the detections of one image."""
+"""From the maps that a head gives to the detections of one image, and of a batch."""
 
 from __future__ import annotations
 
@@ -18,33 +18,37 @@ CASE = "postprocess"
 
 
 def steps(settings: Settings) -> list[Step]:
-    """One step."""
-    return [Step("one image", functools.partial(_measure, settings))]
+    """By the number of images."""
+    return [
+        Step(f"{num} images", functools.partial(_measure, settings, num))
+        for num in settings.choose((1, 8), (2,))
+    ]
 
 
-def _measure(settings: Settings) -> list[Measurement]:
+def _measure(settings: Settings, num_images: int) -> list[Measurement]:
     size, num_classes = settings.choose((scenes.IMAGE_SIZE, 80), ((64, 96), 5))
     found = scenes.predictions(size, num_classes).to(settings.torch_device)
-    with_centerness, without = groups(found, size, num_classes).values()
+    with_centerness, without = groups(found, size, num_classes, num_images).values()
     num_above = sum(int((level.sigmoid() > 0.05).sum()) for level in found.logits)
     is_above = [
         (logits.sigmoid() * centerness.sigmoid()[:, None]).sqrt() > 0.2
         for logits, centerness in zip(found.logits, found.centerness)
     ]
     num_detections = len(detections(with_centerness[0])[1])
+    scene = f"{num_images} x {size[0]} x {size[1]}, {num_classes} classes"
     return [
         _compare(
             settings,
             with_centerness,
-            f"1 x {size[0]} x {size[1]}, {num_classes} classes, centerness",
-            f"Centerness: {num_above} scores above ATSS's threshold, "
+            f"{scene}, centerness",
+            f"Centerness, each image: {num_above} scores above ATSS's threshold, "
             f"{sum(int(x.sum()) for x in is_above)} above FCOS's; {num_detections} detections.",
         ),
         _compare(
             settings,
             without,
-            f"1 x {size[0]} x {size[1]}, {num_classes} classes, no centerness",
-            f"No centerness: the same {check_equal(without)} detections of all.",
+            f"{scene}, no centerness",
+            f"No centerness, each image: the same {check_equal(without)} detections of all.",
         ),
     ]
 

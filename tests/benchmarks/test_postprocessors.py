@@ -31,6 +31,12 @@ def test_without_centerness_all_find_the_same(found):
     assert (scores.diff() <= 0).all()
 
 
+def test_a_batch_has_the_detections_of_its_images(found):
+    for name, group in groups(found, SIZE, NUM_CLASSES, num_images=3).items():
+        for one, alone in zip(group, groups(found, SIZE, NUM_CLASSES)[name]):
+            torch.testing.assert_close(detections(one), detections(alone))
+
+
 def test_fcos_finds_the_same_where_thresholds_mean_the_same(found):
     """With a centerness of 1, sqrt(score) > sqrt(0.05) is score > 0.05."""
     sure = dataclasses.replace(found, centerness=[torch.full_like(x, 40) for x in found.centerness])

@@ -19,6 +19,7 @@ from atss_d2.modeling.postprocess import (
     postprocess,
 )
 from atss_d2.modeling.scripting import without_jit_warnings
+from benchmarks.pretend_gpu import count, pretend
 from tests.detector import random_boxes
 
 
@@ -78,6 +79,25 @@ def test_detections_are_those_of_each_image_alone(scene):
         assert (exported[1][i, n:] == NO_SCORE).all()
         torch.testing.assert_close(found[i], expected, rtol=0, atol=0)
         torch.testing.assert_close(tuple(x[i, :n] for x in exported), expected)
+
+
+def test_on_a_gpu_an_image_more_costs_little_more_than_its_nms():
+    """Selection and decoding are of the batch; of each image there are some 15 launches."""
+
+    def ask(num_images):
+        maps = [torch.randn(num_images, 40, width) for width in (3, 4)]
+        logits, deltas, anchors = (pretend(x) for x in (*maps, random_boxes(40)))
+        options = {"box2box_transform": Box2BoxTransform((10.0, 10.0, 5.0, 5.0))}
+        predictions, sizes = Predictions([logits], [deltas]), [(64, 64 + i) for i in range(8)]
+        launches, waits = count(
+            lambda: postprocess(predictions, [anchors], sizes[:num_images], **options)
+        )
+        return launches.total(), waits.total()
+
+    (few_launches, few_waits), (launches, waits) = ask(2), ask(8)
+    assert few_launches > 2 * 10
+    assert launches - few_launches < 6 * 20
+    assert (few_waits, waits) == (2, 8)  # not counted: that of torchvision's NMS
 
 
 def test_a_level_smaller_than_the_places_is_filled():

@@ -13,8 +13,9 @@ from detectron2.structures import Boxes
 from torch import nn
 
 import atss_d2
-from atss_d2.modeling import ATSSHead, TorchvisionBackbone, scripting
+from atss_d2.modeling import ATSSHead, TorchvisionBackbone, postprocess, scripting
 from atss_d2.modeling.box_coding import PointDistances
+from atss_d2.modeling.candidates import select_fixed_number
 from tests.detector import CHANNELS, build, image
 
 FIELDS = {"pred_boxes": Boxes, "scores": torch.Tensor, "pred_classes": torch.Tensor}
@@ -87,6 +88,15 @@ def test_heads_are_scripted(changes):
             nn.init.normal_(parameter, std=0.02)
     scripted = scripting_with_instances(copy.deepcopy(model), FIELDS)
     for size in SIZES[:3]:
+        assert_same(scripted(inputs(size)), eager(model, inputs(size)))
+
+
+def test_scripted_models_select_on_a_gpu(monkeypatch):
+    """The trace sees levels with fewer pairs than ``test_topk_candidates``, and takes any."""
+    monkeypatch.setattr(postprocess, "select_candidates", select_fixed_number)
+    model = build(test_topk_candidates=150).eval()
+    scripted = scripting_with_instances(copy.deepcopy(model), FIELDS)
+    for size in SIZES:
         assert_same(scripted(inputs(size)), eager(model, inputs(size)))
 
 
@@ -196,3 +206,20 @@ def test_traced_models_detect_the_same(thresh):
                 (expected,) = model([{"image": pixels}])
                 (found,) = adapter.outputs_schema(traced(pixels))
             assert_same([found["instances"]], [expected["instances"]])
+
+
+def test_models_are_traced_with_two_images():
+    """Of different sizes and numbers of candidates, in either order."""
+    model = build(test_topk_candidates=50).eval()
+    adapter = TracingAdapter(model, inputs((64, 96), (40, 40)))
+    with scripting.without_jit_warnings():
+        traced = torch.jit.trace(adapter, adapter.flattened_inputs)
+    counts = set()
+    for sizes in zip(SIZES, SIZES[1:] + SIZES[:1]):
+        batch = inputs(*sizes)
+        with torch.no_grad():
+            expected = [x["instances"] for x in model(batch)]
+            found = adapter.outputs_schema(traced(*(x["image"] for x in batch)))
+        assert_same([x["instances"] for x in found], expected)
+        counts.update(len(x) for x in expected)
+    assert len(counts) > 3
