@@ -92,9 +92,9 @@ def test_heads_are_scripted(changes):
 
 
 def test_scripted_models_select_on_a_gpu(monkeypatch):
-    """The trace sees levels with fewer pairs than ``test_topk_candidates``, and takes any."""
+    """Levels of small images have fewer pairs than ``test_topk_candidates``, the sample more."""
     monkeypatch.setattr(postprocess, "select_candidates", select_fixed_number)
-    model = build(test_topk_candidates=150).eval()
+    model = build(test_topk_candidates=10).eval()
     scripted = scripting_with_instances(copy.deepcopy(model), FIELDS)
     for size in SIZES:
         assert_same(scripted(inputs(size)), eager(model, inputs(size)))
