@@ -23,10 +23,10 @@ from .checks import check_exportable
 class ExportableDetector(nn.Module):
     """An :class:`ATSS` whose inference no exporter stumbles over.
 
-    It normalises and pads as the model does, runs the same backbone and head, and selects, decodes
-    and suppresses by the functions that the model's own inference is made of. No shape but those of
-    the input and no branch depends on a value, so batch, height and width of an exported detector
-    are free: images of one pixel and more.
+    It normalises and pads as the model does, runs the same backbone and head, and takes the same
+    :func:`.candidates_of_batch`, with fixed shapes; only NMS is a function of its own,
+    :func:`.detections_of_batch`. No shape but those of the input and no branch depends on a value,
+    so batch, height and width of an exported detector are free: images of one pixel and more.
 
     The model is shared, not copied.
     """

@@ -1,9 +1,9 @@
 """From dense predictions to detections: select per level, decode, NMS.
 
-Functions of plain tensors and of whole batches. :func:`candidates_of_batch` is the way of every
-model and of every exported file up to NMS. NMS there is in two forms: of one image after the other,
-with as many detections as there are (:func:`postprocess`, eager inference), and without a shape
-that depends on a value (:func:`detections_of_batch`, exported files).
+Functions of plain tensors and whole batches. Eager inference and exported files share
+:func:`candidates_of_batch`, which does everything before NMS. NMS has two forms: one image after
+the other, with as many detections as there are (:func:`postprocess`, eager inference), and without
+a shape that depends on a value (:func:`detections_of_batch`, exported files).
 
 Shapes: N images, L levels, R anchors, Ri of them of level i, K classes, D values that the box coder
 takes for an anchor, T candidates of an image.
@@ -55,7 +55,7 @@ def postprocess(
     batch = candidates_of_batch(predictions, anchors, sizes.unbind(dim=1), **candidate_options)
     detections = []
     for image in zip(*batch):
-        # On a GPU the host waits for this number, as it does for that of NMS.
+        # A GPU's host waits for the number of rows, as it will for NMS, which has less to do then.
         (rows,) = (image[1] > NO_SCORE).nonzero(as_tuple=True)
         boxes, scores, classes = (x[rows] for x in image)
         keep = batched_nms(boxes, scores, classes, nms_thresh)[:max_detections]
@@ -88,7 +88,8 @@ def candidates_of_batch(
             "product".
         rank_by: By what the best candidates of a level are chosen: this "score", or the
             "class_score" alone.
-        fixed_shapes: No shape may depend on a value: T = L x ``topk_candidates``.
+        fixed_shapes: Whether no shape may depend on a value, as in an exported file: T is L x
+            ``topk_candidates``. Otherwise it is smaller, see :func:`select_candidates`.
 
     Returns:
         boxes (N, T, 4), clipped, scores (N, T) and classes (N, T), level by level; the score is
@@ -127,7 +128,7 @@ def detections_of_batch(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """NMS of each image without a shape that depends on a value, for exported files.
 
-    The detections are those of :func:`postprocess`.
+    It keeps the detections that :func:`postprocess` returns.
 
     Args:
         boxes: (N, T, 4), see :func:`candidates_of_batch`, as for the next two.
