@@ -1,7 +1,7 @@
 """The detector as everything but training wants it: a batch of images in, plain tensors out.
 
 Shapes: N images, L levels of size Hi x Wi, K classes, A anchors per location, Ri = Hi x Wi x A, T
-candidates, D detections.
+pre-NMS detections, D detections.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..modeling import ATSS
-from ..modeling.candidates import NO_SCORE
+from ..modeling.pre_nms import NO_SCORE
 from ..modeling.nms import kept_by_nms
-from ..modeling.postprocess import best_of_batch, candidates_of_batch, detections_of_batch
+from ..modeling.postprocess import best_of_batch, pre_nms_detections, detections_of_batch
 from .checks import check_exportable
 
 
@@ -24,7 +24,7 @@ class ExportableDetector(nn.Module):
     """An :class:`ATSS` whose inference no exporter stumbles over.
 
     It normalises and pads as the model does, runs the same backbone and head, and takes the same
-    :func:`.candidates_of_batch`, with fixed shapes; only NMS is a function of its own,
+    :func:`.pre_nms_detections`, with fixed shapes; only NMS is a function of its own,
     :func:`.detections_of_batch`. No shape but those of the input and no branch depends on a value,
     so batch, height and width of an exported detector are free: images of one pixel and more.
 
@@ -42,7 +42,7 @@ class ExportableDetector(nn.Module):
         Args:
             model: In evaluation mode. Its backbone and head may be of half precision, see
                 :func:`to_precision`; what comes before and after them is done in float32.
-            with_nms: Whether to give detections, or all candidates for an NMS elsewhere.
+            with_nms: Whether to give detections, or all pre-NMS detections for an NMS elsewhere.
             kept_by_nms: For a runtime with an NMS of its own, another function like
                 :func:`atss_d2.modeling.nms.kept_by_nms`.
 
@@ -68,7 +68,7 @@ class ExportableDetector(nn.Module):
             and num_detections (N,) int64, D = ``max_detections_per_image``. The best score comes
             first; rows from num_detections on have box 0, score 0 and class -1.
 
-            Without NMS it is the same for T = L x ``test_topk_candidates`` candidates.
+            Without NMS it is the same for T = L x ``test_topk_candidates`` pre-NMS detections.
         """
         return self.postprocess(self.predict(self.prepare(images)), images.shape[-2:])
 
@@ -88,11 +88,11 @@ class ExportableDetector(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """What :meth:`forward` returns, from the maps and the size of the images given."""
         model = self.model
-        boxes, scores, classes = candidates_of_batch(
+        boxes, scores, classes = pre_nms_detections(
             model.as_predictions(predictions),
             self._anchors(predictions[0]),
             image_size,
-            **model.candidate_options(),
+            **model.pre_nms_options(),
             fixed_shapes=True,
         )
         if self.with_nms:

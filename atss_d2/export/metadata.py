@@ -47,10 +47,10 @@ class Metadata:
         input_dtype: Type of the images that the file takes, "uint8" or "float32".
         dtype: Type of backbone and head: "float32", "float16", "bfloat16", or "int8" for dynamic
             quantisation.
-        with_nms: Whether the file gives detections; otherwise candidates before NMS.
+        with_nms: Whether the file gives detections; otherwise pre-NMS detections.
         max_detections: Most detections per image.
         iou_thresh: IoU above which NMS removes the box of lower score.
-        score_thresh: Least class score of a candidate.
+        score_thresh: Minimum class score of a pre-NMS detection.
         config: Name of the config that the model is from; "" if there is none.
         atss_d2_version: Of the exporting package.
         torch_version: Of the exporting program.

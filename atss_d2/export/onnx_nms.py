@@ -1,6 +1,6 @@
 """NMS by ONNX's own operator, which knows images and classes.
 
-Shapes: N images, T candidates, K classes, P planes.
+Shapes: N images, T boxes, K classes, P planes.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..modeling.nms import kept_by_nms
 
-# Classes that the operator is told apart; a score of each takes memory for each candidate.
+# Classes that the operator is told apart; a score of each takes memory for each box.
 _MAX_PLANES = 64
 
 
@@ -31,7 +31,7 @@ def onnx_kept_by_nms(num_classes: int) -> Callable[..., Tensor]:
     row_length = math.ceil(math.sqrt(math.ceil(num_classes / num_planes)))
 
     def kept(
-        boxes: Tensor, scores: Tensor, classes: Tensor, is_candidate: Tensor, iou_thresh: float
+        boxes: Tensor, scores: Tensor, classes: Tensor, is_box: Tensor, iou_thresh: float
     ) -> Tensor:
         planes = classes % num_planes  # (N, T)
         if row_length > 1:
@@ -40,7 +40,7 @@ def onnx_kept_by_nms(num_classes: int) -> Callable[..., Tensor]:
             shifts = torch.stack((cells % row_length, cells // row_length), dim=-1)
             boxes = boxes + (shifts * (boxes.max().ceil() + 1)).repeat(1, 1, 2)
         is_in_plane = planes[:, None] == torch.arange(num_planes, device=boxes.device)[:, None]
-        scores = torch.where(is_in_plane & is_candidate[:, None], scores[:, None], -1.0)
+        scores = torch.where(is_in_plane & is_box[:, None], scores[:, None], -1.0)
         return torch.ops.atss_d2.kept_per_plane(boxes, scores, iou_thresh)
 
     return kept

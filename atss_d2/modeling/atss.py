@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from .anchor_generator import grid_sizes
 from .box_coding import num_box_values
 from .build import build_parts, check_parts
-from .candidates import RANKINGS, SCORE_TYPES
+from .pre_nms import RANKINGS, SCORE_TYPES
 from .choices import check_choice
 from .criterion import ATSSCriterion, Criterion
 from .labels import label_stats, look_up
@@ -97,13 +97,13 @@ class ATSS(DenseDetector):
             centerness_loss_weight: See there.
             centerness_inset: See there.
             floor_per_image: See there.
-            test_score_thresh: Least class score (before centerness) of a detection.
-            test_topk_candidates: Most candidates per level before NMS.
+            test_score_thresh: Minimum class score (before centerness) of a detection.
+            test_topk_candidates: Maximum number of pre-NMS detections per level.
             test_nms_thresh: IoU threshold of NMS.
             max_detections_per_image: Most detections per image after NMS.
             test_score_type: What the score of a detection is: "sqrt" of class score x centerness,
                 or the plain "product", as in mmdetection.
-            test_rank_by: By what the candidates of a level are chosen: this "score", or the
+            test_rank_by: By what the pre-NMS detections of a level are chosen: this "score", or the
                 "class_score" alone, as in mmdetection.
             pixel_mean: Mean per channel, 0..255, in the order of ``input_format``.
             pixel_std: Standard deviation per channel; 1 for the MSRA ResNets.
@@ -248,15 +248,15 @@ class ATSS(DenseDetector):
             images.image_sizes,
             nms_thresh=self.test_nms_thresh,
             max_detections=self.max_detections_per_image,
-            **self.candidate_options(),
+            **self.pre_nms_options(),
         )
         return [
             Instances(size, pred_boxes=Boxes(boxes), scores=scores, pred_classes=classes)
             for size, (boxes, scores, classes) in zip(images.image_sizes, detections)
         ]
 
-    def candidate_options(self) -> dict:
-        """Arguments of :func:`candidates_of_batch`, here and in exports."""
+    def pre_nms_options(self) -> dict:
+        """Arguments of :func:`pre_nms_detections`, here and in exports."""
         return {
             "box2box_transform": self.box2box_transform,
             "score_thresh": self.test_score_thresh,

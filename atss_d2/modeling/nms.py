@@ -1,6 +1,6 @@
 """Non-maximum suppression per class.
 
-Shapes: N images, T candidates, D detections.
+Shapes: N images, T boxes, D detections.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from torch import Tensor
 from torch._higher_order_ops import map as map_images
 from torchvision.ops import nms
 
-# With fewer candidates one NMS for all classes, shifted apart, is fastest. With more, those that
-# stay are compared with too many boxes of other classes, while an NMS for each class costs a call
-# for each: classes are taken in groups of about so many candidates. A GPU compares all pairs, which
+# With fewer boxes, one NMS for all classes, shifted apart, is fastest. With more, the boxes that
+# stay are compared with too many boxes of other classes, while an NMS for each class costs one call
+# per class: classes are taken in groups of about _GROUP_SIZE boxes. A GPU compares all pairs, which
 # takes a bit of memory for each. `python -m benchmarks nms` compares the ways.
 _CPU_MOST_AT_ONCE, _GPU_MOST_AT_ONCE = 1000, 25_000
 _GROUP_SIZE = 400
@@ -91,7 +91,7 @@ def _wide_threshold(iou_thresh: float) -> float:
 
 
 def _class_groups(classes: Tensor) -> list[slice]:
-    """Slices of sorted classes (T,), T > 0: whole classes, a slice for _GROUP_SIZE candidates."""
+    """Slices of sorted classes (T,), T > 0: whole classes, a slice for _GROUP_SIZE boxes."""
     is_first = torch.cat((classes.new_ones(1), classes.diff())) != 0  # of its class
     firsts = torch.cat((is_first.nonzero()[:, 0], classes.new_tensor([len(classes)])))
     wanted = torch.arange(0, len(classes) + _GROUP_SIZE, _GROUP_SIZE).clamp(max=len(classes))
@@ -100,7 +100,7 @@ def _class_groups(classes: Tensor) -> list[slice]:
 
 
 def kept_by_nms(
-    boxes: Tensor, scores: Tensor, classes: Tensor, is_candidate: Tensor, iou_thresh: float
+    boxes: Tensor, scores: Tensor, classes: Tensor, is_box: Tensor, iou_thresh: float
 ) -> Tensor:
     """The same for a batch, without a shape that depends on a value; each image by itself.
 
@@ -108,20 +108,20 @@ def kept_by_nms(
         boxes: (N, T, 4) XYXY in float32, no coordinate negative.
         scores: (N, T) float32.
         classes: (N, T) int64.
-        is_candidate: (N, T) bool, False for places to be left out.
+        is_box: (N, T) bool, False for places to be left out.
         iou_thresh: IoU above which the box of lower score is removed.
 
     Returns:
-        (N, T) bool, which candidates stay.
+        (N, T) bool, which boxes stay.
     """
     # What is left out lies in one box in a cell of its own, so that NMS is quickly done with it.
     # Two more boxes always stay: exporters take it for granted that NMS keeps two.
     unit = boxes.new_tensor([0.0, 0.0, 1.0, 1.0])
-    boxes = torch.where(is_candidate[..., None], boxes, unit)
-    cells = torch.where(is_candidate, classes, -1)
+    boxes = torch.where(is_box[..., None], boxes, unit)
+    cells = torch.where(is_box, classes, -1)
     boxes = torch.cat((boxes, unit.expand(boxes.shape[0], 2, 4)), dim=1)  # (N, T + 2, 4)
     cells = torch.cat((cells, classes.new_tensor([-3, -2]).expand(boxes.shape[0], 2)), dim=1)
-    scores = torch.where(is_candidate, scores, -1.0)
+    scores = torch.where(is_box, scores, -1.0)
     scores = torch.cat((scores, scores.new_tensor([-2.0, -2.0]).expand(boxes.shape[0], 2)), dim=1)
     shifted = _shifted_apart(boxes, cells)
     scores, threshold = scores.to(shifted.dtype), _wide_threshold(iou_thresh)
@@ -131,11 +131,11 @@ def kept_by_nms(
         is_kept = map_images(lambda image: _kept_in_image(*image, threshold), (shifted, scores))
     else:
         is_kept = torch.stack([_kept_in_image(*image, threshold) for image in zip(shifted, scores)])
-    return is_kept[:, :-2] & is_candidate
+    return is_kept[:, :-2] & is_box
 
 
 def kept_by_joint_nms(
-    boxes: Tensor, scores: Tensor, classes: Tensor, is_candidate: Tensor, iou_thresh: float
+    boxes: Tensor, scores: Tensor, classes: Tensor, is_box: Tensor, iou_thresh: float
 ) -> Tensor:
     """As :func:`kept_by_nms`, in one NMS of all images, whose time is quadratic in their number.
 
@@ -144,17 +144,17 @@ def kept_by_joint_nms(
     num_images, num_places = classes.shape
     image_idxs = torch.arange(num_images, device=boxes.device)
     cells = image_idxs[:, None] * (classes.max() + 1) + classes + 3
-    cells = torch.where(is_candidate, cells, 0).flatten()
+    cells = torch.where(is_box, cells, 0).flatten()
     unit = boxes.new_tensor([0.0, 0.0, 1.0, 1.0])
-    boxes = torch.where(is_candidate[..., None], boxes, unit).flatten(0, 1)
+    boxes = torch.where(is_box[..., None], boxes, unit).flatten(0, 1)
     # Two more boxes always stay, as in kept_by_nms.
     boxes = torch.cat((boxes, unit.expand(2, 4)))  # (N x T + 2, 4)
     cells = torch.cat((cells, cells.new_tensor([1, 2])))
-    scores = torch.where(is_candidate, scores, -1.0).flatten()
+    scores = torch.where(is_box, scores, -1.0).flatten()
     scores = torch.cat((scores, scores.new_tensor([-2.0, -2.0])))
     shifted = _shifted_apart(boxes, cells)
     is_kept = _kept_in_image(shifted, scores.to(shifted.dtype), _wide_threshold(iou_thresh))
-    return is_kept[:-2].view(num_images, num_places) & is_candidate
+    return is_kept[:-2].view(num_images, num_places) & is_box
 
 
 def _kept_in_image(boxes: Tensor, scores: Tensor, iou_thresh: float) -> Tensor:

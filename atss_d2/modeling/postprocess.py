@@ -1,12 +1,12 @@
 """From dense predictions to detections: select per level, decode, NMS.
 
 Functions of plain tensors and whole batches. Eager inference and exported files share
-:func:`candidates_of_batch`, which does everything before NMS. NMS has two forms: one image after
+:func:`pre_nms_detections`, which does everything before NMS. NMS has two forms: one image after
 the other, with as many detections as there are (:func:`postprocess`, eager inference), and without
 a shape that depends on a value (:func:`detections_of_batch`, exported files).
 
 Shapes: N images, L levels, R anchors, Ri of them of level i, K classes, D values that the box coder
-takes for an anchor, T candidates of an image.
+takes for an anchor, T pre-NMS detections of an image.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .candidates import NO_SCORE, select_candidates, select_fixed_number
+from .pre_nms import NO_SCORE, select_pre_nms, select_fixed_number
 from .nms import batched_nms, kept_by_nms
 from .nouns import Predictions
 
@@ -30,13 +30,13 @@ def postprocess(
     *,
     nms_thresh: float = 0.6,
     max_detections: int = 100,
-    **candidate_options,
+    **pre_nms_options,
 ) -> list[tuple[Tensor, Tensor, Tensor]]:
     """Detections of each image of a batch.
 
-    A candidate is an (anchor, class) pair whose class score exceeds ``score_thresh``. The score
-    of a detection is sqrt(class score x quality), by which candidates are also ranked, unless
-    ``score_type`` and ``rank_by`` say otherwise; without a quality it is the class score.
+    A pre-NMS detection is an (anchor, class) pair whose class score exceeds ``score_thresh``. The
+    score of a detection is sqrt(class score x quality), which also ranks pre-NMS detections,
+    unless ``score_type`` and ``rank_by`` say otherwise; without a quality it is the class score.
 
     Args:
         predictions: Of the head, for N images.
@@ -44,7 +44,7 @@ def postprocess(
         image_sizes: N x (height, width), to which boxes are clipped.
         nms_thresh: IoU above which the lower-scored box of the same class is removed.
         max_detections: Most detections of an image.
-        candidate_options: See :func:`candidates_of_batch`.
+        pre_nms_options: See :func:`pre_nms_detections`.
 
     Returns:
         For each image, boxes (T, 4) XYXY in pixels, scores (T,) and classes (T,) int64 of its
@@ -52,7 +52,7 @@ def postprocess(
     """
     sizes = torch.stack([torch.as_tensor(size) for size in image_sizes])  # (N, 2)
     sizes = sizes.to(anchors[0].device, torch.float32, non_blocking=True)[..., None, None]
-    batch = candidates_of_batch(predictions, anchors, sizes.unbind(dim=1), **candidate_options)
+    batch = pre_nms_detections(predictions, anchors, sizes.unbind(dim=1), **pre_nms_options)
     detections = []
     for image in zip(*batch):
         # A GPU's host waits for the number of rows, as it will for NMS, which has less to do then.
@@ -63,7 +63,7 @@ def postprocess(
     return detections
 
 
-def candidates_of_batch(
+def pre_nms_detections(
     predictions: Predictions,
     anchors: Sequence[Tensor],
     image_size: tuple[int | Tensor, int | Tensor],
@@ -75,27 +75,27 @@ def candidates_of_batch(
     rank_by: str = "score",
     fixed_shapes: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Candidates of all images before NMS.
+    """Pre-NMS detections of all images.
 
     Args:
         predictions: Of the head, for N images.
         anchors: L x (Ri, 4) XYXY, pixels.
         image_size: (height, width) of all images, or two tensors (N, 1, 1) of each.
         box2box_transform: Box coder with ``apply_deltas(deltas, anchors)``.
-        score_thresh: Least class score, without the quality.
-        topk_candidates: Most candidates of a level.
+        score_thresh: Minimum class score, without the quality.
+        topk_candidates: Maximum number of pre-NMS detections of a level.
         score_type: What the score of a detection is: "sqrt" of class score x quality, or the plain
             "product".
-        rank_by: By what the best candidates of a level are chosen: this "score", or the
+        rank_by: By what the best pre-NMS detections of a level are chosen: this "score", or the
             "class_score" alone.
         fixed_shapes: Whether no shape may depend on a value, as in an exported file: T is L x
-            ``topk_candidates``. Otherwise it is smaller, see :func:`select_candidates`.
+            ``topk_candidates``. Otherwise it is smaller, see :func:`select_pre_nms`.
 
     Returns:
         boxes (N, T, 4), clipped, scores (N, T) and classes (N, T), level by level; the score is
-        :data:`NO_SCORE` where there is no candidate.
+        :data:`NO_SCORE` where there is no pre-NMS detection.
     """
-    select = select_candidates
+    select = select_pre_nms
     if fixed_shapes:
         select = functools.partial(select_fixed_number, fill=True)
     logits, regression, quality = predictions
@@ -131,7 +131,7 @@ def detections_of_batch(
     It keeps the detections that :func:`postprocess` returns.
 
     Args:
-        boxes: (N, T, 4), see :func:`candidates_of_batch`, as for the next two.
+        boxes: (N, T, 4), see :func:`pre_nms_detections`, as for the next two.
         scores: (N, T).
         classes: (N, T).
         nms_thresh: See :func:`postprocess`.
@@ -165,7 +165,7 @@ def _take_rows(x: Tensor, idxs: Tensor) -> Tensor:
 def _into_image(
     boxes: Tensor, scores: Tensor, image_size: tuple[int | Tensor, int | Tensor]
 ) -> tuple[Tensor, Tensor]:
-    """Clips decoded boxes (..., 4); those of which nothing is left are no candidates any more.
+    """Clips decoded boxes (..., 4); those of which nothing is left get :data:`NO_SCORE`.
 
     They would take places among the best and vanish in Detectron2's ``detector_postprocess``.
     """

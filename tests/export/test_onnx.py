@@ -14,7 +14,7 @@ from atss_d2.export import ExportableDetector, Metadata, export_onnx, load_expor
 from atss_d2.export.metadata import KEY
 from atss_d2.modeling import ATSSHead
 from atss_d2.modeling.box_coding import PointDistances
-from atss_d2.modeling.candidates import split_pairs
+from atss_d2.modeling.pre_nms import split_pairs
 from tests.detector import CHANNELS, build
 from tests.exported import BATCHES, assert_same_detections, noise
 

@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 
 from atss_d2.modeling import candidates as candidates_module
 from atss_d2.modeling.box_coding import PointDistances, TwoSidedBox2BoxTransform
-from atss_d2.modeling.candidates import (
+from atss_d2.modeling.pre_nms import (
     NO_SCORE,
     RANKINGS,
     SCORE_TYPES,
-    select_candidates,
+    select_pre_nms,
     select_fixed_number,
     select_survivors,
 )
@@ -454,7 +454,7 @@ def test_selected_candidates_by_hand():
     logits = logit([[0.9, 0.3], [0.02, 0.6], [0.04, 0.01]])
     logits = torch.stack((logits, logit([[0.01, 0.01], [0.01, 0.01], [0.01, 0.7]])))
     centerness = logit([[0.5, 0.9, 0.9], [0.5, 0.5, 0.3]])
-    scores, anchor_idxs, classes = select_candidates(logits, centerness, 0.05, 2)
+    scores, anchor_idxs, classes = select_pre_nms(logits, centerness, 0.05, 2)
     torch.testing.assert_close(
         scores, torch.tensor([[(0.6 * 0.9) ** 0.5, (0.9 * 0.5) ** 0.5], [0.21**0.5, NO_SCORE]])
     )
@@ -514,7 +514,7 @@ def test_detections_do_not_depend_on_the_way(monkeypatch, score_thresh, rank_by)
         "rank_by": rank_by,
     }
     expected = postprocess_image(*args, **options)
-    monkeypatch.setattr("atss_d2.modeling.candidates.select_survivors", select_fixed_number)
+    monkeypatch.setattr("atss_d2.modeling.pre_nms.select_survivors", select_fixed_number)
     torch.testing.assert_close(postprocess_image(*args, **options), expected)
     if score_thresh > 0.99:
         assert len(expected[0]) == 0

@@ -8,12 +8,12 @@ from hypothesis import strategies as st
 from torchvision.ops import nms
 
 from atss_d2.modeling import nms as nms_module
-from atss_d2.modeling.candidates import NO_SCORE, RANKINGS, SCORE_TYPES, select_fixed_number
+from atss_d2.modeling.pre_nms import NO_SCORE, RANKINGS, SCORE_TYPES, select_fixed_number
 from atss_d2.modeling.nms import kept_by_joint_nms, kept_by_nms
 from atss_d2.modeling.nouns import Predictions
 from atss_d2.modeling.postprocess import (
     best_of_batch,
-    candidates_of_batch,
+    pre_nms_detections,
     clip_boxes,
     detections_of_batch,
     postprocess,
@@ -67,7 +67,7 @@ def test_detections_are_those_of_each_image_alone(scene):
     options["box2box_transform"] = Box2BoxTransform((10.0, 10.0, 5.0, 5.0))
     found = postprocess(predictions, anchors, image_sizes, **options, **nms_options)
     sizes = torch.tensor(image_sizes, dtype=torch.float32)[:, :, None, None].unbind(dim=1)
-    candidates = candidates_of_batch(predictions, anchors, sizes, **options, fixed_shapes=True)
+    candidates = pre_nms_detections(predictions, anchors, sizes, **options, fixed_shapes=True)
     num_places, num_images = len(anchors) * options["topk_candidates"], len(image_sizes)
     assert [x.shape[:2] for x in candidates] == [(num_images, num_places)] * 3
     exported = detections_of_batch(*candidates, **nms_options)
@@ -144,14 +144,14 @@ def test_each_pair_of_image_and_class_is_suppressed_alone(num_images, num_classe
     boxes[:, 2] = torch.tensor([5.0, 5, 5, 5])  # and one without an area
     scores = torch.rand(num_images, 200)
     classes = torch.randint(0, num_classes, (num_images, 200))
-    is_candidate = torch.rand(num_images, 200) > 0.2
-    kept = kept_by_nms(boxes, scores, classes, is_candidate, iou_thresh)
-    joint = kept_by_joint_nms(boxes, scores, classes, is_candidate, iou_thresh)
+    is_box = torch.rand(num_images, 200) > 0.2
+    kept = kept_by_nms(boxes, scores, classes, is_box, iou_thresh)
+    joint = kept_by_joint_nms(boxes, scores, classes, is_box, iou_thresh)
     assert torch.equal(joint, kept)
     expected = torch.zeros_like(kept)
     for i in range(num_images):
         for k in range(num_classes):
-            (rows,) = (is_candidate[i] & (classes[i] == k)).nonzero(as_tuple=True)
+            (rows,) = (is_box[i] & (classes[i] == k)).nonzero(as_tuple=True)
             expected[i, rows[nms(boxes[i, rows], scores[i, rows], iou_thresh)]] = True
     assert torch.equal(kept, expected)
 

@@ -15,7 +15,7 @@ from torch import nn
 import atss_d2
 from atss_d2.modeling import ATSSHead, TorchvisionBackbone, postprocess, scripting
 from atss_d2.modeling.box_coding import PointDistances
-from atss_d2.modeling.candidates import select_fixed_number
+from atss_d2.modeling.pre_nms import select_fixed_number
 from tests.detector import CHANNELS, build, image
 
 FIELDS = {"pred_boxes": Boxes, "scores": torch.Tensor, "pred_classes": torch.Tensor}
@@ -93,7 +93,7 @@ def test_heads_are_scripted(changes):
 
 def test_scripted_models_select_on_a_gpu(monkeypatch):
     """Levels of small images have fewer pairs than ``test_topk_candidates``, the sample more."""
-    monkeypatch.setattr(postprocess, "select_candidates", select_fixed_number)
+    monkeypatch.setattr(postprocess, "select_pre_nms", select_fixed_number)
     model = build(test_topk_candidates=10).eval()
     scripted = scripting_with_instances(copy.deepcopy(model), FIELDS)
     for size in SIZES:

@@ -1,6 +1,6 @@
 """Which pairs of anchor and class of a level may become detections: threshold and top-k.
 
-Shapes: N images, Ri anchors of level i, K classes, T selected candidates.
+Shapes: N images, Ri anchors of level i, K classes, T selected pre-NMS detections.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ SCORE_TYPES = ("sqrt", "product")
 RANKINGS = ("score", "class_score")
 
 
-def select_candidates(
+def select_pre_nms(
     logits: Tensor, quality: Tensor | None, *args, **kwargs
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The best candidates of one level, selected in the way that is fastest on the device.
+    """The best pre-NMS detections of one level, selected in the way that is fastest on the device.
 
     On a CPU, scores are computed only for the few logits above the threshold, which makes
     post-processing of 80 classes 2 to 5 times as fast; on a GPU the host would wait for their
     number. Arguments and results are those of :func:`select_fixed_number`, but on a CPU, T is the
-    largest number of candidates in an image.
+    largest number of pre-NMS detections in an image.
     """
     if logits.device.type != "cpu":
         return select_fixed_number(logits, quality, *args, **kwargs)
@@ -51,7 +51,7 @@ def select_survivors(
     score_type: str = "sqrt",
     rank_by: str = "score",
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The candidates of one image, as many as there are.
+    """The pre-NMS detections of one image, as many as there are.
 
     Args:
         logits: (Ri, K).
@@ -86,12 +86,12 @@ def select_fixed_number(
     rank_by: str = "score",
     fill: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The best candidates of one level, without a shape that depends on a value.
+    """The best pre-NMS detections of one level, without a shape that depends on a value.
 
     Args:
         logits: (N, Ri, K) class logits, or (Ri, K) of one image.
         quality: (N, Ri) logits of a second score, or None.
-        score_thresh: Least class score, without the quality.
+        score_thresh: Minimum class score, without the quality.
         topk_candidates: T, or fewer if the level has fewer pairs.
         score_type: See :func:`postprocess`.
         rank_by: See :func:`postprocess`.
@@ -100,7 +100,7 @@ def select_fixed_number(
 
     Returns:
         scores (N, T), anchor indices (N, T) and classes (N, T), best first as ``rank_by`` says. The
-        places of missing candidates come last and have :data:`NO_SCORE`.
+        places of missing pre-NMS detections come last and have :data:`NO_SCORE`.
     """
     scores = class_scores = logits.float().sigmoid()  # (N, Ri, K)
     if quality is not None and rank_by == "score":
