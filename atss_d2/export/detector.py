@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..modeling import ATSS
-from ..modeling.pre_nms import NO_SCORE
 from ..modeling.nms import kept_by_nms
-from ..modeling.postprocess import best_of_batch, pre_nms_detections, detections_of_batch
+from ..modeling.postprocess import best_of_batch, detections_of_batch, pre_nms_detections
+from ..modeling.pre_nms import NO_SCORE
 from .checks import check_exportable
 
 

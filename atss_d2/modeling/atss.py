@@ -20,13 +20,13 @@ from torch import Tensor, nn
 from .anchor_generator import grid_sizes
 from .box_coding import num_box_values
 from .build import build_parts, check_parts
-from .pre_nms import RANKINGS, SCORE_TYPES
 from .choices import check_choice
 from .criterion import ATSSCriterion, Criterion
 from .labels import label_stats, look_up
 from .matchers import DenseMatcher
 from .nouns import Predictions, Targets
 from .postprocess import postprocess
+from .pre_nms import RANKINGS, SCORE_TYPES
 from .predictions import decode_predictions, predictions_from_maps
 from .scene import scene_of_instances
 from .scripting import ScriptableATSS

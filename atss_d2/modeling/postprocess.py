@@ -18,9 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .pre_nms import NO_SCORE, select_pre_nms, select_fixed_number
 from .nms import batched_nms, kept_by_nms
 from .nouns import Predictions
+from .pre_nms import NO_SCORE, select_fixed_number, select_pre_nms
 
 
 def postprocess(

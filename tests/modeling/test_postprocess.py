@@ -8,18 +8,18 @@ from detectron2.structures import Boxes, pairwise_iou
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from atss_d2.modeling import candidates as candidates_module
+from atss_d2.modeling import pre_nms as pre_nms_module
 from atss_d2.modeling.box_coding import PointDistances, TwoSidedBox2BoxTransform
+from atss_d2.modeling.nouns import Predictions
+from atss_d2.modeling.postprocess import clip_boxes, postprocess
 from atss_d2.modeling.pre_nms import (
     NO_SCORE,
     RANKINGS,
     SCORE_TYPES,
-    select_pre_nms,
     select_fixed_number,
+    select_pre_nms,
     select_survivors,
 )
-from atss_d2.modeling.nouns import Predictions
-from atss_d2.modeling.postprocess import clip_boxes, postprocess
 from tests import reference
 
 published = reference.published()
@@ -403,7 +403,7 @@ def test_one_nan_does_not_switch_nms_off(num_boxes):
 @pytest.mark.parametrize("num_outside", [3, 2000])
 def test_boxes_without_area_take_no_places(select, num_outside, monkeypatch):
     """Boxes beside the image have the best scores, and clipping leaves a line of each."""
-    monkeypatch.setattr(candidates_module, "select_survivors", select)
+    monkeypatch.setattr(pre_nms_module, "select_survivors", select)
     outside = [[-30, 5, -10, 30], [70, 0, 90, 30], [5, -9, 20, 0], [5, 40, 20, 40]]
     boxes = [*(outside * num_outside)[:num_outside], [5, 5, 9, 9], [20, 20, 30, 30.5]]
     logits = [[4.0, 4.0]] * num_outside + [[1.0, -9], [-9, 2.0]]

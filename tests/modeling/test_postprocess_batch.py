@@ -8,16 +8,16 @@ from hypothesis import strategies as st
 from torchvision.ops import nms
 
 from atss_d2.modeling import nms as nms_module
-from atss_d2.modeling.pre_nms import NO_SCORE, RANKINGS, SCORE_TYPES, select_fixed_number
 from atss_d2.modeling.nms import kept_by_joint_nms, kept_by_nms
 from atss_d2.modeling.nouns import Predictions
 from atss_d2.modeling.postprocess import (
     best_of_batch,
-    pre_nms_detections,
     clip_boxes,
     detections_of_batch,
     postprocess,
+    pre_nms_detections,
 )
+from atss_d2.modeling.pre_nms import NO_SCORE, RANKINGS, SCORE_TYPES, select_fixed_number
 from atss_d2.modeling.scripting import without_jit_warnings
 from benchmarks.pretend_gpu import count, pretend
 from tests.detector import random_boxes
