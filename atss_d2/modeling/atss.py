@@ -135,7 +135,7 @@ class ATSS(DenseDetector):
             centerness_inset=centerness_inset,
             floor_per_image=floor_per_image,
         )
-        self.criterion.bind(box2box_transform=box2box_transform, num_classes=num_classes)
+        self._bind_criterion()
         self.test_score_thresh = test_score_thresh
         self.test_topk_candidates = test_topk_candidates
         self.test_nms_thresh = test_nms_thresh
@@ -150,6 +150,9 @@ class ATSS(DenseDetector):
     def _bind_matcher(self) -> None:
         generator = self.anchor_generator
         self.matcher.bind(generator.num_anchors[0], tuple(generator.strides))
+
+    def _bind_criterion(self) -> None:
+        self.criterion.bind(box2box_transform=self.box2box_transform, num_classes=self.num_classes)
 
     def _check_parts(self) -> None:
         check_parts(
@@ -236,6 +239,7 @@ class ATSS(DenseDetector):
 
     def losses(self, predictions: Predictions, targets: Targets) -> dict[str, Tensor]:
         """Computes the losses of a batch: what the criterion says."""
+        self._bind_criterion()  # the criterion, or the coder, may have been set later
         return self.criterion(predictions, targets)
 
     def forward_inference(

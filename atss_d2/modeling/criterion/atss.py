@@ -14,15 +14,21 @@ from .base import CRITERION_REGISTRY, Criterion
 from .box_losses import BOX_REG_LOSS_TYPES, box_reg_loss
 from .centerness import centerness_loss, centerness_targets
 from .focal_loss import sigmoid_focal_loss
-from .positives import count_with_floor, find_positives, loss_normalizers
+from .positives import Positives, count_with_floor, find_positives, loss_normalizers
 
 
 @CRITERION_REGISTRY.register()
 class ATSSCriterion(Criterion):
     """Focal loss, box loss of the positives weighted by their centerness, and centerness loss.
 
-    The soft targets of a rule that gives some take the place of the centerness targets.
+    The soft targets of a rule that gives some take the place of the centerness targets. A subclass
+    may have other ones, see :meth:`quality_targets`.
+
+    Attributes:
+        quality_name: Of the loss of the head's third output, ``loss_<name>``. A class sets it.
     """
+
+    quality_name = "centerness"
 
     def __init__(
         self,
@@ -73,7 +79,7 @@ class ATSSCriterion(Criterion):
 
     def compute(self, predictions: Predictions, targets: Targets) -> dict[str, Tensor]:
         """Computes ``loss_cls`` (focal loss per positive), ``loss_box_reg`` (weighted mean over
-        the positives) and, if the head predicts it, ``loss_centerness``."""
+        the positives) and, if the head predicts a quality, ``loss_centerness``."""
         logits = torch.cat(predictions.logits, dim=1).flatten(0, 1)  # (N x R, K)
         loss_cls = sigmoid_focal_loss(
             logits,
@@ -84,7 +90,8 @@ class ATSSCriterion(Criterion):
         positives = find_positives(predictions, targets, self.num_classes)
         quality = positives.soft  # (P,), as all from here on
         if quality is None:
-            quality = centerness_targets(positives.anchors, positives.boxes, self.centerness_inset)
+            with torch.no_grad():
+                quality = self.quality_targets(positives)
         quality = quality * positives.mask
         is_weighted = positives.quality is not None and self.centerness_weighted_box_loss
         weights = quality if is_weighted else positives.mask.to(quality.dtype)
@@ -106,8 +113,12 @@ class ATSSCriterion(Criterion):
             "loss_box_reg": loss_box_reg * (self.box_reg_loss_weight / sum_weights),
         }
         if positives.quality is not None:
-            loss_centerness = centerness_loss(positives.quality, quality) * positives.mask
-            losses["loss_centerness"] = loss_centerness.sum() * (
+            loss_quality = centerness_loss(positives.quality, quality) * positives.mask
+            losses[f"loss_{self.quality_name}"] = loss_quality.sum() * (
                 self.centerness_loss_weight / num_positives
             )
         return losses
+
+    def quality_targets(self, positives: Positives) -> Tensor:
+        """Targets (P,) in [0, 1] of the head's third output, without a gradient: centerness."""
+        return centerness_targets(positives.anchors, positives.boxes, self.centerness_inset)

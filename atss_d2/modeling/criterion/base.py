@@ -37,13 +37,14 @@ class Criterion(nn.Module, ABC):
         self.num_classes: int | None = None
 
     def bind(self, *, box2box_transform: Any, num_classes: int) -> None:
-        """Fills in what the detector determines; a detector calls it.
+        """Fills in what the detector determines; a detector calls it, any number of times.
 
         Args:
             box2box_transform: Box coder of the regression.
             num_classes: K.
         """
-        self.box2box_transform = box2box_transform
+        # Not as a submodule, which a coder may be: its state is the detector's.
+        self.__dict__["box2box_transform"] = box2box_transform
         self.num_classes = num_classes
 
     def forward(self, predictions: Predictions, targets: Targets) -> dict[str, Tensor]:

@@ -9,6 +9,7 @@ the batch, all positives among them.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -16,6 +17,7 @@ from detectron2.utils import comm
 from torch import Tensor
 
 from ..nouns import Predictions, Targets
+from ..precision import widen
 
 _TINY = 1e-6  # floor of the sum of weights
 
@@ -29,8 +31,8 @@ class Positives(NamedTuple):
         labels: (P,) int64 classes, of the positives.
         anchors: (P, 4) XYXY, pixels.
         boxes: (P, 4) the matched box, XYXY, pixels.
-        regression: (P, D) float32, 0 for all but the positives.
-        quality: (P,) logits, 0 for all but the positives; None for a head without.
+        regression: (P, D) in at least float32, 0 for all but the positives.
+        quality: (P,) logits, likewise; None for a head without.
         soft: (P,), see :class:`Targets`; None for a rule with hard labels only.
     """
 
@@ -56,10 +58,10 @@ def find_positives(predictions: Predictions, targets: Targets, num_classes: int)
     mask = is_positive(labels, num_classes)
     rows = positive_rows(mask)
     mask = mask[rows]
-    regression = torch.cat(predictions.regression, dim=1).flatten(0, 1)[rows].float()
+    regression = widen(torch.cat(predictions.regression, dim=1).flatten(0, 1)[rows])
     quality = None
     if predictions.quality is not None:
-        quality = torch.cat(predictions.quality, dim=1).flatten()[rows]
+        quality = widen(torch.cat(predictions.quality, dim=1).flatten()[rows])
         quality = torch.where(mask, quality, 0.0)
     return Positives(
         rows,
@@ -103,24 +105,27 @@ def positive_rows(is_positive: Tensor) -> Tensor | slice:
     return slice(None)
 
 
-def loss_normalizers(num_positives: Tensor, sum_weights: Tensor) -> tuple[Tensor, Tensor]:
-    """Averages the two normalisers over all processes, by one all-reduce.
+def loss_normalizers(*totals: Tensor, floors: Sequence[float] = (1, _TINY)) -> tuple[Tensor, ...]:
+    """Averages what losses are divided by over all processes, by one all-reduce.
 
     Dividing each process's summed loss by the averages makes DDP's mean of gradients that of one
     process with the whole batch. Floors apply to the totals, so that this also holds for batches
-    without or with a single positive: 1 for the number of positives, a tiny number for the sum of
-    weights (whose numerator vanishes with it).
+    without or with a single positive.
 
     Args:
-        num_positives: 0-dim, positives of this process.
-        sum_weights: 0-dim, sum of the weights of their box losses: their centerness targets.
+        *totals: 0-dim, of this process. ATSS has two: the number of positives, and the sum of the
+            weights of their box losses.
+        floors: Least totals of all processes, one for each: by default 1 for the number, and a tiny
+            one for the sum of weights (whose numerator vanishes with it).
 
     Returns:
-        The two normalisers, 0-dim float32, equal on every process and positive.
+        The normalizers, 0-dim float32, equal on every process and positive.
     """
-    totals = torch.stack((num_positives.float(), sum_weights.float()))
+    sums = torch.stack([total.float() for total in totals])
     world_size = comm.get_world_size()
     if world_size > 1:  # never depends on the data: a process without boxes takes part
-        torch.distributed.all_reduce(totals)
-    num_positives, sum_weights = totals.unbind()
-    return num_positives.clamp(min=1) / world_size, sum_weights.clamp(min=_TINY) / world_size
+        torch.distributed.all_reduce(sums)
+    return tuple(
+        total.clamp(min=floor) / world_size
+        for total, floor in zip(sums.unbind(), floors, strict=True)
+    )
