@@ -124,6 +124,7 @@ class _Postprocessing(nn.Module):
     def __init__(self, detector: ExportableDetector) -> None:
         super().__init__()
         self.anchor_generator = detector.model.anchor_generator
+        self.box2box_transform = detector.model.box2box_transform
         self.__dict__["_detector"] = detector
 
     def forward(

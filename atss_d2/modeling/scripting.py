@@ -114,7 +114,9 @@ class _DetectionsOfImage(nn.Module):
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self.anchor_generator = model.anchor_generator  # its buffers move with what is traced
+        # Their buffers move with what is traced.
+        self.anchor_generator = model.anchor_generator
+        self.box2box_transform = model.box2box_transform
         self.__dict__["_model"] = model  # no submodule: backbone and head are none of it
 
     def forward(self, maps: list[Tensor], image_size: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -5,9 +5,12 @@ Shapes: N images, L levels, Ri anchors of level i, R = sum(Ri), K classes.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
+from ..box_coding import num_box_values
 from ..choices import check_choice
 from ..nouns import Predictions, Targets
 from .base import CRITERION_REGISTRY, Criterion
@@ -76,6 +79,19 @@ class ATSSCriterion(Criterion):
         self.centerness_loss_weight = centerness_loss_weight
         self.centerness_inset = centerness_inset
         self.floor_per_image = floor_per_image
+
+    def bind(self, *, box2box_transform: Any, num_classes: int) -> None:
+        """
+        Raises:
+            ValueError: The box coder takes other values than it gives targets for.
+        """
+        num_values = num_box_values(box2box_transform)
+        if self.box_reg_loss_type == "smooth_l1" and num_values != 4:
+            raise ValueError(
+                f"box_reg_loss_type smooth_l1 compares 4 values of a box, but "
+                f"{type(box2box_transform).__name__} takes {num_values}"
+            )
+        super().bind(box2box_transform=box2box_transform, num_classes=num_classes)
 
     def compute(self, predictions: Predictions, targets: Targets) -> dict[str, Tensor]:
         """Computes ``loss_cls`` (focal loss per positive), ``loss_box_reg`` (weighted mean over
