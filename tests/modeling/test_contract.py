@@ -232,12 +232,12 @@ def test_arguments_beside_a_criterion_would_have_no_effect():
 
 def test_parts_may_be_set_after_a_model_was_built():
     """As the matcher of a trained model, so its criterion and its coder."""
-    criterion = ATSSCriterion(box_reg_loss_type="smooth_l1")
     coder = PointDistances(anchor_scale=4)
-    expected = build(criterion=criterion, box2box_transform=coder)([image(BOXES)])
+    expected = build(box_reg_loss_type="smooth_l1", box2box_transform=coder)([image(BOXES)])
     model = build()
     model([image(BOXES)])
-    model.criterion, model.box2box_transform = criterion, coder
+    model.criterion = ATSSCriterion(box_reg_loss_type="smooth_l1")
+    model.box2box_transform = coder
     torch.testing.assert_close(model([image(BOXES)]), expected)
 
 
