@@ -185,9 +185,8 @@ class LabelAnchors:
                 f"{type(self.matcher).__name__} gives soft targets, for which the losses of "
                 "Detectron2's detectors have no room: use it with ATSS"
             )
-        _, gt_labels, boxes, _ = look_up(
-            assignment, scene, num_classes=self.num_classes, anchors=all_anchors
-        )
+        targets = look_up(assignment, scene, num_classes=self.num_classes, anchors=all_anchors)
+        gt_labels, boxes = targets.labels, targets.boxes
         if self.centers_inside:  # background counts as matched to itself, with its centre inside
             is_inside = least_side_distance(box_centers(all_anchors), boxes) > 0
             gt_labels = torch.where(is_inside, gt_labels, -1)

@@ -7,8 +7,10 @@ from .backbones import (
     build_fpn_with_p6p7,
     make_resnet_stages,
 )
+from .criterion import CRITERION_REGISTRY, ATSSCriterion, Criterion
 from .head import ATSSHead
 from .matchers import (
+    MATCHER_REGISTRY,
     ATSSMatcher,
     CenterSamplingMatcher,
     DenseMatcher,
@@ -16,19 +18,29 @@ from .matchers import (
     ScaleRangeMatcher,
     TopKMatcher,
 )
+from .nouns import Assignment, DecodedPredictions, Predictions, Scene, Targets
 from .test_time_augmentation import DenseDetectorWithTTA
 from .torchvision_backbone import TorchvisionBackbone, build_torchvision_fpn_backbone
 
 __all__ = [
     "ATSS",
+    "CRITERION_REGISTRY",
+    "MATCHER_REGISTRY",
+    "ATSSCriterion",
     "ATSSHead",
     "ATSSMatcher",
+    "Assignment",
     "CenterSamplingMatcher",
+    "Criterion",
+    "DecodedPredictions",
     "DenseDetectorWithTTA",
     "DenseMatcher",
     "IoUMatcher",
+    "Predictions",
     "ScaleRangeMatcher",
+    "Scene",
     "ShiftedAnchorGenerator",
+    "Targets",
     "TopKMatcher",
     "TorchvisionBackbone",
     "build_atss_resnet_fpn_backbone",

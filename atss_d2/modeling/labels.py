@@ -26,14 +26,16 @@ def look_up(
         anchors: (R, 4) that the targets are for. Default: those of the scene.
     """
     anchors = torch.cat(scene.anchors) if anchors is None else anchors
-    matched_idxs, soft, _ = assignment
+    matched_idxs = assignment.matched_idxs
     # Row 0 stands for "no box", so that a batch without boxes needs no branch.
     rows = _rows(matched_idxs)  # (N, R)
     background = torch.full((1,), num_classes, dtype=torch.int64, device=anchors.device)
     classes = torch.cat((background, scene.classes))  # (1 + M,)
     boxes = torch.cat((anchors.new_zeros(1, 4), scene.boxes.to(anchors)))
     labels = torch.where(matched_idxs == IGNORED, -1, classes[rows])  # (N, R)
-    return Targets(anchors, labels, torch.where((rows > 0)[..., None], boxes[rows], anchors), soft)
+    return Targets(
+        anchors, labels, torch.where((rows > 0)[..., None], boxes[rows], anchors), assignment.soft
+    )
 
 
 def _rows(matched_idxs: Tensor) -> Tensor:

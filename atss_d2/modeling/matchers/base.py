@@ -121,14 +121,15 @@ class DenseMatcher(ABC):
             )
         with torch.autocast(scene.boxes.device.type, enabled=False):
             result = self.match(scene)
-            matched, soft, stats = result if isinstance(result, tuple) else Assignment(result)
+            result = result if isinstance(result, Assignment) else Assignment(result)
+            matched, stats = result.matched_idxs, result.stats
             if self.ignore_ioa_thresh is not None:
                 if scene.regions is not None:
                     covered = self._is_covered(scene, matched)
                     matched = torch.where(covered & (matched == BACKGROUND), IGNORED, matched)
                 num_ignored = (matched == IGNORED).sum() / max(scene.num_images, 1)
                 stats = {**stats, "num_ignored": num_ignored}
-        return Assignment(matched, soft, stats)
+        return result._replace(matched_idxs=matched, stats=stats)
 
     @abstractmethod
     def match(self, scene: Scene) -> Assignment | Tensor:
