@@ -98,7 +98,8 @@ def pre_nms_detections(
     select = select_pre_nms
     if fixed_shapes:
         select = functools.partial(select_fixed_number, fill=True)
-    logits, regression, quality = predictions
+    logits, regression = predictions.logits, predictions.regression
+    quality = predictions.quality
     levels = []
     for i, level_anchors in enumerate(anchors):
         scores, anchor_idxs, classes = select(
