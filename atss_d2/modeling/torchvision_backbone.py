@@ -16,13 +16,12 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.layers import FrozenBatchNorm2d, ShapeSpec, get_norm
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.func import functional_call
 from torchvision import models
 from torchvision.models.swin_transformer import SwinTransformer
 
 from .backbones import build_fpn_with_p6p7, fpn_options
-from .scripting import ScriptableTorchvisionBackbone
 
 __all__ = ["TorchvisionBackbone", "build_torchvision_fpn_backbone"]
 
@@ -140,11 +139,15 @@ class TorchvisionBackbone(Backbone):
         return x.permute(0, 3, 1, 2) if self._channels_last else x
 
     def __prepare_scriptable__(self) -> nn.Module:
-        """What ``torch.jit.script`` compiles in place of this class."""
-        names, modules = zip(*self._steps())
-        return ScriptableTorchvisionBackbone(
-            list(modules), [self._taps.get(name, "") for name in names], self._channels_last
-        )
+        """What ``torch.jit.script`` compiles in place of this class: the loop unrolled."""
+        graph = fx.Graph()
+        x, features = fx.Proxy(graph.placeholder("x", Tensor)), {}
+        for step, _ in self._steps():
+            x = fx.Proxy(graph.call_module(step, (x.node,)))
+            if step in self._taps:
+                features[self._taps[step]] = self._to_nchw(x).node
+        graph.output(features)
+        return fx.GraphModule(self, graph)
 
     def _steps(self) -> Iterator[tuple[str, nn.Module]]:
         """Dotted name and module of every step of the chain, containers entered one level deep."""
@@ -176,14 +179,11 @@ class TorchvisionBackbone(Backbone):
     def _drop_unused_modules(self) -> None:
         """Removes what comes after the last tap: it would cost memory, and its parameters would
         never get a gradient, which DistributedDataParallel refuses."""
-        steps = [step for step, _ in self._steps()]
-        last = max(steps.index(step) for step in self._taps)
-        for step in steps[last + 1 :]:
+        for step, _ in reversed(list(self._steps())):
+            if step in self._taps:
+                break
             parent, _, key = step.rpartition(".")
             delattr(self.get_submodule(parent), key)
-        for root, module in list(self.named_children()):
-            if isinstance(module, nn.Sequential) and len(module) == 0:
-                delattr(self, root)
 
     def _freeze(self, freeze_at: int, shapes: dict[str, ShapeSpec]) -> None:
         """Freezes the stem and the steps up to stride 2 ** freeze_at."""
@@ -195,10 +195,9 @@ class TorchvisionBackbone(Backbone):
             if index > 0 and stride > 2**freeze_at:
                 break
             module.requires_grad_(False)
+            parent, _, key = step.rpartition(".")
             frozen = FrozenBatchNorm2d.convert_frozen_batchnorm(module)
-            if frozen is not module:
-                parent, _, key = step.rpartition(".")
-                self.get_submodule(parent).add_module(key, frozen)
+            self.get_submodule(parent).add_module(key, frozen)
 
 
 def _check_choice(argument: str, value: str, choices: Collection[str]) -> None:
