@@ -84,31 +84,6 @@ class ScriptableATSS(nn.Module):
         )
 
 
-class ScriptableTorchvisionBackbone(nn.Module):
-    """The chain of modules that a :class:`TorchvisionBackbone` is."""
-
-    def __init__(self, modules: list[nn.Module], names: list[str], channels_last: bool) -> None:
-        """
-        Args:
-            modules: One after the other.
-            names: Of the feature that the output of each module is; "" if it is none.
-            channels_last: Whether the modules work on (N, H, W, C).
-        """
-        super().__init__()
-        self.steps = nn.ModuleList(modules)
-        self.names = names
-        self.channels_last = channels_last
-
-    def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """Maps images (N, 3, H, W) to features by name."""
-        features: dict[str, Tensor] = {}
-        for i, step in enumerate(self.steps):
-            x = step(x)
-            if self.names[i] != "":
-                features[self.names[i]] = x.permute(0, 3, 1, 2) if self.channels_last else x
-        return features
-
-
 class _DetectionsOfImage(nn.Module):
     """``forward_inference`` of a detector for one image, tensors in and out."""
 

@@ -1,10 +1,12 @@
 """Any torchvision feature extractor as a Detectron2 backbone.
 
-torchvision's classifiers end in pooling and linear layers; what comes before is a chain of
-modules, each called with the output of the one before it. :class:`TorchvisionBackbone` keeps that
-chain under torchvision's own parameter names and taps it where a stride ends. Where these places
-are, and how many channels they have, is found out by running shapes through the chain, so there is
-no table of architectures to keep up to date.
+torchvision's classifiers end in pooling and linear layers; before them is a chain of modules, each
+called with the output of the previous one. :class:`TorchvisionBackbone` keeps that chain under
+torchvision's own parameter names and taps it where a stride ends. Running shapes through the chain
+finds these places and their channels, so there is no table of architectures to keep up to date.
+
+torchvision's ``create_feature_extractor`` returns the same maps. It is not used because it replaces
+``nn.Module.__call__`` in all threads while it traces: a model running in another thread fails.
 """
 
 from __future__ import annotations
@@ -16,13 +18,12 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.layers import FrozenBatchNorm2d, ShapeSpec, get_norm
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.func import functional_call
 from torchvision import models
 from torchvision.models.swin_transformer import SwinTransformer
 
 from .backbones import build_fpn_with_p6p7, fpn_options
-from .scripting import ScriptableTorchvisionBackbone
 
 __all__ = ["TorchvisionBackbone", "build_torchvision_fpn_backbone"]
 
@@ -66,16 +67,17 @@ class TorchvisionBackbone(Backbone):
         Args:
             name: torchvision's name of the classifier, as in ``torchvision.models.list_models()``.
             weights: Name of torchvision weights to download, e.g. ``"IMAGENET1K_V1"`` or
-                ``"DEFAULT"``. None initialises at random, as torchvision does.
-            out_features: Features to return, any of ``"res2"`` ... ``"res5"``. What lies behind
-                the deepest of them is not built into this module.
-            norm: What becomes of BatchNorm layers: ``"FrozenBN"`` (fixed statistics and affine
+                ``"DEFAULT"``. None initializes at random, as torchvision does.
+            out_features: Features to return, any of ``"res2"`` ... ``"res5"``. Layers
+                after the deepest of them are dropped.
+            norm: What BatchNorm layers are replaced by: ``"FrozenBN"`` (fixed statistics and affine
                 parameters: only sensible when pretrained weights are loaded), ``"BN"``, or one of
-                Detectron2's synchronised kinds (``"SyncBN"``, ``"naiveSyncBN"``). Other
-                normalisation layers, such as ConvNeXt's LayerNorm, stay as they are.
+                Detectron2's synchronized kinds (``"SyncBN"``, ``"naiveSyncBN"``). Other
+                normalization layers, such as ConvNeXt's LayerNorm, stay as they are.
             freeze_at: As in Detectron2's ResNet: 0 trains everything, 1 freezes the stem, 2 also
-                the blocks of res2, and so on to 5. Stem is the first module of the network and all
-                of stride 2. Frozen parameters get no gradient, frozen BatchNorms are FrozenBN.
+                the blocks of res2, and so on to 5. The stem is the first module of the network
+                and all of stride 2. Frozen parameters get no gradient; frozen BatchNorms become
+                FrozenBN.
 
         Raises:
             ValueError: An unknown network, weights, feature or norm, a network whose structure is
@@ -140,14 +142,18 @@ class TorchvisionBackbone(Backbone):
         return x.permute(0, 3, 1, 2) if self._channels_last else x
 
     def __prepare_scriptable__(self) -> nn.Module:
-        """What ``torch.jit.script`` compiles in place of this class."""
-        names, modules = zip(*self._steps())
-        return ScriptableTorchvisionBackbone(
-            list(modules), [self._taps.get(name, "") for name in names], self._channels_last
-        )
+        """Returns what ``torch.jit.script`` compiles in place of this class: the loop unrolled."""
+        graph = fx.Graph()
+        x, features = fx.Proxy(graph.placeholder("x", Tensor)), {}
+        for step, _ in self._steps():
+            x = fx.Proxy(graph.call_module(step, (x.node,)))
+            if step in self._taps:
+                features[self._taps[step]] = self._to_nchw(x).node
+        graph.output(features)
+        return fx.GraphModule(self, graph)
 
     def _steps(self) -> Iterator[tuple[str, nn.Module]]:
-        """Dotted name and module of every step of the chain, containers entered one level deep."""
+        """Yields dotted name and module of every step, entering containers one level deep."""
         for root, module in self.named_children():
             if isinstance(module, nn.Sequential):
                 for name, step in module.named_children():
@@ -157,7 +163,7 @@ class TorchvisionBackbone(Backbone):
 
     @torch.no_grad()
     def _probe_shapes(self) -> dict[str, ShapeSpec]:
-        """Channels and stride after every step whose output has a whole stride.
+        """Returns channels and stride after every step whose output has a whole stride.
 
         Runs on copies of parameters and buffers on the meta device: nothing is computed, and
         neither BatchNorm statistics nor random generators change.
@@ -176,14 +182,11 @@ class TorchvisionBackbone(Backbone):
     def _drop_unused_modules(self) -> None:
         """Removes what comes after the last tap: it would cost memory, and its parameters would
         never get a gradient, which DistributedDataParallel refuses."""
-        steps = [step for step, _ in self._steps()]
-        last = max(steps.index(step) for step in self._taps)
-        for step in steps[last + 1 :]:
+        for step, _ in reversed(list(self._steps())):
+            if step in self._taps:
+                break
             parent, _, key = step.rpartition(".")
             delattr(self.get_submodule(parent), key)
-        for root, module in list(self.named_children()):
-            if isinstance(module, nn.Sequential) and len(module) == 0:
-                delattr(self, root)
 
     def _freeze(self, freeze_at: int, shapes: dict[str, ShapeSpec]) -> None:
         """Freezes the stem and the steps up to stride 2 ** freeze_at."""
@@ -195,10 +198,9 @@ class TorchvisionBackbone(Backbone):
             if index > 0 and stride > 2**freeze_at:
                 break
             module.requires_grad_(False)
+            parent, _, key = step.rpartition(".")
             frozen = FrozenBatchNorm2d.convert_frozen_batchnorm(module)
-            if frozen is not module:
-                parent, _, key = step.rpartition(".")
-                self.get_submodule(parent).add_module(key, frozen)
+            self.get_submodule(parent).add_module(key, frozen)
 
 
 def _check_choice(argument: str, value: str, choices: Collection[str]) -> None:

@@ -163,6 +163,7 @@ def test_torchvision_backbones_are_scripted(name):
         found, expected = scripted(images), backbone(images)
     assert list(found) == ["res3", "res4", "res5"]
     torch.testing.assert_close(found, expected)
+    assert set(scripted.state_dict()) == set(backbone.state_dict())
 
 
 def test_scripted_models_are_saved_and_loaded():

@@ -1,4 +1,5 @@
 import copy
+import threading
 
 import pytest
 import torch
@@ -228,6 +229,27 @@ def test_weights_are_taken_from_torchvision(monkeypatch):
         backbone = TorchvisionBackbone(name="mobilenet_v2", weights=weights)
         torch.testing.assert_close(backbone.features[0][0].weight, source.features[0][0].weight)
     assert asked == [models.MobileNet_V2_Weights.IMAGENET1K_V1.url] * 2
+
+
+def test_models_of_other_threads_run_while_a_backbone_is_built():
+    """A server loads the next model while it answers with the present one."""
+    model, done, errors = nn.Linear(1, 1), threading.Event(), []
+
+    def serve():
+        while not done.is_set():
+            try:
+                model(torch.ones(1))
+            except Exception as error:
+                errors.append(error)
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    try:
+        TorchvisionBackbone(name="resnet18")
+    finally:
+        done.set()
+        thread.join()
+    assert errors == []
 
 
 def test_lazy_config_leaves_plain_python_in_the_module():
