@@ -1,9 +1,9 @@
 """Turns any config of configs/ablations/ into a small experiment on generated scenes.
 
-Laid over a row's config by python -m ablations (ablations/configs.py): a node with a
-`_target_` replaces the row's node, any other is merged into it. So what a row is about stays as it
-is (matcher, box coder, anchors, losses, switches of the head), and this file gives the rest. The
-strides are those of the rows. A run is meant to take two minutes on one thread.
+`python -m ablations` merges this file into a row's config (ablations/configs.py): a node with a
+`_target_` replaces the row's node, any other is merged key by key. So what the row is about stays
+as it is (matcher, box coder, anchors, losses, switches of the head), and this file adds the rest.
+The strides are those of the rows. A run is meant to take two minutes on one thread.
 """
 
 import detectron2.data.transforms as T

@@ -1,4 +1,4 @@
-"""Optimisers. ``params.model`` is filled in by the trainer."""
+"""Optimizers. The trainer fills in ``params.model``."""
 
 import torch
 from detectron2.config import LazyCall as L

@@ -1,4 +1,4 @@
-"""Learning-rate schedules: the paper's 90k ("1x") and 180k ("2x") of batch 16; a cosine."""
+"""Learning-rate schedules: the paper's 90k ("1x") and 180k ("2x") at batch 16; a cosine."""
 
 from detectron2.config import LazyCall as L
 from detectron2.solver import WarmupParamScheduler
@@ -21,7 +21,7 @@ def _multistep(max_iter, milestones):
 lr_multiplier_1x = _multistep(90000, [60000, 80000])
 lr_multiplier_2x = _multistep(180000, [120000, 160000])
 
-# Of any length: for short trainings with AdamW.
+# For training of any length, in particular short training with AdamW.
 lr_multiplier_cosine = L(WarmupParamScheduler)(
     scheduler=L(CosineParamScheduler)(start_value=1.0, end_value=0.01),
     warmup_length=0.07,

@@ -1,10 +1,10 @@
-"""The ``train`` node: what is not model, data or optimiser. All keys are read by train_net.py."""
+"""The ``train`` node: all that is not model, data or optimizer. train_net.py reads every key."""
 
 train = dict(
     output_dir="./output",
     init_checkpoint="",
     max_iter=90000,
-    seed=0,  # of initialisation, data order and augmentation; negative: a new one each run
+    seed=0,  # of initialization, data order and augmentation; negative: a new one each run
     # Autocast of the training steps, and, if inference is true, of the evaluations. float16 needs a
     # GPU for training; bfloat16 also runs on a CPU.
     amp=dict(enabled=False, dtype="float16", inference=False),
@@ -13,7 +13,7 @@ train = dict(
         find_unused_parameters=False,
         fp16_compression=False,
     ),
-    channels_last=False,  # memory format of the convolutions: the same results, another speed
+    channels_last=False,  # memory format of the convolutions: changes speed, not results
     # torch.compile of backbone and head, with its options.
     compile=dict(enabled=False, mode=None, dynamic=None),
     clip_gradients=dict(enabled=False, max_norm=5.0),  # L2 norm over all parameters
@@ -23,7 +23,7 @@ train = dict(
     best_checkpoint=dict(enabled=False, metric="bbox/AP"),
     # After training: learning_curve.png, and pictures of the worst validation images.
     report=dict(enabled=False, num_pictures=24),
-    hooks=[],  # your own, L(MyHook)(...); they run after the weights' average was updated
+    hooks=[],  # your own, L(MyHook)(...); they run after the weights' average is updated
     eval_period=5000,
     log_period=20,
     device="cuda",  # without a GPU, the CPU is used

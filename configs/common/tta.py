@@ -1,6 +1,6 @@
 """Multi-scale testing as the authors did it: 13 scales, each with its mirror image (Table 8).
 
-With this key in a config, `train_net.py --eval-only` evaluates the model without and with it.
+With this key in a config, `train_net.py --eval-only` evaluates the model without it and with it.
 """
 
 from math import inf
@@ -9,8 +9,8 @@ from detectron2.config import LazyCall as L
 
 from atss_d2.modeling import DenseDetectorWithTTA
 
-# Shorter side of the image, longest side, and the sqrt(area) of boxes that count: low <= s < high,
-# in pixels of the scaled image. Large images are for small objects.
+# Shorter side of the image, maximum longer side, and the sqrt(area) s of the boxes that count:
+# low <= s < high, in pixels of the scaled image. Large images are for small objects.
 _scales = [
     (800, 1333, 0, inf),
     (400, 1333, 96, inf),

@@ -1,4 +1,4 @@
-r"""ATSS, ResNet-50-FPN, as the authors' release computes it: for its weights, or to train on.
+r"""ATSS, ResNet-50-FPN, as the authors' release computes it: for its weights, or for training.
 
     python train_net.py --config-file configs/conventions/atss_R_50_FPN_1x_authors.py --eval-only \
         train.init_checkpoint=authors://ATSS_R_50_FPN_1x.pth

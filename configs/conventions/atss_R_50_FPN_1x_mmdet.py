@@ -1,4 +1,4 @@
-r"""ATSS, ResNet-50-FPN, as mmdetection computes it: for its weights, or to train such a model.
+r"""ATSS, ResNet-50-FPN, as mmdetection computes it: for its weights, or for training.
 
     python train_net.py --config-file configs/conventions/atss_R_50_FPN_1x_mmdet.py --eval-only \
         train.init_checkpoint=mmdet://atss_r50_fpn_1x_coco.pth

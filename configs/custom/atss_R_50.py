@@ -2,10 +2,10 @@
 
     python train_net.py --config-file configs/custom/atss_R_50.py
 
-Your data set has to be registered first, and `model.num_classes` and the names `my_train` and
-`my_val` below have to be its own: `python tools/start_project.py --model r50` writes a config that
-does this from your files, and docs/custom_dataset.md shows it by hand. Detectron2 downloads the
-ImageNet backbone.
+Register your data set first, and set `model.num_classes` and the names `my_train` and `my_val`
+below to match it: `python tools/start_project.py --model r50` writes a config that does this for
+your files, and docs/custom_dataset.md shows how to do it by hand. Detectron2 downloads the ImageNet
+backbone.
 """
 
 from ..common.data.custom import dataloader
@@ -19,14 +19,15 @@ model.num_classes = 1
 dataloader.train.dataset.names = "my_train"
 dataloader.test.dataset.names = "my_val"
 
-optimizer.lr = 0.005  # the paper's 0.01 of batch 16, in proportion to 8
+optimizer.lr = 0.005  # the paper's 0.01 at batch 16, in proportion to batch 8
 
 train.update(
     init_checkpoint="detectron2://ImageNetPretrained/MSRA/R-50.pkl",
     output_dir="output/custom_R_50",
     max_iter=5000,
     eval_period=500,
-    # A batch may hold hardly an object; its losses per positive would throw the weights off course.
+    # A batch may have almost no objects; its losses, divided by so few positives, would throw the
+    # weights off course.
     clip_gradients=dict(enabled=True, max_norm=10.0),
     checkpointer=dict(period=500, max_to_keep=2),
 )

@@ -2,9 +2,9 @@
 
     python train_net.py --config-file configs/custom/atss_mobilenetv2.py
 
-Your data set has to be registered first, and `model.num_classes` and the names `my_train` and
-`my_val` below have to be its own: `python tools/start_project.py` writes a config that does this
-from your files, and docs/custom_dataset.md shows it by hand. The backbone starts from ImageNet.
+Register your data set first, and set `model.num_classes` and the names `my_train` and `my_val`
+below to match it: `python tools/start_project.py` writes a config that does this for your files,
+and docs/custom_dataset.md shows how to do it by hand. The backbone starts from ImageNet.
 """
 
 from detectron2.config import LazyCall as L
@@ -26,7 +26,7 @@ dataloader.test.dataset.names = "my_val"
 dataloader.test.mapper.augmentations[0].update(short_edge_length=320, max_size=533)
 dataloader.train.num_workers = dataloader.test.num_workers = 0  # the cores are busy with the model
 
-optimizer.lr = 1e-3  # of batch 4
+optimizer.lr = 1e-3  # at batch 4
 optimizer.params.lr_factor_func = L(BackboneLRFactor)(factor=0.3)
 
 train.update(
@@ -35,7 +35,8 @@ train.update(
     max_iter=1000,
     eval_period=200,
     channels_last=True,
-    # A batch may hold hardly an object; its losses per positive would throw the weights off course.
+    # A batch may have almost no objects; its losses, divided by so few positives, would throw the
+    # weights off course.
     clip_gradients=dict(enabled=True, max_norm=5.0),
     ema=dict(enabled=True, decay=0.995),
     checkpointer=dict(period=200, max_to_keep=2),

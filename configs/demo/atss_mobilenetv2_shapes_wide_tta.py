@@ -5,7 +5,8 @@
     python train_net.py --config-file configs/demo/atss_mobilenetv2_shapes_wide_tta.py --eval-only \
         train.init_checkpoint=output/shapes_wide/model_final.pth
 
-The second command evaluates without and with three scales, each with its mirror image.
+The second command evaluates without multi-scale testing, then with three scales, each with its
+mirror image.
 """
 
 from detectron2.config import LazyCall as L
@@ -17,7 +18,7 @@ from ..common.ablation_shapes import dataloader, lr_multiplier, optimizer
 from ..common.ablation_shapes import model as _model
 from ..common.ablation_shapes import train as _train
 
-# The row that the other tables of the paper start from, laid out for the generated scenes.
+# The row that the paper's other tables start from, adapted to the generated scenes.
 model.backbone = _model.pop("backbone")
 model.merge_with(_model)
 train.merge_with(_train)

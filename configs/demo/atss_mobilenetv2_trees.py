@@ -2,7 +2,7 @@
 
     python train_net.py --config-file configs/demo/atss_mobilenetv2_trees.py
 
-`make demo` runs it and draws the pictures; what it reaches is in docs/demo.md.
+`make demo` runs it and draws the pictures; docs/demo.md has the results.
 """
 
 import detectron2.data.transforms as T
@@ -72,7 +72,8 @@ train.update(
     eval_period=100,
     log_period=10,
     channels_last=True,
-    # A batch may hold hardly a crown; its losses per positive would throw the weights off course.
+    # A batch may have almost no crowns; its losses, divided by so few positives, would throw the
+    # weights off course.
     clip_gradients=dict(enabled=True, max_norm=5.0),
     ema=dict(enabled=True, decay=0.995),
     checkpointer=dict(period=100, max_to_keep=2),

@@ -3,8 +3,8 @@
     python train_net.py --config-file configs/demo/atss_mobilenetv2_trees_tta.py --eval-only \
         train.init_checkpoint=output/demo/model_final.pth
 
-Evaluates the checkpoint of atss_mobilenetv2_trees without and with it. It does not pay here, where
-training saw one enlargement only (docs/ablations.md).
+Evaluates the checkpoint of atss_mobilenetv2_trees without multi-scale testing and with it. It does
+not pay off here, because training saw only one enlargement (docs/ablations.md).
 """
 
 from detectron2.config import LazyCall as L

@@ -11,5 +11,5 @@ from atss_d2 import CenterSamplingMatcher
 
 from .fcos import dataloader, lr_multiplier, model, optimizer, train
 
-# Of the 9 points per level that are nearest to the centre, those in the level's scale range.
+# The 9 points per level nearest to the center, if they are in the level's scale range.
 model.matcher = L(CenterSamplingMatcher)(radius=None, topk=9)

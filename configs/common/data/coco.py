@@ -1,4 +1,4 @@
-"""COCO 2017: shorter side 800, longer at most 1333, as in the paper's 1x experiments."""
+"""COCO 2017: shorter side 800, longer side up to 1333, as in the paper's 1x experiments."""
 
 import detectron2.data.transforms as T
 from detectron2.config import LazyCall as L

@@ -1,4 +1,4 @@
-"""A data set of your own: neutral augmentation, names to be replaced by those that you register."""
+"""Your own data set: neutral augmentation; replace the names with those that you register."""
 
 import detectron2.data.transforms as T
 from detectron2.config import LazyCall as L
@@ -17,7 +17,7 @@ dataloader = dict(
         mapper=L(BoxDatasetMapper)(
             is_train=True,
             augmentations=[
-                # A shorter side between the two, so that an object is seen at several sizes.
+                # A random shorter side between the two, so that an object is seen at several sizes.
                 L(T.ResizeShortestEdge)(
                     short_edge_length=[640, 800], max_size=1333, sample_style="range"
                 ),

@@ -1,4 +1,4 @@
-"""ATSS with a ResNet-50-FPN: the paper's model, which every recipe changes by a few lines."""
+"""ATSS with a ResNet-50-FPN: the paper's model, which every recipe changes in a few lines."""
 
 from detectron2.config import LazyCall as L
 from detectron2.layers import ShapeSpec
