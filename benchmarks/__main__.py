@@ -4,11 +4,11 @@
     python -m benchmarks assignment nms          # some cases
     python -m benchmarks --quick                 # does it run? Tiny sizes, about a minute
     python -m benchmarks --document docs/performance.md   # also fills its tables and picture
-    python -m benchmarks --report --document docs/performance.md   # only that, of earlier runs
+    python -m benchmarks --report --document docs/performance.md   # only that, from earlier runs
     python -m benchmarks deployment exported_nms --document docs/deployment.md  # exported models
 
-Results of earlier runs of other cases stay in the JSON file, with the machine that they were made
-on. Let nothing else run meanwhile: ratios bear it, their spread does not.
+Earlier results of other cases stay in the JSON file, together with the machine that they were
+measured on. Run nothing else meanwhile: ratios tolerate it, their spread does not.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import atss_d2  # noqa: F401  (first: quiet about the deprecations of its dependencies)
+import atss_d2  # noqa: F401  (must be imported first: silences deprecation warnings)
 
 # isort: split
 import torch
@@ -42,7 +42,7 @@ PICTURE = "assignment_time.png"
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """The command line."""
+    """Parses the command line."""
     parser = Parser(
         prog="python -m benchmarks",
         description=__doc__,
@@ -131,7 +131,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def settings_of(args: argparse.Namespace) -> Settings:
-    """From the command line."""
+    """Builds the settings from the command line."""
     seconds = args.seconds
     if seconds is None:
         seconds = 0.0 if args.quick else Settings.seconds

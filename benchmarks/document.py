@@ -1,7 +1,7 @@
-"""Fills the tables into a markdown document between markers, so that its prose stays.
+"""Fills tables into a markdown document between markers, so that its prose stays unchanged.
 
-A block reads ``<!-- begin NAME -->``, generated text, ``<!-- end NAME -->``; NAME is a case, "CASE
-summary", ``machine`` or ``targets``.
+A block consists of ``<!-- begin NAME -->``, generated text and ``<!-- end NAME -->``. NAME is a
+case, "CASE summary", ``machine`` or ``targets``.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from .results import CaseResult
 
 
 def write_document(document: Path, results: dict[str, CaseResult], picture: Path | None) -> None:
-    """Fills the blocks of the cases that were measured, also in NAME_tables.md beside NAME.md.
+    """Fills the blocks of the measured cases, also in NAME_tables.md beside NAME.md.
 
     Args:
         document: A markdown file with markers.
-        results: By the name of the case.
-        picture: Of the assignment, to be shown with its table; None if there is none.
+        results: Results by name of the case.
+        picture: Picture of the assignment, shown with its table; None if there is none.
 
     Raises:
         FileNotFoundError: There is no document.
@@ -45,7 +45,7 @@ def write_document(document: Path, results: dict[str, CaseResult], picture: Path
 
 
 def _machines(results: dict[str, CaseResult]) -> str:
-    """Which cases were measured on what; usually all on one machine on one day."""
+    """Lists which cases were measured on which machine; usually one machine on one day."""
     cases: dict[str, list[str]] = {}
     for name, result in results.items():
         cases.setdefault(machine_line(result.machine), []).append(name)

@@ -1,4 +1,4 @@
-"""What the measurements were made on."""
+"""Describes the machine that the measurements were made on."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .settings import Settings
 
 
 def describe_machine(settings: Settings) -> dict[str, Any]:
-    """Processor, versions, threads, date, and how busy the machine was."""
+    """Returns processor, versions, threads, date, and how busy the machine was."""
     found = {
         "processor": _processor(),
         "cores": os.cpu_count(),
@@ -38,7 +38,7 @@ def describe_machine(settings: Settings) -> dict[str, Any]:
 
 
 def machine_line(machine: dict[str, Any]) -> str:
-    """One sentence of it."""
+    """Returns the description as one sentence."""
     device = f"{machine['gpu']}; " if "gpu" in machine else ""
     load = "" if machine["load"] is None else f" (load before: {machine['load']})"
     kept = "; freed memory is kept" if machine["memory_is_kept"] else ""

@@ -1,8 +1,8 @@
-"""The peak of the memory that something allocates, in bytes, beyond what there was before.
+"""Peak memory that a call allocates, in bytes, beyond what was allocated before.
 
-On the CPU from the profiler, which writes down every allocation and release of torch's allocator,
-those of temporaries inside of an operator included; a mode that looks at operators would see only
-their results, the process's resident size also the allocator's leftovers.
+On the CPU it comes from the profiler, which records every allocation and release of torch's
+allocator, including temporaries inside an operator. A mode that intercepts operators would see only
+their results; the resident size of the process would include the allocator's leftovers.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from torch.profiler import ProfilerActivity, profile
 from .settings import Settings
 from .timing import Contestant
 
-# Of malloc.h.
+# From malloc.h.
 _TRIM_THRESHOLD = -1
 _MMAP_MAX = -4
 
 
 def peak_bytes(contestant: Contestant, settings: Settings) -> float:
-    """Most bytes that a call has allocated at one time."""
+    """Returns the maximum number of bytes that a call has allocated at one time."""
     if contestant.prepare is not None:
         contestant.prepare()
     gc.collect()
@@ -31,7 +31,7 @@ def peak_bytes(contestant: Contestant, settings: Settings) -> float:
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         result = contestant.run()
     del result
-    held: dict[int, int] = {}  # address of what this call has allocated -> bytes
+    held: dict[int, int] = {}  # address that this call has allocated -> bytes
     total = peak = 0
     for address, size in _allocations(profiler):
         if size > 0:
@@ -39,19 +39,19 @@ def peak_bytes(contestant: Contestant, settings: Settings) -> float:
             total += size
             peak = max(peak, total)
         else:
-            # What was there before counts nothing when it goes. The profiler writes down some of
-            # that, too: what took an address that it remembers from an earlier profile.
+            # Releasing what was there before does not count. The profiler records some of that,
+            # too: memory at an address that it remembers from an earlier profile.
             total -= held.pop(address, 0)
     return float(peak)
 
 
 def _allocations(profiler: profile) -> list[tuple[int, int]]:
-    """Address and bytes of all allocations, and of releases with negative bytes, in their order."""
+    """Returns (address, bytes) of allocations in order; releases have negative bytes."""
     found = []
     waiting = profiler.profiler.kineto_results.experimental_event_tree()[::-1]
     while waiting:
         event = waiting.pop()
-        waiting += event.children[::-1]  # the first comes next
+        waiting += event.children[::-1]  # the first child comes next
         if event.name == "[memory]":
             fields = event.extra_fields
             found.append((event.start_time_ns, fields.ptr, fields.alloc_size))
@@ -69,7 +69,7 @@ def _peak_on_cuda(contestant: Contestant) -> float:
 
 
 def peaks(contestants: list[Contestant], settings: Settings) -> dict[str, list[float]]:
-    """Name -> peak of a call, after one that warms up; a list of one value, as races have more."""
+    """Returns name -> [peak of a call after a warm-up call]; a list, as races return."""
     samples = {}
     for contestant in contestants:
         if contestant.prepare is not None:
@@ -82,12 +82,12 @@ def peaks(contestants: list[Contestant], settings: Settings) -> dict[str, list[f
 def keep_freed_memory() -> None:
     """Makes the GNU C library keep what is freed, for the rest of the process.
 
-    By default it returns large buffers at once, and the system clears every page of the next one,
-    which costs as much as computing with it; how much, depends on the system. Whoever allocates
-    more then pays more. Allocators that people preload for speed do not do so.
+    By default it returns large buffers immediately, and the system clears every page of the next
+    one, which can cost as much as computing with it; how much depends on the system. Code that
+    allocates more then pays more. Allocators that people preload for speed do not do this.
 
     Raises:
-        OSError: This is another C library.
+        OSError: The C library is not the GNU C library.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt

@@ -1,6 +1,6 @@
-"""Detectors to be compared: ATSS as its config has it, Detectron2's from its model zoo.
+"""Detectors to compare: ATSS as in its config, Detectron2's as in its model zoo.
 
-They differ in head, sample selection and losses only: backbone and pixels are ATSS's.
+They differ only in head, sample selection and losses: backbone and pixels are those of ATSS.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ _ZOO = {
 }
 _PIXEL_STD = [57.375, 57.12, 58.395]  # random weights do not make up for its absence
 _CHANNELS = 256
-# Residual branches of this weight add up to features of the size that a trained network has.
+# With this weight, residual branches add up to features as large as a trained network's.
 _BRANCH_WEIGHT = 0.2
 
 
 class ZeroPyramid(Backbone):
-    """Feature maps of zeros: for what comes after the head, which costs nothing then."""
+    """A backbone that returns zeros at no cost, to measure what comes after the head."""
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         height, width = x.shape[-2:]
@@ -70,9 +70,9 @@ def build(
     Args:
         name: :data:`ATSS`, :data:`FCOS` or :data:`RETINANET`.
         num_classes: K.
-        num_anchors: 1 makes RetinaNet's anchors those of ATSS. Default: as published.
-        with_backbone: R-50-FPN; otherwise :class:`ZeroPyramid`.
-        with_centerness: False makes ATSS a detector without, whose scores are RetinaNet's.
+        num_anchors: 1 gives RetinaNet the anchors of ATSS. Default: as published.
+        with_backbone: Whether to build the R-50-FPN; otherwise :class:`ZeroPyramid`.
+        with_centerness: False builds ATSS without centerness, with RetinaNet's scores.
     """
     ours = atss_d2.get_config(_CONFIG).model
     cfg: DictConfig = ours if name == ATSS else model_zoo.get_config(_ZOO[name]).model

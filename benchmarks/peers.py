@@ -1,4 +1,4 @@
-"""What others assign anchors with, and how to read their answers as ours.
+"""Sample selection of other libraries, and how to convert their results to ours.
 
 Shapes: N images, L levels, R anchors of all levels, Mn boxes of image n.
 """
@@ -39,7 +39,7 @@ NO_MMDET = f"{MMDET}: skipped, mmdet is not installed."
 
 @dataclass(frozen=True)
 class AssignmentScene:
-    """Images of one size with boxes."""
+    """Images of one size, with boxes."""
 
     image_size: tuple[int, int]
     gt_boxes: list[Boxes]
@@ -49,12 +49,12 @@ class AssignmentScene:
     def of(
         cls, image_size: tuple[int, int], num_boxes: int, device: torch.device, num_images: int = 2
     ) -> AssignmentScene:
-        """Random boxes, ``num_boxes`` an image."""
+        """Builds a scene with ``num_boxes`` random boxes per image."""
         boxes = [scenes.random_boxes(num_boxes, image_size, seed) for seed in range(num_images)]
         return cls(image_size, [Boxes(b.to(device)) for b in boxes], device)
 
     def anchors(self, scale: float = scenes.ATSS_SCALE) -> list[Boxes]:
-        """L levels of anchors on the device."""
+        """Returns L levels of anchors on the device."""
         return [a.to(self.device) for a in scenes.anchors(self.image_size, scale)]
 
 
@@ -63,9 +63,10 @@ class Assignment:
     """A way to assign the anchors of a scene.
 
     Args:
-        name: In tables and pictures.
-        run: What is timed.
-        read: From the result of ``run`` to ours: (N, R) index, -1 for background, -2 for ignored.
+        name: Its name in tables and pictures.
+        run: The timed call.
+        read: Converts the result of ``run`` to ours: (N, R) index, -1 for background, -2 for
+            ignored.
     """
 
     name: str
@@ -74,9 +75,9 @@ class Assignment:
 
 
 def ours(scene: AssignmentScene, matcher: DenseMatcher | None = None, name: str = OURS):
-    """A rule of ours on the anchors of ATSS, whose grids are known, as in training.
+    """Returns one of our rules on the anchors of ATSS, whose grids are known, as in training.
 
-    There it gives indices into the boxes of all images, one after the other.
+    There it returns indices into the concatenated boxes of all images.
     """
     matcher = ATSSMatcher() if matcher is None else matcher
     anchors, sizes = scene.anchors(), scenes.level_sizes(scene.image_size)
@@ -90,7 +91,7 @@ def ours(scene: AssignmentScene, matcher: DenseMatcher | None = None, name: str 
 
 
 def fallback(scene: AssignmentScene) -> Assignment:
-    """ATSS on the same anchors out of order, which lie on no grid as far as one can see."""
+    """Returns ATSS on the same anchors in random order, in which no grid is recognizable."""
     matcher = ATSSMatcher()
     generator = torch.Generator().manual_seed(0)
     anchors, places, first = [], [], 0
@@ -108,14 +109,14 @@ def fallback(scene: AssignmentScene) -> Assignment:
 
 
 def published(scene: AssignmentScene) -> Assignment:
-    """See :mod:`benchmarks.published_atss`."""
+    """Returns the published algorithm, see :mod:`benchmarks.published_atss`."""
     levels = [a.tensor for a in scene.anchors()]
     boxes = [b.tensor for b in scene.gt_boxes]
     return Assignment(PUBLISHED, lambda: match_images(levels, boxes), lambda result: result)
 
 
 def mmdetection(scene: AssignmentScene) -> Assignment | None:
-    """mmdetection's assigner; None where it is not installed."""
+    """Returns mmdetection's assigner; None if it is not installed."""
     try:
         from mmdet.models.task_modules.assigners import ATSSAssigner
         from mmengine.structures import InstanceData
@@ -131,13 +132,13 @@ def mmdetection(scene: AssignmentScene) -> Assignment | None:
     return Assignment(
         MMDET,
         lambda: [assigner.assign(priors, counts, image) for image in images],
-        # 1 + index of the box, 0 for background
+        # index of the box + 1, 0 for background
         lambda results: torch.stack([result.gt_inds - 1 for result in results]),
     )
 
 
 def retinanet_rule(scene: AssignmentScene) -> Assignment:
-    """Detectron2's RetinaNet, image by image."""
+    """Returns the rule of Detectron2's RetinaNet, image by image."""
     anchors = Boxes.cat(scene.anchors())
     matcher = Matcher([0.4, 0.5], [0, -1, 1], allow_low_quality_matches=True)
 
@@ -157,7 +158,7 @@ def retinanet_rule(scene: AssignmentScene) -> Assignment:
 
 
 def torchvision_rule(scene: AssignmentScene) -> Assignment:
-    """torchvision's RetinaNet, image by image."""
+    """Returns the rule of torchvision's RetinaNet, image by image."""
     anchors = Boxes.cat(scene.anchors()).tensor
     matcher = det_utils.Matcher(0.5, 0.4, allow_low_quality_matches=True)
     return Assignment(
@@ -168,9 +169,9 @@ def torchvision_rule(scene: AssignmentScene) -> Assignment:
 
 
 def fcos_rule(scene: AssignmentScene) -> Assignment:
-    """Detectron2's FCOS, image by image."""
+    """Returns the rule of Detectron2's FCOS, image by image."""
     anchors = scene.anchors(scenes.POINT_SCALE)
-    # All of the model that the rule looks at.
+    # The only part of the model that the rule reads.
     match = functools.partial(FCOS._match_anchors, SimpleNamespace(center_sampling_radius=1.5))
 
     def read(results) -> Tensor:
@@ -184,13 +185,13 @@ def fcos_rule(scene: AssignmentScene) -> Assignment:
 
 
 def atss_assignments(scene: AssignmentScene) -> list[Assignment]:
-    """All that compute ATSS, ours first."""
+    """Returns all implementations of ATSS, ours first."""
     found = [ours(scene), fallback(scene), published(scene), mmdetection(scene)]
     return [assignment for assignment in found if assignment is not None]
 
 
 def same_rule_assignments(scene: AssignmentScene) -> list[list[Assignment]]:
-    """Other rules: ours first, then who computes the same."""
+    """Returns implementations of the other rules, one list per rule, ours first."""
     return [
         [ours(scene, IoUMatcher(), IOU), retinanet_rule(scene), torchvision_rule(scene)],
         [
@@ -201,10 +202,10 @@ def same_rule_assignments(scene: AssignmentScene) -> list[list[Assignment]]:
 
 
 def count_different(assignments: list[Assignment]) -> dict[str, int]:
-    """How many anchors each peer assigns otherwise than the first.
+    """Counts the anchors that each peer assigns differently from the first.
 
     Raises:
-        RuntimeError: More than rounding could explain: it is not the same rule.
+        RuntimeError: The number is more than rounding can explain: it is not the same rule.
     """
     expected = assignments[0].read(assignments[0].run())
     num_matched = int((expected != BACKGROUND).sum())

@@ -1,4 +1,4 @@
-"""Assignment time over boxes per image and over image area, for all who assign."""
+"""Plots assignment time over boxes per image and over image area, for all contestants."""
 
 from __future__ import annotations
 

@@ -29,11 +29,11 @@ class Postprocessor:
     """Post-processing of a batch.
 
     Args:
-        name: In tables.
-        model: It belongs to.
-        run: What is timed; begins with the maps that convolutions give.
-        prepare: Called before each ``run``, not timed: some overwrite what they are given.
-        read: From the result to boxes (D, 4), scores (D,) and classes (D,) of the last image.
+        name: Its name in tables.
+        model: The model that it belongs to.
+        run: The timed call; begins with the maps that convolutions return.
+        prepare: Called before each ``run``, not timed: some overwrite their inputs.
+        read: Converts the result to boxes (D, 4), scores (D,) and classes (D,) of the last image.
     """
 
     name: str
@@ -51,7 +51,7 @@ def maps_for(
     with_centerness: bool,
     num_images: int = 1,
 ) -> list[list[Tensor]]:
-    """The maps (N, C, Hi, Wi) of logits, deltas and centerness that say this to a model."""
+    """Encodes predictions as a model's maps (N, C, Hi, Wi) of logits, deltas and centerness."""
     anchors = model.anchor_generator(scenes.feature_maps(image_size, device=model.device))
     deltas = [
         model.box2box_transform.get_deltas(level.tensor, boxes.to(model.device))
@@ -72,7 +72,7 @@ def detectron2_style(
     *,
     with_centerness: bool,
 ) -> Postprocessor:
-    """Ours or one of Detectron2: ``forward_inference`` of a model."""
+    """Returns ``forward_inference`` of our model or one of Detectron2's."""
     features = scenes.feature_maps(image_size, num_images, found.logits[0].device)
     images = ImageList(features[0], [image_size] * num_images)
     originals = maps_for(
@@ -85,7 +85,7 @@ def detectron2_style(
 
     def read(results: list[Instances]) -> tuple[Tensor, Tensor, Tensor]:
         boxes = results[-1].pred_boxes
-        boxes.clip(image_size)  # Detectron2 does so later, ours has before NMS
+        boxes.clip(image_size)  # Detectron2 clips later, ours has clipped before NMS
         return boxes.tensor, results[-1].scores, results[-1].pred_classes
 
     return Postprocessor(
@@ -94,7 +94,7 @@ def detectron2_style(
 
 
 class _Pyramid(nn.Module):
-    """As much of a backbone as torchvision's detectors want to see."""
+    """The part of a backbone that torchvision's detectors check."""
 
     out_channels = 32
 
@@ -106,10 +106,10 @@ def torchvision_style(
     num_images: int,
     num_classes: int,
 ) -> Postprocessor:
-    """``postprocess_detections`` of a model of torchvision.
+    """Returns ``postprocess_detections`` of a torchvision model.
 
-    Its heads give their predictions in the order that it wants; here bringing them into that order
-    is a part of it, as it is for the others.
+    torchvision's heads return predictions in the order that it needs; here reordering them is part
+    of the timed call, as it is for the others.
     """
     if name == TV_FCOS:
         model = TorchvisionFCOS(_Pyramid(), num_classes)
@@ -149,10 +149,10 @@ def torchvision_style(
 def groups(
     found: Predictions, image_size: tuple[int, int], num_classes: int, num_images: int = 1
 ) -> dict[str, list[Postprocessor]]:
-    """With centerness and without; each group has ours first. All images of a batch are the same.
+    """Returns the groups with and without centerness, ours first; all images of a batch are equal.
 
-    The ones without compute the same. Those with centerness differ: FCOS compares the square root
-    of class score x centerness with its threshold, 0.2, ours the class score with 0.05.
+    Without centerness all compute the same. With centerness they differ: FCOS compares the square
+    root of class score x centerness with its threshold, 0.2, ours the class score with 0.05.
     """
     common = {"num_classes": num_classes}
     scene = (found, image_size, num_images)
@@ -179,18 +179,18 @@ def groups(
 
 
 def detections(postprocessor: Postprocessor) -> tuple[Tensor, Tensor, Tensor]:
-    """Boxes (D, 4), scores (D,) and classes (D,)."""
+    """Returns boxes (D, 4), scores (D,) and classes (D,)."""
     postprocessor.prepare()
     with torch.no_grad():
         return postprocessor.read(postprocessor.run())
 
 
 def check_equal(group: list[Postprocessor]) -> int:
-    """Number of detections; AssertionError if those of a group are not the same."""
+    """Returns the number of detections; AssertionError if those of a group are not the same."""
     boxes, scores, classes = detections(group[0])
     for other in group[1:]:
         their_boxes, their_scores, their_classes = detections(other)
-        # Scores that are equal up to rounding may change places.
+        # Scores that are equal up to rounding may swap places.
         place = (scores[:, None] - their_scores).abs() < 1e-5
         is_same = place & (classes[:, None] == their_classes)
         is_same &= ((boxes[:, None] - their_boxes).abs() < 0.01).all(dim=2)

@@ -1,14 +1,14 @@
 """Counts what a GPU would have to do, without one.
 
-A :class:`PretendTensor` says that it is not on the CPU, so that code takes the way that it takes on
-a GPU; its values are on the CPU, where every operator is really computed. What passes between the
-two is written down:
+A :class:`PretendTensor` claims not to be on the CPU, so that code takes the path that it takes on a
+GPU; its values are on the CPU, where every operator is actually computed. What passes between the
+two is recorded:
 
-* a launch is an operator on the device that is no view and no mere allocation. (Some operators
-  launch several kernels; it is the number of calls that the host pays for.)
-* a wait is when the host needs the device to have finished: a value that is read (``item``, an
-  ``if``), a shape that depends on values (``nonzero``, indexing by a mask), a copy to the host, and
-  a copy from the host that is not ``non_blocking``.
+* a launch is an operator on the device that is neither a view nor a mere allocation. (Some
+  operators launch several kernels; the number of calls is what the host pays for.)
+* a wait is a call for which the host needs the device to have finished: reading a value (``item``,
+  an ``if``), a shape that depends on values (``nonzero``, indexing by a mask), a copy to the host,
+  and a copy from the host that is not ``non_blocking``.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 _CPU = torch.device("cpu")
-# Says of itself that it has no values, hence needs no driver.
+# Tensors on this device have no values, so it needs no driver.
 _DEVICE = torch.device("meta")
 _ALLOCATIONS = ("empty", "new_empty", "empty_like", "empty_strided", "new_empty_strided")
 _VALUE_DEPENDENT = ("nonzero", "masked_select", "unique", "_unique2", "unique_consecutive")
@@ -32,7 +32,7 @@ _COPIES = ("_to_copy", "copy_")
 
 
 class PretendTensor(torch.Tensor):
-    """A tensor that is not on the CPU, it says."""
+    """A tensor that claims not to be on the CPU."""
 
     @staticmethod
     def __new__(cls, values: Tensor) -> PretendTensor:
@@ -50,18 +50,18 @@ class PretendTensor(torch.Tensor):
     __torch_function__ = torch._C._disabled_torch_function_impl
 
     def new_tensor(self, data: object, **kwargs) -> Tensor:
-        """On a GPU it is made on the host and copied."""
+        """Creates the tensor on the host and copies it, as on a GPU."""
         return _tensor(data, **{"dtype": self.dtype, "device": self.device, **kwargs})
 
     def __getitem__(self, index: object) -> Tensor:
-        """A list as an index is copied to the device."""
+        """Copies a list that is used as an index to the device."""
         parts = index if isinstance(index, tuple) else (index,)
         return super().__getitem__(
             tuple(_tensor(x, device=self.device) if isinstance(x, list) else x for x in parts)
         )
 
     def tolist(self) -> list:
-        """By way of a copy to the host."""
+        """Copies the values to the host first."""
         return self.cpu().tolist()
 
     @classmethod
@@ -70,7 +70,7 @@ class PretendTensor(torch.Tensor):
 
 
 class PretendGPU(TorchDispatchMode):
-    """Within this context, operators on :class:`PretendTensor` run and are counted.
+    """Runs and counts operators on :class:`PretendTensor` within this context.
 
     Attributes:
         launches: Name of an operator -> number of calls.
@@ -83,7 +83,7 @@ class PretendGPU(TorchDispatchMode):
         self.waits: Counter[str] = Counter()
 
     def forget(self) -> None:
-        """Counts from here on."""
+        """Resets the counters."""
         self.launches.clear()
         self.waits.clear()
 
@@ -103,7 +103,7 @@ class PretendGPU(TorchDispatchMode):
         out = function(*args, **kwargs)
         if not goes_to_device or function is torch.ops.aten._local_scalar_dense.default:
             return out
-        # An operator in place returns the tensor that it was given.
+        # An in-place operator returns the tensor that it was given.
         known = {id(x.values): x for x in inputs if isinstance(x, PretendTensor)}
         return tree_map_only(
             Tensor, lambda x: known[id(x)] if id(x) in known else PretendTensor(x), out
@@ -124,7 +124,7 @@ def _waits(name: str, args, kwargs, inputs: list[Tensor], goes_to_device: bool) 
         return kwargs.get("output_size") is None
     if name in ("index", "index_put", "index_put_"):
         has_mask = any(x is not None and x.dtype in (torch.bool, torch.uint8) for x in args[1])
-        # A single value goes where a mask is true without a look at the mask.
+        # Writing a single value where a mask is true does not need the mask's values.
         return has_mask and (name == "index" or args[2].numel() > 1)
     if name in _COPIES:
         on_device = [isinstance(x, PretendTensor) for x in inputs]
@@ -135,18 +135,18 @@ def _waits(name: str, args, kwargs, inputs: list[Tensor], goes_to_device: bool) 
 
 
 def pretend(tensor: Tensor) -> PretendTensor:
-    """A leaf on the pretended GPU with the values of a tensor."""
+    """Returns a leaf on the pretended GPU with the values of a tensor."""
     return PretendTensor(tensor.detach().clone()).requires_grad_(tensor.requires_grad)
 
 
 def _tensor(data: object, *, device: torch.device | str | None = None, **kwargs) -> Tensor:
-    """``torch.tensor``, which would not look at the data for a device that has no values."""
+    """Replaces ``torch.tensor``, which ignores the data for a device without values."""
     tensor = _make_tensor(data, **kwargs)
     return tensor if device is None else tensor.to(device)
 
 
 def _autocast(device_type: str, *args, **kwargs) -> torch.autocast:
-    """``torch.autocast``, which does not know the device."""
+    """Replaces ``torch.autocast``, which does not support the device."""
     return _make_autocast("cpu" if device_type == _DEVICE.type else device_type, *args, **kwargs)
 
 
@@ -155,14 +155,14 @@ _make_tensor, _make_autocast = torch.tensor, torch.autocast
 
 @contextlib.contextmanager
 def pretended_gpu() -> Iterator[PretendGPU]:
-    """A :class:`PretendGPU`, and what it needs besides."""
+    """Enters a :class:`PretendGPU`, with the patches of torch that it needs."""
     replaced = {"tensor": _tensor, "autocast": _autocast}
     with mock.patch.multiple(torch, **replaced), PretendGPU() as gpu:
         yield gpu
 
 
 def count(run: Callable[[], object]) -> tuple[Counter[str], Counter[str]]:
-    """Launches and waits of the second of two calls; the first one may fill caches."""
+    """Returns launches and waits of the second of two calls; the first may fill caches."""
     with pretended_gpu() as gpu:
         run()
         gpu.forget()

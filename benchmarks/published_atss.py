@@ -1,7 +1,7 @@
 """ATSS as its published implementations compute it: all anchors against all boxes.
 
-Written from their description, image by image, with the matrices that they have: a row for every
-anchor, a column for every box.
+Written from their description, image by image, with the same matrices: a row for every anchor, a
+column for every box.
 
 Shapes: L levels of Ri anchors, R = sum(Ri), M boxes of the image, C = sum_i min(k, Ri) candidates
 of a box.
@@ -17,7 +17,7 @@ _NOT_POSITIVE = -1e8  # below every IoU
 
 
 def match_image(levels: list[Tensor], boxes: Tensor, topk: int = 9) -> Tensor:
-    """The box of every anchor of one image.
+    """Returns the box of every anchor of one image.
 
     Args:
         levels: L levels of anchors, each (Ri, 4) XYXY.
@@ -62,5 +62,5 @@ def match_image(levels: list[Tensor], boxes: Tensor, topk: int = 9) -> Tensor:
 
 
 def match_images(levels: list[Tensor], gt_boxes: list[Tensor], topk: int = 9) -> Tensor:
-    """(N, R), one image after the other."""
+    """Returns the boxes of all images (N, R), matched one image after the other."""
     return torch.stack([match_image(levels, boxes, topk) for boxes in gt_boxes])

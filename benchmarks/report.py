@@ -1,4 +1,4 @@
-"""Tables of what was measured, for the terminal and for markdown."""
+"""Tables of the measurements, for the terminal and for markdown."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _TARGET_HEADERS = ("case", "scene", "what", "target", "measured", "verdict")
 
 
 def case_tables(result: CaseResult, *, markdown: bool) -> str:
-    """All that a case found: a table, what was printed, and notes."""
+    """Returns all results of a case: a table, printed text, and notes."""
     rows: list[tuple[str, ...]] = []
     for measurement in result.measurements:
         rows += _rows(measurement)
@@ -32,7 +32,7 @@ def case_tables(result: CaseResult, *, markdown: bool) -> str:
 
 
 def summary_table(result: CaseResult) -> str:
-    """A row for each comparison of a case, in markdown: our median and the ratios of the others."""
+    """Returns our median and the others' ratios in markdown, one row per comparison."""
     rows = [
         (
             m.scene,
@@ -52,7 +52,7 @@ def summary_table(result: CaseResult) -> str:
 
 
 def targets_table(results: dict[str, CaseResult], *, markdown: bool) -> str:
-    """Every target with what was measured."""
+    """Returns a table of all targets with their measured values."""
     rows = [
         (
             name,
@@ -70,7 +70,7 @@ def targets_table(results: dict[str, CaseResult], *, markdown: bool) -> str:
 
 
 def verdict(measurement: Measurement, target: Target) -> str:
-    """ "met", or by how much it falls short."""
+    """Returns "met", or by how much the target is missed."""
     if measurement.is_met(target):
         return "met"
     value = measurement.value_of(target)
@@ -80,7 +80,7 @@ def verdict(measurement: Measurement, target: Target) -> str:
 
 
 def format_value(value: float, unit: str) -> str:
-    """A number with its unit."""
+    """Formats a number with its unit."""
     if unit == "s":
         for factor, name in ((1, "s"), (1e3, "ms"), (1e6, "µs")):
             if value * factor >= 1 or name == "µs":
@@ -93,7 +93,7 @@ def format_value(value: float, unit: str) -> str:
 
 
 def _digits(value: float) -> str:
-    """Three of them."""
+    """Formats a number with three significant digits."""
     if value == round(value) and abs(value) < 1e6:
         return f"{value:.0f}"
     return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
@@ -145,7 +145,7 @@ def _value(measurement: Measurement, target: Target) -> str:
 
 
 def _table(rows: Iterable[tuple[Any, ...]], headers: tuple[str, ...], markdown: bool) -> str:
-    # tabulate would take "12" in one row and "12 ms" in another for different kinds.
+    # tabulate would treat "12" in one row and "12 ms" in another as different types.
     return tabulate(
         rows, headers, tablefmt="github" if markdown else "simple", disable_numparse=True
     )

@@ -1,7 +1,6 @@
-"""What was measured, and the JSON file that holds it.
+"""Measurements, and the JSON file that stores them.
 
-Of everything that is measured, less is better; a ratio says how many times as much as we a peer
-needs.
+For all measured quantities less is better; a ratio is the peer's value divided by ours.
 """
 
 from __future__ import annotations
@@ -23,11 +22,11 @@ SCHEMA = 1
 
 @dataclass(frozen=True)
 class Target:
-    """What a measurement ought to show.
+    """A limit that a measurement should meet.
 
     Args:
-        limit: With a peer: the least ratio of the peer's median to ours. Without: the most that
-            our median may be, in the unit of the measurement.
+        limit: With a peer: the minimum ratio of the peer's median to ours. Without: the maximum of
+            our median, in the unit of the measurement.
         peer: Name of a contestant, or None.
     """
 
@@ -41,14 +40,14 @@ class Measurement:
 
     Args:
         case: Name of the case.
-        scene: What was done, in words.
-        quantity: Such as "time" or "extra memory".
+        scene: Description of what was done.
+        quantity: For example "time" or "extra memory".
         unit: "s", "B", "%", "x" or "" for counts.
         samples: Contestant -> values, one for each turn; in the order of the tables.
-        ours: The contestant that others are compared with, or None: nothing to compare.
-        targets: What the medians ought to be.
-        notes: Sentences for below the table.
-        text: Something to be shown as it is, such as the profiler's table.
+        ours: The contestant that the others are compared with; None if there is no comparison.
+        targets: Limits for the medians.
+        notes: Sentences to print below the table.
+        text: Text to show unchanged, such as the profiler's table.
         parameters: Numbers that describe the scene, for pictures.
     """
 
@@ -70,33 +69,33 @@ class Measurement:
                 raise ValueError(f"{self.case}: no contestant is called '{name}'")
 
     def median(self, name: str) -> float:
-        """Median of a contestant."""
+        """Returns the median of a contestant."""
         return statistics.median(self.samples[name])
 
     def spread(self, name: str) -> tuple[float, float]:
-        """First and third quartile of a contestant."""
+        """Returns the first and third quartile of a contestant."""
         return quartiles(self.samples[name])
 
     def ratio(self, name: str) -> float | None:
-        """Median of a contestant over ours; None if there is nothing to compare."""
+        """Returns a contestant's median divided by ours; None if there is nothing to compare."""
         if self.ours is None or self.median(self.ours) == 0:
             return None
         return self.median(name) / self.median(self.ours)
 
     def ratio_spread(self, name: str) -> tuple[float, float] | None:
-        """The least and the largest ratio that the quartiles of both allow."""
+        """Returns the smallest and largest ratio that the quartiles of both allow."""
         if self.ours is None or not all(self.samples[self.ours]):
             return None
         (low, high), (our_low, our_high) = self.spread(name), self.spread(self.ours)
         return low / our_high, high / our_low
 
     def is_met(self, target: Target) -> bool:
-        """Whether the medians are as they ought to be."""
+        """Returns whether the medians meet the target."""
         value = self.value_of(target)
         return value <= target.limit if target.peer is None else value >= target.limit
 
     def value_of(self, target: Target) -> float:
-        """What a target limits: our median, or the ratio of the peer's to ours."""
+        """Returns what a target limits: our median, or the ratio of the peer's to ours."""
         if target.peer is None:
             return self.median(self.ours)
         ratio = self.ratio(target.peer)
@@ -105,7 +104,7 @@ class Measurement:
 
 @dataclass(frozen=True)
 class CaseResult:
-    """All measurements of a case, and where and how they were made."""
+    """All measurements of a case, with the machine and the settings."""
 
     measurements: tuple[Measurement, ...]
     machine: dict[str, Any]
@@ -113,7 +112,7 @@ class CaseResult:
 
 
 def write_json(path: Path, results: dict[str, CaseResult]) -> None:
-    """Writes the results of cases by their names."""
+    """Writes the results, by name of the case."""
     content = {
         "schema": SCHEMA,
         "cases": {name: dataclasses.asdict(result) for name, result in results.items()},
@@ -123,10 +122,10 @@ def write_json(path: Path, results: dict[str, CaseResult]) -> None:
 
 
 def read_json(path: Path) -> dict[str, CaseResult]:
-    """Reads what :func:`write_json` wrote; nothing if there is no file.
+    """Reads what :func:`write_json` wrote; returns an empty dict if there is no file.
 
     Raises:
-        ValueError: The file is of another schema, or no results.
+        ValueError: The file has another schema, or contains no results.
     """
     path = Path(path)
     if not path.exists():

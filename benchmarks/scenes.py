@@ -1,4 +1,4 @@
-"""Images, boxes, anchors and predictions to measure with; the same ones in every run.
+"""Images, boxes, anchors and predictions for the benchmarks, the same in every run.
 
 Shapes: N images, L levels of size Hi x Wi, Ri = Hi x Wi anchors of level i, M boxes of an image,
 K classes.
@@ -15,30 +15,30 @@ from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
 STRIDES = (8, 16, 32, 64, 128)
-ATSS_SCALE = 8.0  # side of the square anchors in strides
-POINT_SCALE = 1.0  # of the anchors that stand for FCOS's points
+ATSS_SCALE = 8.0  # side of the square anchors, in strides
+POINT_SCALE = 1.0  # side of the anchors that represent FCOS's points
 IMAGE_SIZE = (800, 1344)
 
 
 def level_sizes(image_size: tuple[int, int]) -> list[tuple[int, int]]:
-    """(Hi, Wi) of the feature maps of an image of (height, width)."""
+    """Returns (Hi, Wi) of the feature maps of an image of (height, width)."""
     return [tuple(math.ceil(side / stride) for side in image_size) for stride in STRIDES]
 
 
 def num_anchors(image_size: tuple[int, int]) -> int:
-    """R, with one anchor per location."""
+    """Returns R for one anchor per location."""
     return sum(height * width for height, width in level_sizes(image_size))
 
 
 def feature_maps(
     image_size: tuple[int, int], num_images: int = 1, device: torch.device | None = None
 ) -> list[Tensor]:
-    """L maps of one channel (N, 1, Hi, Wi): all that an anchor generator looks at."""
+    """Returns L maps of one channel (N, 1, Hi, Wi), which is all an anchor generator reads."""
     return [torch.zeros(num_images, 1, *size, device=device) for size in level_sizes(image_size)]
 
 
 def anchors(image_size: tuple[int, int], scale: float = ATSS_SCALE) -> list[Boxes]:
-    """L levels of square anchors of side ``scale`` strides, one per location."""
+    """Returns L levels of square anchors of side ``scale`` strides, one per location."""
     generator = DefaultAnchorGenerator(
         sizes=[[scale * stride] for stride in STRIDES],
         aspect_ratios=[1.0],
@@ -49,9 +49,9 @@ def anchors(image_size: tuple[int, int], scale: float = ATSS_SCALE) -> list[Boxe
 
 
 def random_boxes(num: int, image_size: tuple[int, int], seed: int = 0) -> Tensor:
-    """(M, 4) boxes within an image: sqrt(area) from 8 to 400 px, sides up to 2:1.
+    """Returns (M, 4) boxes within an image: sqrt(area) from 8 to 400 px, sides up to 2:1.
 
-    Sizes are uniform in the logarithm, as small objects are the more frequent ones in photographs.
+    Sizes are log-uniform, because small objects are more frequent in photographs.
     """
     generator = torch.Generator().manual_seed(seed)
     u = torch.rand(num, 4, generator=generator)
@@ -65,14 +65,14 @@ def random_boxes(num: int, image_size: tuple[int, int], seed: int = 0) -> Tensor
 
 
 def random_classes(num: int, num_classes: int, seed: int = 0) -> Tensor:
-    """(M,) classes."""
+    """Returns (M,) random classes."""
     return torch.randint(num_classes, (num,), generator=torch.Generator().manual_seed(seed))
 
 
 def ground_truth(
     num_images: int, num_boxes: int, image_size: tuple[int, int], num_classes: int
 ) -> list[Instances]:
-    """N images of M boxes each."""
+    """Returns N images with M boxes each."""
     return [
         Instances(
             image_size,
@@ -84,7 +84,7 @@ def ground_truth(
 
 
 def random_images(num_images: int, image_size: tuple[int, int]) -> list[Tensor]:
-    """N pictures (3, H, W) uint8."""
+    """Returns N images (3, H, W) of uint8 noise."""
     generator = torch.Generator().manual_seed(0)
     return [
         torch.randint(0, 256, (3, *image_size), generator=generator, dtype=torch.uint8)
@@ -94,13 +94,13 @@ def random_images(num_images: int, image_size: tuple[int, int]) -> list[Tensor]:
 
 @dataclass(frozen=True)
 class Predictions:
-    """What a head may have said of one image, however a detector encodes it.
+    """What a head may predict for one image, independent of a detector's encoding.
 
     Args:
-        anchors: L levels, each (Ri, 4): the points, as squares of side stride.
+        anchors: L levels, each (Ri, 4): the points, as squares with the stride as side.
         logits: L levels, each (Ri, K).
         centerness: L levels, each (Ri,) logits.
-        boxes: L levels, each (Ri, 4); the centre of the anchor lies inside its box.
+        boxes: L levels, each (Ri, 4); the center of the anchor lies inside its box.
     """
 
     anchors: list[Tensor]
@@ -109,7 +109,7 @@ class Predictions:
     boxes: list[Tensor]
 
     def to(self, device: torch.device) -> Predictions:
-        """The same on a device."""
+        """Moves all tensors to a device."""
         parts = (self.anchors, self.logits, self.centerness, self.boxes)
         return Predictions(*([level.to(device) for level in part] for part in parts))
 
@@ -117,11 +117,11 @@ class Predictions:
 def predictions(
     image_size: tuple[int, int], num_classes: int, num_objects: int = 30, seed: int = 0
 ) -> Predictions:
-    """Predictions like those of a trained detector on a picture of some objects.
+    """Returns predictions like those of a trained detector on an image with some objects.
 
-    Background logits are normal with mean -7.5 and deviation 1.3, so that of 1.8 million some 400
-    exceed a score of 0.05. Around the centre of an object the logit of its class rises to 2, that
-    of a similar class to 0, less on levels that do not suit its size. So at 800 x 1344 some 3,000
+    Background logits are normal with mean -7.5 and deviation 1.3, so that of 1.8 million about 400
+    exceed a score of 0.05. Around the center of an object the logit of its class rises to 2, that
+    of a similar class to 0, less on levels that do not suit its size. So at 800 x 1344 about 3,000
     exceed it, most of them around objects, where they predict nearly the same box.
     """
     generator = torch.Generator().manual_seed(seed)
@@ -134,7 +134,7 @@ def predictions(
         squares = level_anchors.tensor
         num = len(squares)
         points = (squares[:, :2] + squares[:, 2:]) / 2
-        # 0 in the centre of an object, 1 at its border
+        # 0 in the center of an object, 1 at its border
         offsets = ((points[:, None] - centers).abs() / (sides / 2)).amax(dim=2)  # (Ri, M)
         octaves = (sides.prod(dim=1).sqrt() / (ATSS_SCALE * stride)).log2()  # (M,)
         rise = 2 - 9 * offsets.square() - 1.5 * octaves.square()  # (Ri, M)
@@ -163,7 +163,7 @@ def predictions(
 
 
 def as_maps(levels: list[Tensor], image_size: tuple[int, int], num_images: int = 1) -> list[Tensor]:
-    """L levels (Ri, C) as the maps of a convolution (N, C, Hi, Wi), N times the same."""
+    """Converts L levels (Ri, C) to maps of a convolution (N, C, Hi, Wi), N equal images."""
     return [
         level.view(height, width, -1).permute(2, 0, 1).repeat(num_images, 1, 1, 1)
         for level, (height, width) in zip(levels, level_sizes(image_size))

@@ -1,4 +1,4 @@
-"""What all cases are measured with."""
+"""Settings of all measurements."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ class Settings:
     """How to measure.
 
     Args:
-        quick: Tiny sizes and few rounds: shows that everything runs, measures nothing.
+        quick: Tiny sizes and few rounds, to show that everything runs; the numbers mean nothing.
         full_size: Training steps on images of 800 x 1344, not on smaller ones.
-        compile: Also measure inference with ``torch.compile`` and AOTInductor, which need a C++
+        compile: Also measures inference with ``torch.compile`` and AOTInductor, which need a C++
             compiler.
-        seconds: Time for each race, however many contestants it has.
-        min_rounds: Turns of every contestant, if the time is over before.
-        threads: Of each operator on the CPU.
+        seconds: Time for each race, regardless of the number of contestants.
+        min_rounds: Minimum number of turns of every contestant, even if the time is over.
+        threads: Threads of each operator on the CPU.
         device: "cpu" or "cuda".
         keep_memory: Whether the C library keeps freed memory, see :func:`keep_freed_memory`.
     """
@@ -36,10 +36,10 @@ class Settings:
     keep_memory: bool = False
 
     def choose(self, full: T, quick: T) -> T:
-        """The value for the kind of run that this is."""
+        """Returns the value for this kind of run."""
         return quick if self.quick else full
 
     @property
     def torch_device(self) -> torch.device:
-        """``device`` for tensors."""
+        """``device`` as a ``torch.device``."""
         return torch.device(self.device)

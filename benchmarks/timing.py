@@ -12,20 +12,20 @@ import torch
 
 from .settings import Settings
 
-# A turn of something fast is repeated for so long: a clock tick or an interrupt is nothing then.
+# A turn repeats a fast call for this long, so that clock ticks and interrupts do not matter.
 _TURN_SECONDS = 0.02
-# Before the clock starts; TorchScript has compiled its kernels after the second call.
+# Before the clock starts. TorchScript has compiled its kernels after the second call.
 _WARM_UP_CALLS = 3
 _WARM_UP_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
 class Contestant:
-    """Something to be timed.
+    """Something to time.
 
     Args:
-        name: In tables and pictures.
-        run: What is timed. What it returns is freed after the clock has stopped.
+        name: Its name in tables and pictures.
+        run: The timed call. Its result is freed after the clock has stopped.
         prepare: Called before each call of ``run``, not timed.
     """
 
@@ -42,8 +42,8 @@ def race(
 ) -> dict[str, list[float]]:
     """Times contestants in turns, until the time of ``settings`` is over.
 
-    Every second round goes backwards, so that nobody always runs after the same neighbour. The
-    garbage collector runs between rounds only. Warm-up calls come first: they fill caches, compile,
+    Every second round is in reverse order, so that no contestant always follows the same one. The
+    garbage collector runs only between rounds. Warm-up calls come first: they fill caches, compile,
     and raise the size up to which the C library keeps freed memory.
 
     Args:
@@ -85,7 +85,7 @@ def race(
 
 
 def _call(contestant: Contestant, is_cuda: bool, clock: Callable[[], float]) -> float:
-    """Seconds of one call."""
+    """Returns the seconds of one call."""
     if contestant.prepare is not None:
         contestant.prepare()
     if is_cuda:
@@ -100,7 +100,7 @@ def _call(contestant: Contestant, is_cuda: bool, clock: Callable[[], float]) -> 
 
 
 def quartiles(values: Sequence[float]) -> tuple[float, float]:
-    """First and third quartile; of a single value itself."""
+    """Returns the first and third quartile; a single value is both."""
     if len(values) < 2:
         return values[0], values[0]
     low, _, high = statistics.quantiles(values, n=4, method="inclusive")

@@ -1,4 +1,4 @@
-"""What is measured: one module a case, with ``TITLE`` and ``steps(settings)``."""
+"""The cases: one module each, with ``TITLE`` and ``steps(settings)``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sample selection: two images, by the number of boxes and by the size of the images."""
+"""Sample selection on two images, by number of boxes and by image size."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .step import Step
 TITLE = "Assignment"
 CASE = "assignment"
 
-# Boxes an image -> how many times as long the published algorithm ought to take.
+# Boxes per image -> minimum ratio of the published algorithm's time to ours.
 _TARGETS = {7: 12.0, 100: 60.0, 300: 100.0}
 _NUM_BOXES = (1, 7, 30, 100, 300, 1000)
 _SIZES = ((400, 672), (800, 1344), (1600, 2688))
@@ -29,7 +29,7 @@ _FILL = "clearing the output"
 
 
 def steps(settings: Settings) -> list[Step]:
-    """By the number of boxes, by the size, other rules, memory."""
+    """Returns steps by number of boxes and by size, for other rules, and for memory."""
     numbers = settings.choose(_NUM_BOXES, (2, 5))
     sizes = settings.choose(_SIZES, ((64, 96), (96, 128)))
     middle = settings.choose(_SIZES[1], sizes[0])
@@ -96,7 +96,7 @@ def _atss(settings: Settings, size: tuple[int, int], num_boxes: int) -> list[Mea
 def _growth(
     settings: Settings, sizes: tuple[tuple[int, int], ...], num_boxes: int
 ) -> list[Measurement]:
-    """Time for images of four times the area, less the time to clear the output."""
+    """Measures the growth of time for four times the area, without clearing the output."""
     small, large = sizes[-2:]
     contestants = []
     for size in (small, large):

@@ -1,4 +1,4 @@
-"""From a file to what a model is trained on, in one process, as a worker of the loader does it."""
+"""From a file to a training example, in one process, like a worker of the loader."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ CASE = "data_path"
 OURS, KEEPING, DETECTRON2 = "BoxDatasetMapper", "with ignore regions", "Detectron2 DatasetMapper"
 _DATA = "shapes_train"
 _CONFIG = "demo/atss_mobilenetv2_shapes"
-# Mappers differ by less than this; it is not worth a worker.
+# Smaller differences between mappers do not matter: they are not worth a worker.
 _LEAST_SPEED = 0.95
 
 
 def steps(settings: Settings) -> list[Step]:
-    """One step."""
+    """Returns one step."""
     return [Step(_DATA, functools.partial(_measure, settings))]
 
 

@@ -36,7 +36,7 @@ TITLE = "Exported models"
 CASE = "deployment"
 _CONFIG = "demo/atss_mobilenetv2_trees"
 _SIZE = (600, 600)  # the demo's photographs, enlarged as its config enlarges them
-# A pixel beyond multiples of the strides, a single pixel, more than one level in one cell.
+# One pixel more than multiples of the strides, a single pixel, several levels of one cell.
 _OTHER_SIZES = ((65, 97), (1, 1), (257, 33), (321, 480))
 _BOX_TOLERANCE, _SCORE_TOLERANCE = 1e-2, 1e-4
 _CHANNELS = 96
@@ -46,7 +46,7 @@ _NO_ONNX = "ONNX is left out: onnx, onnxscript and onnxruntime are not all insta
 
 
 def steps(settings: Settings) -> list[Step]:
-    """One race of all formats."""
+    """Returns one race of all formats."""
     return [Step("formats", functools.partial(_formats, settings))]
 
 
@@ -94,7 +94,7 @@ def _formats(settings: Settings) -> list[Measurement]:
 
 
 class ShallowBackbone(Backbone):
-    """The maps of the demo's backbone from four convolutions, which are exported in no time."""
+    """Four convolutions with the output shapes of the demo's backbone, exported in no time."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -121,7 +121,7 @@ class ShallowBackbone(Backbone):
 
 
 def demo_model(quick: bool = False) -> nn.Module:
-    """The demo's detector with random weights, and scores of all sizes as a trained one has."""
+    """Builds the demo's detector with random weights, with scores as varied as if trained."""
     cfg = atss_d2.get_config(_CONFIG).model
     if quick:
         cfg.backbone = L(ShallowBackbone)()
@@ -162,13 +162,13 @@ def _load(path: Path, settings: Settings) -> ExportedDetector:
 def largest_differences(
     model: nn.Module, detectors: dict[str, ExportedDetector], sizes: Sequence[tuple[int, int]]
 ) -> dict[str, tuple[float, float]]:
-    """How far detections are from the model's, those of the same class that are next to each other.
+    """Compares detections with the nearest ones of the model that have the same class.
 
     Returns:
-        By name: pixels of a side of a box, and score.
+        By name: the largest difference of a box side in pixels, and of a score.
 
     Raises:
-        ValueError: A file finds another number of objects, or other ones.
+        ValueError: A file finds a different number of objects, or other objects.
     """
     largest = dict.fromkeys(detectors, (0.0, 0.0))
     for size in sizes:
@@ -197,7 +197,7 @@ def largest_differences(
 
 
 def _rows(boxes: Tensor, classes: Tensor, scores: Tensor) -> Tensor:
-    """Rows (D, 6) in which another class is far away."""
+    """Returns rows (D, 6) in which other classes are far away."""
     return torch.cat((boxes, 1e4 * classes[:, None], scores[:, None]), dim=1)
 
 

@@ -1,4 +1,4 @@
-"""NMS of a batch as exported detectors do it: as long for each image as for one alone."""
+"""NMS of a batch as in exported detectors: the same time per image as for a single one."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class _NMS(nn.Module):
 
 
 def steps(settings: Settings) -> list[Step]:
-    """By how much candidates overlap, and by the number of images."""
+    """Returns steps by overlap of the candidates, and by number of images."""
     return [
         Step(f"{num_images} {kind}", functools.partial(_measure, settings, num_images, kind))
         for kind in SCENES

@@ -32,7 +32,7 @@ _POSITIVES = 0.003  # share of the anchors
 
 
 def steps(settings: Settings) -> list[Step]:
-    """Both precisions."""
+    """Returns a step for each precision."""
     return [
         Step(str(dtype).removeprefix("torch."), functools.partial(_measure, settings, dtype))
         for dtype in (torch.float32, torch.bfloat16)
@@ -40,23 +40,23 @@ def steps(settings: Settings) -> list[Step]:
 
 
 def one_hot(labels: Tensor, logits: Tensor) -> Tensor:
-    """(R, K) targets as Detectron2 makes them: background is a row of zeros."""
+    """Returns (R, K) targets as in Detectron2: background is a row of zeros."""
     return F.one_hot(labels, logits.shape[1] + 1)[:, :-1].to(logits.dtype)
 
 
 def ours(logits: Tensor, labels: Tensor) -> Tensor:
-    """Ours, from integer labels."""
+    """Computes our loss, from integer labels."""
     return sigmoid_focal_loss(logits, labels, alpha=_ALPHA, gamma=_GAMMA)
 
 
 def fvcore(logits: Tensor, labels: Tensor) -> Tensor:
-    """What Detectron2 uses."""
+    """Computes the loss that Detectron2 uses."""
     targets = one_hot(labels, logits)
     return sigmoid_focal_loss_jit(logits, targets, _ALPHA, _GAMMA, "sum")
 
 
 def torchvision(logits: Tensor, labels: Tensor) -> Tensor:
-    """What torchvision's detectors use."""
+    """Computes the loss that torchvision's detectors use."""
     targets = one_hot(labels, logits)
     return torchvision_focal_loss(logits, targets, _ALPHA, _GAMMA, "sum")
 
@@ -65,7 +65,7 @@ LOSSES = {OURS: ours, FVCORE: fvcore, TORCHVISION: torchvision}
 
 
 def inputs(settings: Settings, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Logits (N x R, K) and labels (N x R,) of two images."""
+    """Returns logits (N x R, K) and labels (N x R,) of two images."""
     size = settings.choose(scenes.IMAGE_SIZE, (64, 96))
     num, num_classes = 2 * scenes.num_anchors(size), settings.choose(80, 5)
     generator = torch.Generator().manual_seed(0)

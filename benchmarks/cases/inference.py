@@ -1,4 +1,4 @@
-"""Inference of R-50-FPN in eager mode: what backbone and head do not account for, and options."""
+"""Inference of R-50-FPN in eager mode: the time outside backbone and head, and options."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from .step import Step
 
 TITLE = "Inference"
 CASE = "inference"
-_LARGEST_SHARE = 5.0  # per cent
+_LARGEST_SHARE = 5.0  # percent
 _OURS = "eager float32"
 _BATCH = 2
 _BATCHED = f"{_BATCH} images at once"
 
 
 def steps(settings: Settings) -> list[Step]:
-    """Share of post-processing, options, graph breaks."""
+    """Returns steps for the share of post-processing, options, and graph breaks."""
     size = settings.choose(scenes.IMAGE_SIZE, (64, 96))
     return [
         Step("share", functools.partial(_share, settings, size)),
@@ -37,7 +37,7 @@ def steps(settings: Settings) -> list[Step]:
 
 
 class Network(nn.Module):
-    """Backbone and head of a detector: what is worth compiling."""
+    """Backbone and head of a detector, the part that is worth compiling."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -63,7 +63,7 @@ def _network_seconds(model: nn.Module) -> Iterator[list[float]]:
     hooks = []
     for module in (model.backbone, model.head):
         hooks += [module.register_forward_pre_hook(start)]
-        # Before those that were registered earlier, which give a trained head's predictions.
+        # Before the hooks registered earlier, which return a trained head's predictions.
         hooks += [module.register_forward_hook(stop, prepend=True)]
     try:
         yield seconds
@@ -73,7 +73,7 @@ def _network_seconds(model: nn.Module) -> Iterator[list[float]]:
 
 
 def _share(settings: Settings, size: tuple[int, int]) -> list[Measurement]:
-    """Shares of whole calls of the models, with predictions of a trained head put in."""
+    """Measures shares of whole calls of the models, with predictions like a trained head's."""
     inputs = [{"image": image.to(settings.device)} for image in scenes.random_images(1, size)]
     samples: dict[str, list[float]] = {}
     models = {}
@@ -114,7 +114,7 @@ def _synchronize(settings: Settings) -> None:
 
 
 def _options(settings: Settings, size: tuple[int, int]) -> list[Measurement]:
-    """Backbone and head alone."""
+    """Measures backbone and head alone."""
     images = torch.randn(1, 3, *size, device=settings.torch_device)
     model = build(ATSS, with_backbone=True).to(settings.torch_device).eval()
     network = Network(model)
@@ -171,7 +171,7 @@ def _graph_breaks(settings: Settings) -> list[Measurement]:
 
 
 def count_graph_breaks(network: nn.Module, image_size: tuple[int, int] = (64, 96)) -> int:
-    """How often ``torch.compile`` gives up and goes on in Python; needs no C++ compiler."""
+    """Counts how often ``torch.compile`` falls back to Python; needs no C++ compiler."""
     num_graphs = 0
 
     def count(graph: torch.fx.GraphModule, example_inputs: list[Tensor]) -> Callable:

@@ -14,11 +14,11 @@ from .step import Step
 
 TITLE = "Launches and waits of the host, labels and losses, forward and backward"
 CASE = "launches"
-_SIZE = (256, 416)  # counts do not depend on it
+_SIZE = (256, 416)  # the counts do not depend on it
 
 
 def steps(settings: Settings) -> list[Step]:
-    """By the number of images."""
+    """Returns steps by number of images."""
     return [
         Step(f"{num} images", functools.partial(_measure, settings, num))
         for num in settings.choose((2, 8), (2,))

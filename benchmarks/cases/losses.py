@@ -37,17 +37,17 @@ _NUM_IMAGES, _NUM_BOXES = 2, 10
 
 
 def steps(settings: Settings) -> list[Step]:
-    """One step."""
+    """Returns one step."""
     return [Step("two images", functools.partial(_measure, settings))]
 
 
 def random_predictions(
     model: nn.Module, image_size: tuple[int, int], num_images: int
 ) -> list[list[Tensor]]:
-    """What the model's head might give: logits, deltas and, if it has it, centerness."""
+    """Returns what the model's head might predict: logits, deltas and, if any, centerness."""
     generator = torch.Generator().manual_seed(0)
     (num_anchors,) = set(model.anchor_generator.num_anchors)
-    parts = [(model.num_classes, -4.6), (4, 0.5), (1, 0.0)]  # channels of an anchor, mean
+    parts = [(model.num_classes, -4.6), (4, 0.5), (1, 0.0)]  # channels per anchor, mean
     if isinstance(model, RetinaNet):
         del parts[2]
     return [
@@ -67,14 +67,14 @@ def training_pass(
     *,
     pretended: bool = False,
 ) -> tuple[Callable[[], dict[str, Tensor]], list[Tensor]]:
-    """A function that labels, computes the losses and goes backward; and the predictions.
+    """Returns a function that labels, computes losses and gradients; and the predictions.
 
     Args:
-        model: Ours or one of Detectron2.
+        model: Ours or one of Detectron2's.
         image_size: (height, width).
         num_images: N.
         num_boxes: M.
-        pretended: Whether all is on a pretended GPU, see :mod:`benchmarks.pretend_gpu`.
+        pretended: Whether everything is on a pretended GPU, see :mod:`benchmarks.pretend_gpu`.
     """
     predictions = random_predictions(model, image_size, num_images)
     features = scenes.feature_maps(image_size, num_images)
@@ -92,12 +92,12 @@ def training_pass(
         image.gt_boxes = Boxes(move(image.gt_boxes.tensor))
         image.gt_classes = move(image.gt_classes)
 
-    if pretended:  # anchors are the same for all, and no part of what is counted
+    if pretended:  # anchors are the same for all, and are not counted
         with pretended_gpu():
             anchors = model.anchor_generator(features)
         model.anchor_generator.forward = lambda features: anchors
 
-    # Our log copies asynchronously on a real GPU; Detectron2's is a part of its losses.
+    # Our log copies asynchronously on a real GPU; Detectron2's is part of its losses.
     has_log = not pretended or not isinstance(model, atss_d2.ATSS)
 
     def run() -> dict[str, Tensor]:
@@ -131,6 +131,6 @@ def _measure(settings: Settings) -> list[Measurement]:
 
 
 def forget_gradients(predictions: list[Tensor]) -> None:
-    """What an optimizer does before a step."""
+    """Clears the gradients, as an optimizer does before a step."""
     for level in predictions:
         level.grad = None

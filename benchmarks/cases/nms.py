@@ -1,4 +1,4 @@
-"""Non-maximum suppression per class: one for all classes, or one for each."""
+"""Non-maximum suppression per class: one call for all classes, or one for each."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ _THRESHOLD = 0.6
 
 
 def shifted(boxes: Tensor, scores: Tensor, classes: Tensor, threshold: float) -> Tensor:
-    """One NMS for all, with classes so far apart that they cannot meet."""
+    """Runs one NMS for all classes, shifted so far apart that they cannot overlap."""
     offsets = classes.to(boxes) * (boxes.max() + 1)
     return nms(boxes + offsets[:, None], scores, threshold)
 
 
 def class_loop(boxes: Tensor, scores: Tensor, classes: Tensor, threshold: float) -> Tensor:
-    """One NMS for each class, with a mask for each."""
+    """Runs one NMS for each class, with a mask for each."""
     kept = []
     for label in classes.unique():
         idxs = (classes == label).nonzero()[:, 0]
@@ -48,7 +48,7 @@ STRATEGIES = {
 
 
 def steps(settings: Settings) -> list[Step]:
-    """By the number of candidates, and by how much they overlap."""
+    """Returns steps by number of candidates, and by their overlap."""
     numbers = settings.choose((100, 300, 1000, 5000), (50, 300))
     return [
         Step(f"{num} {kind}", functools.partial(_measure, settings, num, kind))
@@ -58,14 +58,14 @@ def steps(settings: Settings) -> list[Step]:
 
 
 def scattered(num: int, num_classes: int = 80) -> tuple[Tensor, Tensor, Tensor]:
-    """Boxes (T, 4), scores (T,) and classes (T,), all random: hardly any overlaps another."""
+    """Returns random boxes (T, 4), scores (T,) and classes (T,); hardly any boxes overlap."""
     boxes = scenes.random_boxes(num, scenes.IMAGE_SIZE)
-    scores = torch.linspace(0.95, 0.05, num)  # no two the same
+    scores = torch.linspace(0.95, 0.05, num)  # all different
     return boxes, scores, scenes.random_classes(num, num_classes)
 
 
 def clustered(num: int, num_classes: int = 80) -> tuple[Tensor, Tensor, Tensor]:
-    """The same, the best candidates of a picture of many objects: most overlap a better one."""
+    """Returns the best candidates of an image with many objects; most overlap a better one."""
     found = scenes.predictions(scenes.IMAGE_SIZE, num_classes, num_objects=num_classes)
     scores, places = torch.cat(found.logits).sigmoid().flatten().topk(num)
     anchors = places.div(num_classes, rounding_mode="floor")

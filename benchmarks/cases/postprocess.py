@@ -1,4 +1,4 @@
-"""From the maps that a head gives to the detections of one image, and of a batch."""
+"""From a head's maps to the detections of one image, and of a batch."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CASE = "postprocess"
 
 
 def steps(settings: Settings) -> list[Step]:
-    """By the number of images."""
+    """Returns steps by number of images."""
     return [
         Step(f"{num} images", functools.partial(_measure, settings, num))
         for num in settings.choose((1, 8), (2,))

@@ -1,4 +1,4 @@
-"""What a case consists of."""
+"""The parts of a case."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ..results import Measurement
 
 
 class Step(NamedTuple):
-    """A part of a case, for the progress bar."""
+    """A part of a case, as shown in the progress bar."""
 
     label: str
     run: Callable[[], list[Measurement]]

@@ -27,7 +27,7 @@ _PROFILE_ROWS = 15
 
 
 def steps(settings: Settings) -> list[Step]:
-    """Time and memory of all, profile of ours."""
+    """Returns steps for time and memory of all detectors, and a profile of ours."""
     size = settings.choose(scenes.IMAGE_SIZE if settings.full_size else _SMALL, (64, 96))
     memory_size = settings.choose(scenes.IMAGE_SIZE, (64, 96))
     return [
@@ -40,7 +40,7 @@ def steps(settings: Settings) -> list[Step]:
 def training_steps(
     model: nn.Module, settings: Settings, *sizes: tuple[int, int]
 ) -> list[Callable[[], None]]:
-    """Functions that make one step each, on images of the sizes (height, width).
+    """Returns functions that run one step each, on images of the given (height, width).
 
     The learning rate is 0, so all steps are the same.
     """
@@ -92,11 +92,11 @@ def _time(settings: Settings, size: tuple[int, int]) -> list[Measurement]:
 
 
 def _memory(settings: Settings, size: tuple[int, int]) -> list[Measurement]:
-    """One step each: what is large on small images, the gradients, is not on large ones."""
+    """Measures one step each: gradients dominate on small images, but not on large ones."""
     memory = {}
     for name in _DETECTORS:
         model = build(name, with_backbone=True)
-        # Momentum is there from the first step on, whatever the size of its images.
+        # Momentum exists from the first step on, whatever the size of the images.
         warm_up, step = training_steps(model, settings, (64, 96), size)
         warm_up()
         memory[name] = [peak_bytes(Contestant(name, step, model.zero_grad), settings)]
