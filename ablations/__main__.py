@@ -7,9 +7,9 @@
     python -m ablations --data coco --rows table4/k19                   # prints the command
     python -m ablations --data coco --rows table4/k19 --run --num-gpus 8
 
-Rows that are the same experiment in several tables are run once. A finished run is not repeated,
-an interrupted one goes on from its checkpoint. Overrides for every run, key=value as for
-train_net.py, are the last arguments; give --report the same ones.
+Rows that are the same experiment in several tables are run once. A finished run is not repeated; an
+interrupted one continues from its checkpoint. Put overrides for all runs, key=value as for
+train_net.py, last; give --report the same ones.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ TRAIN_NET = ROOT / "train_net.py"
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The command line."""
+    """Parses the command line."""
     parser = Parser(
         prog="python -m ablations",
         description=__doc__,
@@ -73,7 +73,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--report", action="store_true", help="write tables and pictures")
     parser.add_argument("--document", type=Path, default=ROOT / "docs" / "ablations.md")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
-    # Apart from the rest, because --rows and --seeds would take them for theirs.
+    # Parsed separately, because --rows and --seeds would take them as their values.
     argv = sys.argv[1:] if argv is None else list(argv)
     overrides = [text for text in argv if "=" in text and not text.startswith("-")]
     args = parser.parse_args([text for text in argv if text not in overrides])
@@ -110,7 +110,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run_rows(args: argparse.Namespace) -> list[Run]:
-    """Trains the rows, or prints how; returns the runs that failed."""
+    """Trains the rows, or prints the commands; returns the runs that failed."""
     runs = plan_runs(
         select_rows(args.rows),
         args.data,
@@ -139,7 +139,7 @@ def run_rows(args: argparse.Namespace) -> list[Run]:
 
 
 def check_data(run: Run) -> None:
-    """Finds out before the first run what all of them would miss; draws the generated scenes."""
+    """Checks before the first run that its data and weights exist; draws generated scenes."""
     for node in (run.cfg.dataloader.train, run.cfg.dataloader.test):
         json_file = MetadataCatalog.get(node.dataset.names).get("json_file")
         if json_file is not None:
@@ -176,6 +176,6 @@ def list_rows(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    # As Ctrl-C does: the runs end as well.
+    # Like Ctrl-C, this also stops the runs.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("ablations: stopped"))
     sys.exit(main())

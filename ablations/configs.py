@@ -1,4 +1,4 @@
-"""Configs of the study: a row's config, laid out for the embedded data by one override file."""
+"""Configs of the study: a row's config, adapted to the embedded data by one override file."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def load_row_config(row: Row, data: str, overrides: Sequence[str] = ()) -> DictC
 
     Raises:
         KeyError: An override names a key that does not exist.
-        ValueError: There is no such data set, or an override cannot be applied.
+        ValueError: The data set does not exist, or an override cannot be applied.
     """
     if data not in DATA:
         raise ValueError(f"data must be one of {', '.join(DATA)}, got '{data}'")
@@ -43,10 +43,10 @@ def load_row_config(row: Row, data: str, overrides: Sequence[str] = ()) -> DictC
 
 
 def overlay(cfg: DictConfig, over: DictConfig) -> DictConfig:
-    """Lays one config over another, which may be called with other arguments.
+    """Merges one config over another, whose classes may take other arguments.
 
-    A node of ``over`` with a ``_target_`` replaces the node of that name: arguments of another
-    class must not stay behind. Any other node is merged, key by key.
+    A node of ``over`` with a ``_target_`` replaces the node of the same name, because arguments of
+    another class must not remain. Any other node is merged, key by key.
 
     Returns:
         A new config.
@@ -67,9 +67,9 @@ def _drop_replaced(cfg: DictConfig, over: DictConfig) -> None:
 
 
 def config_hash(cfg: DictConfig) -> str:
-    """Eight digits that are equal for configs of the same experiment.
+    """Returns eight hex digits that are equal for configs of the same experiment.
 
-    Where a run writes to and its seed do not count.
+    Output folder and seed do not count.
     """
     content = OmegaConf.to_container(cfg, resolve=False)
     for key in ("output_dir", "seed"):
@@ -80,7 +80,7 @@ def config_hash(cfg: DictConfig) -> str:
 
 @functools.cache
 def row_hash(row: Row, data: str, overrides: tuple[str, ...] = ()) -> str:
-    """The :func:`config_hash` of a row; see :func:`load_row_config`. Computed once."""
+    """Returns the cached :func:`config_hash` of a row; see :func:`load_row_config`."""
     return config_hash(load_row_config(row, data, overrides))
 
 

@@ -1,7 +1,7 @@
-"""The document of the study: tables and pictures between markers, so that its prose stays.
+"""Fills tables and pictures of the study into a document between markers; its prose stays.
 
-A block reads ``<!-- begin DATA NAME -->``, generated text, ``<!-- end DATA NAME -->``; NAME is a
-table (``table1``), ``positives`` or ``cost``.
+A block consists of ``<!-- begin DATA NAME -->``, generated text and ``<!-- end DATA NAME -->``.
+NAME is a table (``table1``), ``positives`` or ``cost``.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from .rows import TABLES
 from .runs import read_results
 
 POSITIVES = "positives.json"
-# Tables whose rows are values of one number.
+# Tables whose rows vary one number.
 _SWEEPS = {"table4": "k", "table5": "scale (side / stride)"}
 _CLAIM = 0.2 * 9 * 5  # Sec. 3.2: about 0.2 k L positives for every object
 _BOXES = {"generated": "one box in 800 x 1344 px"}
@@ -27,10 +27,10 @@ _BOXES = {"generated": "one box in 800 x 1344 px"}
 def write_document(
     document: Path, output: Path, data: str, *, overrides: Sequence[str] = ()
 ) -> list[Path]:
-    """Fills the blocks of a data set that the document has, and draws their pictures.
+    """Fills the document's blocks of a data set, and draws their pictures.
 
-    Pictures lie in ``images/`` beside the document; there is one for each table with two measured
-    rows or more.
+    Pictures go to ``images/`` beside the document, one for each table with at least two measured
+    rows.
 
     Args:
         document: A markdown file with markers.
@@ -82,7 +82,7 @@ def write_document(
 
 
 def cost_of(measurements: Iterable[Measurement]) -> str:
-    """A sentence on the number of runs and their time."""
+    """Returns a sentence on the number of runs and their time."""
     results = {
         (result.config, result.seed): result for m in measurements for result in m.results
     }.values()
@@ -113,7 +113,7 @@ def _read_positives(output: Path, data: str) -> dict[str, Any] | None:
 
 
 def fill_blocks(document: Path, blocks: dict[str, str]) -> None:
-    """Replaces the text between the markers of those blocks that the document has.
+    """Replaces the text between the markers of the blocks that the document has.
 
     Raises:
         ValueError: It has none of them.

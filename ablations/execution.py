@@ -1,4 +1,4 @@
-"""Runs of the study as processes, several at a time."""
+"""Runs the study as processes, several at a time."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _CONSOLE = "console.log"
 
 
 def command(run: Run, train_net: Path, *, num_gpus: int = 1) -> str:
-    """The command line of a run, to be pasted into a shell."""
+    """Returns the command line of a run, to paste into a shell."""
     script = os.path.relpath(train_net)
     return shlex.join(["python", script, *run.arguments(num_gpus=num_gpus)])
 
@@ -36,8 +36,8 @@ def execute(
 ) -> list[Run]:
     """Runs train_net.py for every run that is not finished.
 
-    What a run prints goes to ``console.log`` in its folder. A failure does not stop the others;
-    when this process is stopped, it stops its children, and a second call goes on from their
+    The output of a run goes to ``console.log`` in its folder. A failure does not stop the others.
+    When this process is stopped, it stops its children, and a second call continues from their
     checkpoints.
 
     Args:
@@ -75,7 +75,7 @@ def execute(
                 minutes = (time.monotonic() - start) / 60
                 say(f"[{num_ended}/{total}, {minutes:.1f} min] {process.run.name}: {outcome}")
     finally:
-        for process in running:  # not empty after an interruption only
+        for process in running:  # empty unless interrupted
             process.popen.terminate()
         for process in running:
             process.popen.wait()
@@ -87,7 +87,7 @@ def locked(output: Path) -> Iterator[None]:
     """Keeps a second study out of the same folder.
 
     Raises:
-        BlockingIOError: There is one at work.
+        BlockingIOError: Another study is using the folder.
     """
     output.mkdir(parents=True, exist_ok=True)
     with (output / ".lock").open("w") as file:
@@ -133,7 +133,7 @@ class _Process:
 
 
 def _conclude(process: _Process) -> str | None:
-    """Writes the results of a run that has ended; None if it has none."""
+    """Writes and returns the results of a run that has ended; None if it has none."""
     if process.popen.returncode:
         return None
     seconds = time.monotonic() - process.started

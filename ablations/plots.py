@@ -18,7 +18,7 @@ _AP_OF_SEEDS = "AP (dots: seeds; bar: ± std)"
 
 
 def plot_table(measurements: Sequence[Measurement], data: str, title: str, path: Path) -> None:
-    """A dot for every row: the quoted AP on the left, ours with its spread on the right."""
+    """Plots a dot for every row: the quoted AP on the left, ours with its spread on the right."""
     figure = _figure(9, 1.2 + 0.35 * len(measurements), title)
     left, right = figure.subplots(1, 2, sharey=True)
     places = range(len(measurements))
@@ -48,15 +48,15 @@ def plot_sweep(
     xlabel: str,
     positives: dict[str, Any] | None = None,
 ) -> None:
-    """Curves over the number in the name of each row: quoted AP, ours, and positives per object.
+    """Plots quoted AP, ours, and positives per object over the number in the name of each row.
 
     Args:
-        measurements: Of the rows of a table, measured or not.
+        measurements: Measurements of the rows of a table, measured or not.
         data: Data set of the study.
-        title: Of the picture.
-        path: The picture.
-        xlabel: What the numbers are.
-        positives: Row to the summary of its positives on generated boxes; None if not counted.
+        title: Title of the picture.
+        path: Where the picture is saved.
+        xlabel: What the numbers mean.
+        positives: Row -> summary of its positives on generated boxes; None if not counted.
     """
     figure = _figure(12 if positives else 9, 3.6, title)
     axes = figure.subplots(1, 3 if positives else 2)
@@ -86,13 +86,13 @@ def plot_sweep(
 def plot_positives(
     scenes: dict[str, dict[str, Any]], path: Path, *, claim: float, titles: dict[str, str]
 ) -> None:
-    """Positives per object, and share of objects without any, by size: a line for every rule.
+    """Plots positives per object and the share of objects without any by size, a line per rule.
 
     Args:
         scenes: Name of the boxes -> rule -> groups by size, see :func:`measure_positives`.
-        path: The picture.
-        claim: The paper's expected number of positives of ATSS.
-        titles: Name of the boxes to what is written above them.
+        path: Where the picture is saved.
+        claim: The number of positives of ATSS that the paper expects.
+        titles: Name of the boxes -> title above them.
     """
     figure = _figure(6 * len(scenes), 6.5, "Positives per object by its size")
     grid = figure.subplots(2, len(scenes), sharex=True, sharey="row", squeeze=False)
@@ -114,7 +114,7 @@ def plot_positives(
 
 
 def _plot_mean(axes: Axes, measurement: Measurement, place: float, *, vertical: bool) -> None:
-    """The mean with its spread, and every seed as a small dot."""
+    """Plots the mean with its spread, and every seed as a small dot."""
     values, spread = measurement.values(), measurement.spread()
     places = [place] * len(values)
     dots, mean = (places, values), (place, measurement.mean())

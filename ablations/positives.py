@@ -1,4 +1,4 @@
-"""How many positives an object gets, by its size: what a rule of selection does, without training.
+"""Counts positives by object size: what a selection rule does, without training.
 
 Shapes: S scenes, M boxes of all scenes, R anchors.
 """
@@ -24,7 +24,7 @@ from atss_d2.modeling.matchers import DenseMatcher
 from .configs import load_row_config
 from .rows import find_row, select_rows
 
-# Rule -> row of the study that has it.
+# Rule -> a row of the study with this rule.
 RULES = {
     "IoU": "table2/iou_box",
     "spatial and scale": "table2/spatial_scale_point",
@@ -50,18 +50,18 @@ class Scene:
 
 @dataclass(frozen=True)
 class PositiveCounts:
-    """Sizes of objects, and the positives that each of them got.
+    """Sizes of objects, and the number of positives that each of them got.
 
     Args:
         sizes: (M,) sqrt(area) in pixels.
-        counts: (M,) positives.
+        counts: (M,) number of positives.
     """
 
     sizes: np.ndarray
     counts: np.ndarray
 
     def by_size(self) -> list[dict[str, float | int | None]]:
-        """Number of objects, mean of the counts and share of zeros by :data:`SIZE_EDGES`."""
+        """Returns number of objects, mean count and share of zeros by :data:`SIZE_EDGES`."""
         groups = np.digitize(self.sizes, SIZE_EDGES) - 1
         return [
             {"from": low, "to": high, **_summary(self.counts[groups == i])}
@@ -69,7 +69,7 @@ class PositiveCounts:
         ]
 
     def summary(self) -> dict[str, float | int | None]:
-        """The same for all objects together."""
+        """Returns the same for all objects together."""
         return _summary(self.counts)
 
 
@@ -87,10 +87,10 @@ def _summary(counts: np.ndarray) -> dict[str, float | int | None]:
 def random_scenes(
     num_scenes: int, *, image_size: tuple[int, int] = (800, 1344), seed: int = 0
 ) -> list[Scene]:
-    """Scenes of one box each, so that no two boxes compete for an anchor.
+    """Returns scenes with one box each, so that no two boxes compete for an anchor.
 
-    sqrt(area) is log-uniform from 8 px to 0.9 times the height of the image, the aspect ratio is
-    log-uniform from 1:2 to 2:1 as far as the box fits, the place is uniform within the image.
+    sqrt(area) is log-uniform from 8 px to 0.9 times the height of the image. The aspect ratio is
+    log-uniform from 1:2 to 2:1, as far as the box fits. The position is uniform within the image.
     """
     rng = np.random.default_rng(seed)
     height, width = image_size
@@ -105,7 +105,7 @@ def random_scenes(
 
 
 def training_scenes(cfg: DictConfig) -> list[Scene]:
-    """Every training image of a config once, as its mapper gives it (augmented)."""
+    """Returns every training image of a config once, as its mapper returns it (augmented)."""
     mapper = instantiate(cfg.dataloader.train.mapper)
     scenes = []
     for dataset_dict in instantiate(cfg.dataloader.train.dataset):
@@ -125,10 +125,10 @@ def count_positives(
     """Counts the positives of every box.
 
     Args:
-        matcher: Rule of selection.
-        anchor_generator: Anchors of L levels.
-        scenes: Images with boxes. Scenes of equal size, one after the other, are matched together.
-        size_divisibility: Images are padded to a multiple of it, as the backbone asks.
+        matcher: Selection rule.
+        anchor_generator: Generates anchors of L levels.
+        scenes: Images with boxes. Consecutive scenes of equal size are matched together.
+        size_divisibility: Images are padded to a multiple of it, as the backbone requires.
     """
     sizes, counts = [], []
     for (height, width), group in _grouped(scenes):
@@ -166,18 +166,18 @@ def measure_positives(data: str, *, num_objects: int = 2048) -> dict[str, Any]:
     """Counts positives under every rule on generated boxes, and on the boxes of a data set.
 
     Args:
-        data: Of the study; on ``"coco"`` only the generated boxes are looked at.
+        data: Data set of the study; for ``"coco"`` only the generated boxes are used.
         num_objects: Number of generated boxes.
 
     Returns:
-        What a JSON file can hold: ``scenes`` (name of the boxes -> rule -> summary and groups by
+        Values that JSON can hold: ``scenes`` (name of the boxes -> rule -> summary and groups by
         size) and ``sweeps`` (table -> row -> summary on the generated boxes).
     """
     generated = random_scenes(num_objects)
     scenes = {"generated": generated}
     if data != "coco":
         cfg = load_row_config(find_row(RULES["ATSS"]), data)
-        seed_all_rng(0)  # of the augmentations
+        seed_all_rng(0)  # for the augmentations
         scenes[data] = training_scenes(cfg)
     return {
         "scenes": {

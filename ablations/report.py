@@ -1,4 +1,4 @@
-"""What the study found, row by row: means over seeds, and tables of them in markdown."""
+"""Results of the study, row by row: means over seeds, and their tables in markdown."""
 
 from __future__ import annotations
 
@@ -16,33 +16,33 @@ NOT_MEASURED = "not measured"
 
 @dataclass(frozen=True)
 class Measurement:
-    """What all seeds of one row found.
+    """Results of all seeds of one row.
 
     Args:
         row: The row.
-        results: Of every seed; empty for a row that was not measured.
+        results: One for each seed; empty for a row that was not measured.
     """
 
     row: Row
     results: tuple[Result, ...]
 
     def values(self, metric: str = "AP") -> list[float]:
-        """One value a seed, where there is one."""
+        """Returns one value per seed, for the seeds that have it."""
         values = (result.metrics[metric] for result in self.results)
         return [value for value in values if value is not None]
 
     def mean(self, metric: str = "AP") -> float | None:
-        """Mean over the seeds."""
+        """Returns the mean over the seeds."""
         values = self.values(metric)
         return statistics.fmean(values) if values else None
 
     def spread(self, metric: str = "AP") -> float | None:
-        """Standard deviation over the seeds (n - 1); None for fewer than two."""
+        """Returns the standard deviation over the seeds (n - 1); None for fewer than two."""
         values = self.values(metric)
         return statistics.stdev(values) if len(values) > 1 else None
 
     def seconds(self) -> float | None:
-        """Median time of the runs that were not interrupted."""
+        """Returns the median time of the runs that were not interrupted."""
         seconds = [result.seconds for result in self.results if result.seconds is not None]
         return statistics.median(seconds) if seconds else None
 
@@ -54,7 +54,7 @@ def collect(
     rows: Sequence[Row] = ROWS,
     overrides: Sequence[str] = (),
 ) -> dict[str, Measurement]:
-    """Finds the results of every row, by its config as it is now.
+    """Finds the results of every row that match its current config.
 
     Args:
         results: See :func:`read_results`.
@@ -63,7 +63,7 @@ def collect(
         overrides: The ``key=value`` that the runs were started with.
 
     Returns:
-        Name of the row to its measurement, in the order of ``rows``.
+        Name of the row -> its measurement, in the order of ``rows``.
     """
     by_config: dict[str, dict[int, Result]] = {}
     for result in results:
@@ -76,7 +76,7 @@ def collect(
 
 
 def table_of(measurements: Iterable[Measurement], data: str) -> str:
-    """A table of the paper in markdown: the quoted number and ours."""
+    """Returns a table of the paper in markdown, with the quoted number and ours."""
     header = ["row", "quoted AP, COCO", f"AP, {data}", "seeds", *METRICS[1:], "seconds"]
     lines = [header, ["---"] * len(header)]
     for measurement in measurements:
@@ -94,13 +94,13 @@ def table_of(measurements: Iterable[Measurement], data: str) -> str:
 
 
 def mean_and_spread(measurement: Measurement) -> str:
-    """``"12.3 ± 0.4"``; the mean alone for one seed."""
+    """Formats mean and spread as ``"12.3 ± 0.4"``; for one seed the mean alone."""
     spread = measurement.spread()
     return _number(measurement.mean()) + ("" if spread is None else f" ± {spread:.1f}")
 
 
 def positives_table(rules: dict[str, Any]) -> str:
-    """Mean number of positives (and share of objects without any) by size and rule."""
+    """Returns a table of mean positives (and share of objects without any) by size and rule."""
     lines = [["sqrt(area), px", "objects", *rules], ["---"] * (len(rules) + 2)]
     groups = zip(*(rule["by_size"] for rule in rules.values()))
     for group in (g for g in groups if g[0]["objects"]):

@@ -15,8 +15,8 @@ class Row:
 
     Args:
         name: Table and row, as below ``configs/ablations/``: ``"table4/k9"``.
-        label: What the row is called in a document.
-        quoted_ap: Box AP on COCO val2017 that the paper reports; None where it gives no number.
+        label: Name of the row in a document.
+        quoted_ap: Box AP on COCO val2017 that the paper reports; None if it gives no number.
     """
 
     name: str
@@ -48,7 +48,7 @@ _K_APS = {3: 38.0, 5: 38.8, 7: 39.1, 9: 39.3, 11: 39.1, 13: 39.0, 15: 39.1, 17: 
 _SCALE_APS = {5: 39.0, 6: 39.2, 7: 39.3, 8: 39.3, 9: 38.9}
 _ASPECT_APS = {"1:4": None, "1:2": None, "1:1": 39.3, "2:1": None, "4:1": None}
 
-# In the order of the paper. Of rows with equal configs the first gives the run its name.
+# In the order of the paper. If rows have equal configs, the first names the run.
 ROWS = (
     Row("table1/retinanet", "RetinaNet (#A=1)", 32.5),
     Row("table1/retinanet_gn", "+ GroupNorm", 33.4),
@@ -82,13 +82,13 @@ ROWS = (
 
 
 def select_rows(patterns: Sequence[str]) -> list[Row]:
-    """The rows whose names fit one of the patterns, in the order of the paper.
+    """Returns the rows whose names match one of the patterns, in the order of the paper.
 
     Args:
         patterns: Shell patterns such as ``"table3/*"`` or ``"table4/k[39]"``.
 
     Raises:
-        ValueError: A pattern fits no row; the message names the nearest rows.
+        ValueError: A pattern matches no row; the message names the nearest rows.
     """
     names = [row.name for row in ROWS]
     selected = set()
@@ -103,5 +103,5 @@ def select_rows(patterns: Sequence[str]) -> list[Row]:
 
 
 def find_row(name: str) -> Row:
-    """The row of a name; see :func:`select_rows` for the error."""
+    """Returns the row with a name; see :func:`select_rows` for the error."""
     return select_rows([name])[0]

@@ -1,4 +1,4 @@
-"""The runs of the study: which there are, where they lie, and what they found."""
+"""The runs of the study: their list, their folders and their results."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Run:
         seed: ``train.seed``.
         cfg: The whole config, seed and output folder included.
         config_hash: See :func:`ablations.configs.config_hash`.
-        overrides: Those that are already in ``cfg``.
+        overrides: The overrides that ``cfg`` already includes.
     """
 
     row: Row
@@ -44,28 +44,28 @@ class Run:
 
     @property
     def folder(self) -> Path:
-        """Where everything of this run lies."""
+        """Folder of all files of this run."""
         return Path(self.cfg.train.output_dir)
 
     @property
     def name(self) -> str:
-        """For people: row and seed."""
+        """Row and seed, for messages."""
         return f"{self.row.name} seed {self.seed}"
 
     def is_started(self) -> bool:
-        """Whether there is a checkpoint to go on from."""
+        """Returns whether there is a checkpoint to continue from."""
         return (self.folder / "last_checkpoint").exists()
 
     def is_finished(self) -> bool:
-        """Whether there are results of this very config and seed."""
+        """Returns whether there are results of exactly this config and seed."""
         result = _read_result(self.folder / _RESULTS)
         return result is not None and (result.config, result.seed) == (self.config_hash, self.seed)
 
     def arguments(self, *, num_gpus: int) -> list[str]:
-        """Arguments for train_net.py; a second start goes on where the first was interrupted.
+        """Returns arguments for train_net.py; a second start resumes an interrupted run.
 
-        On COCO the row's own config runs with overrides. A config that was laid out for other data
-        exists in no file of ``configs/``: it is the file that :meth:`prepare` writes.
+        On COCO the row's own config runs with overrides. A config that was adapted to other data is
+        not in ``configs/``: it is the file that :meth:`prepare` writes.
         """
         if self.data != "coco":
             return ["--config-file", str(self.folder / "run.yaml"), "--resume"]
@@ -76,20 +76,20 @@ class Run:
         ]
 
     def prepare(self) -> None:
-        """Makes the folder, with the config in it."""
+        """Creates the folder, with the config in it."""
         self.folder.mkdir(parents=True, exist_ok=True)
         LazyConfig.save(self.cfg, str(self.folder / "run.yaml"))
 
     def write_result(self, *, seconds: float | None) -> Result:
-        """Takes the last evaluation out of ``metrics.json`` and keeps it as ``results.json``.
+        """Saves the last evaluation in ``metrics.json`` as ``results.json``.
 
         Args:
-            seconds: Wall-clock time of the run; None if it is not known because the run was
+            seconds: Wall-clock time of the run; None if it is unknown because the run was
                 interrupted.
 
         Raises:
-            ValueError: There is no evaluation.
-            OSError: There is no such file.
+            ValueError: The file has no evaluation.
+            OSError: The file does not exist.
         """
         rows = read_metrics(self.folder / "metrics.json")
         evaluations = [row for row in rows.values() if "bbox/AP" in row]
@@ -106,7 +106,7 @@ class Run:
             overrides=list(self.overrides),
             iterations=self.cfg.train.max_iter,
             seconds=None if seconds is None else round(seconds, 1),
-            # No object of that size in the data set: null.
+            # null if the data set has no object of that size.
             metrics={
                 name: None if math.isnan(value) else round(value, 3)
                 for name, value in zip(METRICS, values, strict=True)
@@ -119,18 +119,18 @@ class Run:
 
 @dataclass(frozen=True)
 class Result:
-    """What a run found.
+    """The result of a run.
 
     Args:
-        row: Name of the row that the run was made for; rows of equal config share it.
+        row: Name of the row that the run was made for; rows with equal configs share it.
         data: Data set of the study.
         seed: Seed.
         config: ``config_hash`` of its :class:`Run`.
-        overrides: What the command line changed.
+        overrides: Overrides from the command line.
         iterations: Length of the training.
-        seconds: Wall-clock time, loading and evaluation included; None for a run that was
-            interrupted and taken up again.
-        metrics: Name in :data:`METRICS` to percent; None where the data has no such objects.
+        seconds: Wall-clock time, including loading and evaluation; None for a run that was
+            interrupted and resumed.
+        metrics: Name in :data:`METRICS` -> percent; None if the data has no such objects.
     """
 
     row: str
@@ -151,14 +151,14 @@ def plan_runs(
     output: str | os.PathLike,
     overrides: Sequence[str] = (),
 ) -> list[Run]:
-    """Lists the runs that give the numbers of the rows; rows of equal config share theirs.
+    """Lists the runs that give the numbers of the rows; rows with equal configs share runs.
 
     Args:
         rows: See :func:`select_rows`.
         data: See :data:`ablations.DATA`.
-        seeds: A run for each.
-        output: The folder of the study; a run lies in ``<data>/<row>_<config hash>/seed<seed>``
-            below it, under the name of the row that it was first made for.
+        seeds: One run per seed.
+        output: The folder of the study; a run is in ``<data>/<row>_<config hash>/seed<seed>``
+            below it, named after the row that it was first made for.
         overrides: ``key=value`` for every run.
 
     Raises:
@@ -178,7 +178,7 @@ def plan_runs(
             cfg = load_row_config(row, data, overrides)
             cfg.train.update(output_dir=str(folders[digest] / f"seed{seed}"), seed=seed)
             runs.append(Run(row, data, seed, cfg, digest, tuple(overrides)))
-    # Seed by seed: an interrupted study has all rows once rather than a few rows often.
+    # Seed by seed, so that an interrupted study has all rows once rather than a few rows often.
     return sorted(runs, key=lambda run: list(seeds).index(run.seed))
 
 
@@ -191,7 +191,7 @@ def read_results(output: str | os.PathLike, data: str) -> Iterator[Result]:
 
 
 def _read_result(path: Path) -> Result | None:
-    """None if there is none, or none of ours."""
+    """Reads a result; returns None if there is none, or not one of ours."""
     try:
         return Result(**json.loads(path.read_text()))
     except (OSError, ValueError, TypeError):
