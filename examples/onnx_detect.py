@@ -1,4 +1,4 @@
-"""Detects objects in an image with an .onnx file: onnxruntime, numpy and Pillow, no torch.
+"""Detects objects in an image with an .onnx file; needs onnxruntime, numpy, Pillow, no torch.
 
 Writes a list of {category, score, bbox}, bbox as [x, y, width, height] in pixels.
 

@@ -1,4 +1,4 @@
-"""Detects objects in an image with a TorchScript file: torch, torchvision and Pillow.
+"""Detects objects in an image with a TorchScript file; needs torch, torchvision and Pillow.
 
 Writes a list of {category, score, bbox}, bbox as [x, y, width, height] in pixels.
 
@@ -10,7 +10,7 @@ import sys
 
 import numpy as np
 import torch
-import torchvision  # noqa: F401  (registers the operators that the file names)
+import torchvision  # noqa: F401  (registers operators that the file uses)
 from PIL import Image, ImageOps
 
 model_path, image_path, output_path = sys.argv[1:]

@@ -4,7 +4,7 @@
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # also from a checkout
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # also works in a checkout
 
 from atss_d2_cli import run
 

@@ -1,6 +1,6 @@
-"""What ``tools/setup_env.py`` works on: a virtual environment, its lock, and pip inside it.
+"""The virtual environment of ``tools/setup_env.py``, its lock, and pip inside it.
 
-Standard library only: this runs before anything is installed.
+Uses only the standard library: this runs before anything is installed.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-# Upstream's Python source of April 2024, in a wheel that is tagged for Python 3.10.
+# Upstream's Python source of April 2024, in a wheel tagged for Python 3.10.
 DETECTRON2 = "sal-detectron2==0.7.2"
 DETECTRON2_PYTHON = "3.10"
 
@@ -46,7 +46,7 @@ _NETWORK_ERROR = re.compile(
 
 
 class SetupError(RuntimeError):
-    """The environment cannot be made; the message is one sentence with the place and the mend."""
+    """The environment cannot be made; the message says in one sentence where and how to fix it."""
 
 
 def say(text: str) -> None:
@@ -55,10 +55,10 @@ def say(text: str) -> None:
 
 
 class Environment:
-    """A virtual environment and what this project remembers in it.
+    """A virtual environment and the state that this project keeps in it.
 
     Args:
-        path: Folder of the environment; it need not exist.
+        path: Folder of the environment; it does not have to exist.
     """
 
     def __init__(self, path: Path) -> None:
@@ -68,27 +68,27 @@ class Environment:
 
     @property
     def is_ours(self) -> bool:
-        """Whether this script made the environment, or has yet to make it."""
+        """Whether this script made the environment, or is going to make it."""
         if (self.state / "made_here").exists() or not self.path.exists():
             return True
         return all(entry == self.state for entry in self.path.iterdir())
 
     def environ(self) -> dict[str, str]:
-        """Returns the environment variables for child processes, free of the user's other Pythons.
+        """Returns environment variables for child processes, without the user's other Pythons.
 
         pip's settings for the package index, proxies and certificates pass through; those that
-        would send packages elsewhere do not.
+        would install packages elsewhere do not.
         """
         leaks = ("PYTHONPATH", "PYTHONHOME", "PIP_TARGET", "PIP_PREFIX", "PIP_ROOT", "PIP_PYTHON")
         environ = {name: value for name, value in os.environ.items() if name not in leaks}
         environ.update(PYTHONNOUSERSITE="1", PIP_USER="0", PIP_NO_INPUT="1")
         environ.update(PIP_DISABLE_PIP_VERSION_CHECK="1")
-        # /tmp is a small memory disk on some machines, too small for torch.
+        # On some machines /tmp is a memory disk, too small for torch.
         environ.update(TMPDIR=str(self.state / "tmp"))
         return environ
 
     def run_python(self, code: str) -> subprocess.CompletedProcess[str] | None:
-        """Runs code with the environment's interpreter; None if that does not start."""
+        """Runs code with the environment's interpreter; returns None if it does not start."""
         command = [str(self.python), "-I", "-W", "ignore", "-c", code]
         try:
             return subprocess.run(command, capture_output=True, text=True, env=self.environ())
@@ -101,7 +101,7 @@ class Environment:
         return json.loads(result.stdout) if result and result.returncode == 0 else None
 
     def import_error(self, modules: str) -> str | None:
-        """Returns the last line of the error that importing the modules gives, None if none."""
+        """Returns the last line of the error from importing the modules; None if there is none."""
         result = self.run_python(f"import {modules}")
         if result is None or result.returncode == 0:
             return None if result else f"{self.python} does not run"
@@ -109,18 +109,18 @@ class Environment:
         return lines[-1] if lines else f"the interpreter ended with status {result.returncode}"
 
     def key(self) -> str | None:
-        """Returns a hash of all that decides what is installed; None without an interpreter."""
+        """Returns a hash of all that determines what is installed; None without an interpreter."""
         version = self.run_python("import sys; print(sys.version)")
         if version is None or version.returncode:
             return None
-        # An editable install points to this checkout, so its place is a part of the key.
+        # An editable install points to this checkout, so its path is part of the key.
         digest = hashlib.sha256("\0".join((version.stdout, str(ROOT), DETECTRON2)).encode())
         for file in [*sorted((ROOT / "requirements").glob("*.txt")), ROOT / "setup.py"]:
             digest.update(file.read_bytes())
         return digest.hexdigest()
 
     def is_ready(self) -> bool:
-        """Whether a set-up with the present requirements was completed here."""
+        """Returns whether a set-up with the current requirements was completed here."""
         stamp = self.state / "stamp"
         return stamp.exists() and stamp.read_text() == self.key()
 
@@ -135,11 +135,11 @@ def check_disk(folder: Path, needed_gb: float) -> None:
     """Checks the free space where a folder is, or will be.
 
     Args:
-        folder: The folder; its nearest parent that exists is looked at.
-        needed_gb: Space in GB; the variable SETUP_DISK_GB replaces it.
+        folder: The folder; its nearest existing parent is checked.
+        needed_gb: Required space in GB; the variable SETUP_DISK_GB overrides it.
 
     Raises:
-        SetupError: There is less.
+        SetupError: There is less space.
     """
     text = os.environ.get("SETUP_DISK_GB", "")
     try:
@@ -158,7 +158,7 @@ def check_disk(folder: Path, needed_gb: float) -> None:
 
 @contextmanager
 def locked(env: Environment) -> Iterator[int]:
-    """Keeps other runs out of the environment; gives the descriptor of the lock."""
+    """Keeps other runs out of the environment; yields the descriptor of the lock."""
     env.state.mkdir(parents=True, exist_ok=True)
     with (env.state / "lock").open("w") as file:
         try:
@@ -174,10 +174,10 @@ def explain_pip(lines: Sequence[str], returncode: int) -> str:
 
     Args:
         lines: What pip wrote to its standard error.
-        returncode: How it ended.
+        returncode: Its exit status.
     """
     text = "\n".join(lines)
-    # "ResolutionImpossible" only points to a page of pip's manual; the line before names the fault.
+    # "ResolutionImpossible" only points to pip's manual; the line before it names the problem.
     errors = [line for line in lines if re.match("error: (?!ResolutionImpossible)", line, re.I)]
     last = (errors or [line for line in lines if line.strip()] or [f"exit status {returncode}"])[-1]
     said = f"(pip: {re.sub('^error: *', '', last.strip(), flags=re.IGNORECASE)})"
@@ -194,13 +194,13 @@ def explain_pip(lines: Sequence[str], returncode: int) -> str:
 
 
 def pip_install(env: Environment, arguments: Sequence[str], lock: int) -> None:
-    """Runs ``pip install`` in the environment, its progress visible.
+    """Runs ``pip install`` in the environment and shows its progress.
 
     Args:
         env: Where to install.
-        arguments: What follows ``pip install``.
-        lock: Descriptor of the lock, inherited by pip: should this process be killed, a pip that
-            goes on alone still keeps the next run waiting.
+        arguments: Arguments after ``pip install``.
+        lock: Descriptor of the lock, inherited by pip: if this process is killed, a pip that is
+            still running keeps the next run waiting.
 
     Raises:
         SetupError: pip failed, or cannot be run.

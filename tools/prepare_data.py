@@ -1,17 +1,17 @@
 #!/usr/bin/env python
-"""Prepare the embedded data below DETECTRON2_DATASETS (default: ./datasets).
+"""Prepares the embedded data below DETECTRON2_DATASETS (default: ./datasets).
 
     python tools/prepare_data.py             # everything
-    python tools/prepare_data.py --shapes    # only what is named
+    python tools/prepare_data.py --shapes    # only the named parts
 
-What is already there is kept, so a second run returns at once.
+Existing data is kept, so a second run returns immediately.
 """
 
 import argparse
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # also from a checkout
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # also works in a checkout
 
 from atss_d2.data import DataError, dataset_root, prepare_pretrained, prepare_shapes, prepare_trees
 
@@ -19,7 +19,7 @@ _PARTS = {"trees": prepare_trees, "pretrained": prepare_pretrained, "shapes": pr
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Parse the command line, prepare, print where things are; 1 if something failed."""
+    """Prepares the data and prints where it is; returns 1 if something failed."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

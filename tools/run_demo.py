@@ -1,11 +1,11 @@
 #!/usr/bin/env python
-"""Trains the demo config, evaluates it on held-out photographs, and draws what came out.
+"""Trains the demo config, evaluates it on held-out photographs, and draws the results.
 
     python tools/run_demo.py                                     # what `make demo` runs
-    python tools/run_demo.py --resume                            # go on after an interruption
+    python tools/run_demo.py --resume                            # continues after an interruption
     python tools/run_demo.py train.max_iter=50 train.seed=1 train.output_dir=output/quick
 
-Overrides are those of train_net.py. Everything is written to train.output_dir.
+Overrides are as for train_net.py. Everything is written to train.output_dir.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ import sys
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # also from a checkout
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # also works in a checkout
 
-import atss_d2  # first: quiet about the deprecations of its dependencies
+import atss_d2  # must be imported first: silences deprecation warnings of its dependencies
 
 # isort: split
 from omegaconf import DictConfig
@@ -44,7 +44,7 @@ from atss_d2.warning_filters import filter_third_party_warnings
 
 CONFIG = "demo/atss_mobilenetv2_trees"
 METRICS = ("AP", "AP50", "AP75", "AR")
-# Evaluated after training, besides the config's own test set: a site in Florida, not Wyoming.
+# Evaluated after training in addition to the config's own test set: in Florida, not Wyoming.
 OTHER_SITE = "trees_site2"
 
 
@@ -92,7 +92,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def inference_dir(output_dir: Path, name: str, cfg: DictConfig) -> Path:
-    """Where the detections of a data set are."""
+    """Returns the folder of the detections of a data set."""
     is_test_set = name == cfg.dataloader.test.dataset.names
     return output_dir / ("inference" if is_test_set else f"inference_{name}")
 
@@ -110,7 +110,7 @@ def evaluate_other_site(cfg: DictConfig, output_dir: Path) -> dict:
 def write_summary(
     output_dir: Path, results: dict[str, dict], training_seconds: float, seconds: float
 ) -> None:
-    """Writes the table as ``summary.json``; null is a metric of no detections at all."""
+    """Writes the table as ``summary.json``; a metric without any detections is null."""
     summary = {
         "results": {
             name: {m: values[m] if math.isfinite(values[m]) else None for m in METRICS}

@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""Makes the virtual environment that the ``make`` targets run in; a second run ends at once.
+"""Makes the virtual environment that the ``make`` targets run in; a second run has nothing to do.
 
     python3 tools/setup_env.py [--venv .venv]
 
 Only the standard library is used: this runs before anything is installed, and everything is
-installed inside the environment. A run that was stopped is completed by the next one, and two runs
-at the same time wait for each other. An environment that somebody else made (``--venv``) keeps what
-it has, its Detectron2 and its torch above all: only what is missing is added.
+installed inside the environment. The next run completes one that was stopped, and simultaneous runs
+wait for each other. An environment that somebody else made (``--venv``) keeps what it has, above
+all its Detectron2 and its torch: only missing packages are added.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from environment import (
 )
 
 MIN_PYTHON = (3, 10)
-# 6 for the environment, torch with CUDA above all, and 3 for the downloads meanwhile.
+# 6 for the environment, mostly torch with CUDA, and 3 for downloads during the set-up.
 DISK_GB = 9.0
 
 
@@ -55,7 +55,7 @@ def read_requirements(*names: str) -> list[str]:
 
 
 def canonical(requirement: str) -> str:
-    """Returns the name in a requirement as the package index spells it."""
+    """Returns the package name of a requirement in the spelling of the package index."""
     name = re.match(r"[A-Za-z0-9._-]+", requirement)
     return re.sub(r"[-_.]+", "-", name.group()).lower() if name else ""
 
@@ -77,7 +77,7 @@ def check_modules() -> None:
     """Checks that the Python that runs this script can make environments.
 
     Raises:
-        SetupError: It comes without the modules for that, as on Debian.
+        SetupError: It lacks the modules for that, as on Debian.
     """
     missing = [name for name in ("venv", "ensurepip") if importlib.util.find_spec(name) is None]
     if missing:
@@ -95,7 +95,7 @@ def check_foreign(env: Environment) -> dict[str, Any]:
         What :meth:`Environment.inspect` found.
 
     Raises:
-        SetupError: It is no environment, or not one that can be used.
+        SetupError: It is not an environment, or not a usable one.
     """
     facts = env.inspect()
     if facts is None:
@@ -115,7 +115,7 @@ def check_foreign(env: Environment) -> dict[str, Any]:
 
 
 def make(env: Environment) -> dict[str, Any]:
-    """Makes our environment, unless it is there and works.
+    """Makes our environment, unless it exists and works.
 
     Returns:
         What :meth:`Environment.inspect` found.
@@ -127,7 +127,7 @@ def make(env: Environment) -> dict[str, Any]:
     if facts is None or not facts["has_pip"]:
         check_modules()
         (env.state / "made_here").touch()
-        # What a stopped run left, or an environment whose Python is gone.
+        # Leftovers of a stopped run, or an environment whose Python is gone.
         for entry in env.path.iterdir():
             if entry.is_dir() and not entry.is_symlink() and entry != env.state:
                 shutil.rmtree(entry)
@@ -140,7 +140,7 @@ def make(env: Environment) -> dict[str, Any]:
         if result.returncode or facts is None:
             lines = (result.stderr + result.stdout).strip().splitlines() or ["no message"]
             raise SetupError(f"python -m venv {env.path} failed: {lines[-1]}")
-    # pip writes RECORD last: without it a package is incomplete, which pip would not notice.
+    # pip writes RECORD last: a package without it is incomplete, which pip would not notice.
     for info in Path(facts["purelib"]).glob("*.dist-info"):
         if not (info / "RECORD").exists():
             shutil.rmtree(info)
@@ -150,20 +150,21 @@ def make(env: Environment) -> dict[str, Any]:
 def choose_requirements(
     installed: dict[str, str], *, ours: bool, detectron2_imports: bool
 ) -> tuple[list[str], list[str]]:
-    """Decides what to ask of pip.
+    """Decides what pip should install.
 
     Args:
         installed: Version of each installed distribution by name.
-        ours: Whether this script made the environment; else nothing in it may change but the
-            test tools.
-        detectron2_imports: Whether a Detectron2 is there and works, which proves its libraries.
+        ours: Whether this script made the environment; otherwise only the test tools in it may
+            change.
+        detectron2_imports: Whether a working Detectron2 is installed, which proves that its
+            libraries work.
 
     Returns:
         Requirements, and constraints on what they may change.
     """
     names = {canonical(name) for name in installed}
     wanted = read_requirements("build", "base", "detectron2", "export", "convert", "dev")
-    # The four builds of OpenCV own the same folder, so whichever is there stays alone.
+    # The four builds of OpenCV own the same folder, so an installed one must be the only one.
     if any(name.startswith("opencv-") for name in names):
         wanted = [line for line in wanted if not canonical(line).startswith("opencv-")]
     if ours:
@@ -184,10 +185,10 @@ def choose_requirements(
 
 
 def install_detectron2(env: Environment, facts: dict[str, Any], lock: int) -> None:
-    """Installs the Python part of Detectron2, unless one is there that imports.
+    """Installs the Python part of Detectron2, unless a working one is installed.
 
     Raises:
-        SetupError: A Detectron2 that somebody else installed does not import, or pip failed.
+        SetupError: A Detectron2 that somebody else installed cannot be imported, or pip failed.
     """
     error = env.import_error("detectron2, detectron2.model_zoo")
     if error is None:
@@ -199,11 +200,11 @@ def install_detectron2(env: Environment, facts: dict[str, Any], lock: int) -> No
     staging = env.state / "tmp" / "detectron2"
     arguments = ["--no-deps", "--only-binary=:all:", "--python-version", DETECTRON2_PYTHON]
     pip_install(env, [*arguments, "--target", str(staging), DETECTRON2], lock)
-    # Compiled for one Python and an old torch; without it all Pythons behave the same.
+    # Compiled for one Python and an old torch; without them all Pythons behave the same.
     for binary in (staging / "detectron2").glob("_C.*"):
         binary.unlink()
-    # Moved whole at the end, so that a stopped run leaves none rather than a half. The rest of the
-    # wheel is a package named `tools`, which would hide the one of this and other projects.
+    # Moved as a whole at the end, so that a stopped run leaves none rather than half. The rest
+    # of the wheel is a package named `tools`, which would hide those of this and other projects.
     for folder in [*staging.glob("*.dist-info"), staging / "detectron2"]:
         target = Path(facts["purelib"], folder.name)
         shutil.rmtree(target, ignore_errors=True)
@@ -211,20 +212,20 @@ def install_detectron2(env: Environment, facts: dict[str, Any], lock: int) -> No
 
 
 def set_up(path: Path) -> None:
-    """Makes the environment ready: made, filled and checked.
+    """Makes, fills and checks the environment.
 
     Args:
-        path: Folder of the environment, made if it is not there.
+        path: Folder of the environment; made if it does not exist.
 
     Raises:
-        SetupError: Something is missing; nothing outside of the environment was changed.
+        SetupError: Something is missing; nothing outside the environment was changed.
     """
     env = Environment(path)
     if not env.is_ready():
         if not env.is_ours:
             check_foreign(env)
         with locked(env) as lock:
-            if not env.is_ready():  # else another run has done it meanwhile
+            if not env.is_ready():  # otherwise another run has finished it meanwhile
                 _fill(env, lock)
     say(f"{path} is ready")
 
@@ -243,7 +244,7 @@ def _fill(env: Environment, lock: int) -> None:
     constraints = scratch / "constraints.txt"
     constraints.write_text("\n".join(keep))
     try:
-        if ours:  # some of the others are built from source with these
+        if ours:  # needed to build some of the others from source
             pip_install(env, ["--quiet", *read_requirements("build")], lock)
         say("libraries (torch is the large one)")
         pip_install(env, ["--constraint", str(constraints), *wanted], lock)
@@ -267,7 +268,7 @@ def _stop(signum: int, frame: object) -> NoReturn:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Command line; returns the exit status."""
+    """Runs the command line; returns the exit status."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--venv", type=Path, default=ROOT / ".venv", help="folder (.venv)")
     args = parser.parse_args(argv)

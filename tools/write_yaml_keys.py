@@ -18,7 +18,7 @@ _TABLE = ["| key | default | meaning |", "|---|---|---|"]
 
 
 def document() -> str:
-    """The text of the document."""
+    """Returns the text of the document."""
     lines, comment = [_HEAD], []
     source = (_ROOT / "atss_d2" / "config" / "defaults.py").read_text(encoding="utf-8")
     for line in map(str.strip, source.splitlines()):
