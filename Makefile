@@ -1,15 +1,15 @@
-# Thin: tools/setup_env.py makes the environment, tools/prepare_data.py fetches the data.
+# A thin layer: tools/setup_env.py makes the environment, tools/prepare_data.py fetches the data.
 PYTHON ?= python3
 VENV = .venv
 DEMO_ARGS =
 BENCHMARK_ARGS =
 TEST_ARGS = -n 2
 
-# `=` and not `?=`: only the command line chooses the environment that packages are added to.
+# `=`, not `?=`: only the command line chooses the environment that packages are added to.
 override VENV := $(patsubst ~/%,$(HOME)/%,$(VENV))
 PY = "$(VENV)/bin/python"
 
-# The environment sees its own packages, not those of the user's shell or home.
+# The environment must see only its own packages, not those of the user's shell or home.
 unexport PYTHONPATH PYTHONHOME PYTHONSAFEPATH
 export PYTHONNOUSERSITE = 1
 

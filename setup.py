@@ -1,14 +1,14 @@
 """Packaging of atss_d2: ``pip install .`` or ``pip install -e .``, next to a Detectron2.
 
-Nothing heavy is imported here (no torch, no Detectron2), so it also builds where those are absent.
+Nothing heavy is imported here (no torch, no Detectron2), so the build does not need them.
 
 Two things are left to the user on purpose:
 
 * Detectron2 is not in ``install_requires``: it is not on the package index under its own name, and
-  most people have one built for their GPU, which must not be replaced.
+  most people have a build for their GPU, which must not be replaced.
 * OpenCV is not in ``install_requires``: ``opencv-python`` and ``opencv-python-headless`` both own
-  the folder ``cv2``, and pip, which knows them as two packages, would install one over the other.
-  Detectron2 itself leaves the choice open too. Without any, ask for ``atss_d2[opencv]``.
+  the folder ``cv2``, and pip, which treats them as two packages, would install one over the other.
+  Detectron2 itself leaves the choice open, too. If you have none, install ``atss_d2[opencv]``.
 """
 
 import re
@@ -37,14 +37,14 @@ def read_requirements(name: str) -> list[str]:
 class BuildWithConfigs(build_py):
     """Puts ``configs/`` into the wheel as ``atss_d2/configs``, where ``get_config`` finds it.
 
-    The configs are no Python package (relative imports in them are resolved by LazyConfig), so
-    they are copied as they are. An editable install finds the folder of the checkout.
+    The configs are not a Python package (LazyConfig resolves their relative imports), so they are
+    copied as they are. An editable install finds the folder of the checkout.
     """
 
     def run(self) -> None:
         super().run()
         target = Path(self.build_lib, "atss_d2", "configs")
-        shutil.rmtree(target, ignore_errors=True)  # of an earlier build, with configs gone since
+        shutil.rmtree(target, ignore_errors=True)  # an earlier build may contain deleted configs
         shutil.copytree(
             ROOT / "configs", target, ignore=shutil.ignore_patterns("__pycache__", "*.pyc")
         )
