@@ -1,12 +1,12 @@
-"""Starts the commands of atss_d2, so that ``--help`` need not wait for torch.
+"""Starts the commands of atss_d2 without importing torch, so that ``--help`` is fast.
 
-``atss-d2 COMMAND ...`` after ``pip install``; in a checkout, ``train_net.py`` and the scripts in
-``tools/`` start the same commands. A command is a file of ``atss_d2/commands/``.
+After ``pip install``, type ``atss-d2 COMMAND ...``; in a checkout, ``train_net.py`` and the scripts
+in ``tools/`` start the same commands. Each command is a file in ``atss_d2/commands/``.
 
 ``import atss_d2`` registers models in Detectron2 and takes seconds. A command parses its arguments
-first, so its module is imported here without the package around it, and so is ``atss_d2.plain``,
-all that ``predict-exported`` needs for an .onnx file. The first import of the rest of ``atss_d2``
-inside a command then runs ``atss_d2/__init__.py`` as usual.
+first, so its module is imported here without the package around it. So is ``atss_d2.plain``, which
+is all that ``predict-exported`` needs for an .onnx file. When a command imports the rest of
+``atss_d2``, ``atss_d2/__init__.py`` runs as usual.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def run(command: str, argv: Sequence[str] | None = None) -> int:
 
     Args:
         command: A key of :data:`COMMANDS`.
-        argv: Its arguments. Default: those of this process.
+        argv: The command's arguments. Default: those of this process.
 
     Returns:
         The exit code; 130 after Ctrl-C.
@@ -51,7 +51,7 @@ def run(command: str, argv: Sequence[str] | None = None) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The console script ``atss-d2``."""
+    """Runs the console script ``atss-d2``."""
     argv = list(sys.argv[1:] if argv is None else argv)
     if not argv or argv[0] in ("-h", "--help"):
         print(_usage())
@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         print(f"atss-d2: there is no command '{command}'; {hint}", file=sys.stderr)
         return 2
-    sys.argv = [f"atss-d2 {command}", *arguments]  # the name that its messages begin with
+    sys.argv = [f"atss-d2 {command}", *arguments]  # messages begin with this name
     return run(command)
 
 
@@ -96,7 +96,7 @@ def _version() -> str:
     return match.group(1) if match else "unknown"
 
 
-# Packages that are imported without `atss_d2` around them: they need neither torch nor Detectron2.
+# Packages imported without `atss_d2` around them: they need neither torch nor Detectron2.
 _LIGHT = ("commands", "plain")
 
 

@@ -6,7 +6,7 @@ from .warning_filters import filter_third_party_warnings
 
 __version__ = "0.2.0"
 
-with warnings.catch_warnings():  # Detectron2 warns while it is imported
+with warnings.catch_warnings():  # importing Detectron2 raises warnings
     filter_third_party_warnings()
     from . import data  # registers the data sets
     from .config import add_atss_config, get_cfg, get_config, list_configs

@@ -1,4 +1,4 @@
-"""Detections for images, from any of our configs."""
+"""Detects objects in images, with any of our configs."""
 
 from __future__ import annotations
 
@@ -43,12 +43,11 @@ class Predictor:
 
     Attributes:
         model: The detector, in evaluation mode.
-        has_names: Whether the names of the classes are known. They are looked for in the
-            checkpoint, then in the config, then in the metadata or the JSON file of its test and
-            training data sets.
+        has_names: Whether the class names are known. They are looked up in the checkpoint, then in
+            the config, then in the metadata or the JSON file of its test and training data sets.
         categories: ``{"id": ..., "name": ...}`` of the K classes, in the order of
             ``pred_classes``: the ids and names of the data set that the model was trained on.
-            Without names, the numbers of the classes.
+            If the names are unknown, the class numbers.
         metadata: Detectron2's metadata of the config's test data set, with these names and ids.
     """
 
@@ -63,16 +62,16 @@ class Predictor:
     ) -> None:
         """
         Args:
-            config: A name such as ``"coco/atss_R_50_FPN_1x"``, a config file (lazy or yaml, also
-                the ``config.yaml`` of an output folder), or a config. It is not changed.
+            config: A name such as ``"coco/atss_R_50_FPN_1x"``, a config file (lazy or yaml, or the
+                ``config.yaml`` of an output folder), or a config. It is not changed.
             weights: A checkpoint. Default: the one that the config names.
             device: For example ``"cpu"``. Default: the config's, or the CPU without a GPU.
             overrides: ``key=value`` for a LazyConfig; ``KEY``, ``value`` in turn for yaml.
-            batch_size: Most images that are run at once, when a list of images is given.
+            batch_size: Maximum number of images per batch, if a list of images is given.
 
         Raises:
             FileNotFoundError: There is no such config or checkpoint.
-            CheckpointError: The checkpoint is refused, damaged, or of another model.
+            CheckpointError: The checkpoint is refused, damaged, or from another model.
             ValueError: Neither ``weights`` nor the config names a checkpoint.
         """
         if batch_size < 1:
@@ -101,7 +100,7 @@ class Predictor:
         self.metadata = self._metadata()
 
     def _metadata(self) -> Metadata:
-        """A copy, since Detectron2's own must not change once it is set."""
+        """Returns a copy, since Detectron2's own metadata must not change once set."""
         name = next(iter(self._datasets), None)
         known = MetadataCatalog.get(name).as_dict() if name in MetadataCatalog.list() else {}
         if self.has_names:
@@ -112,7 +111,7 @@ class Predictor:
 
     @property
     def class_names(self) -> list[str]:
-        """Names of the K classes; their numbers where the names are unknown."""
+        """Names of the K classes; their numbers if the names are unknown."""
         return [category["name"] for category in self.categories]
 
     @torch.no_grad()  # not inference_mode, whose boxes could not be changed in place
@@ -125,11 +124,11 @@ class Predictor:
         Returns:
             Instances on the CPU with ``pred_boxes`` in pixels of the given image, ``scores`` and
             ``pred_classes``; a list of them for a list. The detections of an image do not depend
-            on the images that are given with it.
+            on the other images.
 
         Raises:
             FileNotFoundError: There is no such file.
-            ValueError: Something is neither a file name nor an array as above.
+            ValueError: An image is neither a file name nor an array as above.
         """
         if not isinstance(images, (list, tuple)):
             return self([images])[0]
@@ -148,21 +147,21 @@ class Predictor:
         tile_overlap: float = TILE_OVERLAP,
         score_thresh: float = 0.0,
     ) -> Instances:
-        """Detects objects of a large photograph in overlapping tiles.
+        """Detects objects in overlapping tiles of a large photograph.
 
-        One pass gives at most ``max_detections_per_image`` detections and may shrink the
-        photograph until small objects vanish. Here this holds for each tile.
-        :meth:`~atss_d2.plain.tiles.Tiling.merge` says what becomes of boxes at the tiles' borders
-        and of objects larger than the overlap. Tiles are of one size and run in batches.
+        A single pass gives at most ``max_detections_per_image`` detections and may shrink the
+        photograph until small objects vanish. Here this applies to each tile instead.
+        :meth:`~atss_d2.plain.tiles.Tiling.merge` describes how boxes at tile borders and objects
+        larger than the overlap are treated. All tiles have the same size and run in batches.
 
         Args:
             image: A file name or an (H, W, 3) uint8 array in BGR order.
-            tile_size: Side of a tile, pixels of the photograph.
-            tile_overlap: Fraction of ``tile_size`` that neighboring tiles share at least.
+            tile_size: Side of a tile, in pixels of the photograph.
+            tile_overlap: Minimum fraction of ``tile_size`` that neighboring tiles share.
             score_thresh: Detections below this score are left out.
 
         Returns:
-            Instances as of a call, except that there may be any number.
+            Instances as returned by a call, but without a limit on their number.
 
         Raises:
             FileNotFoundError: There is no such file.
@@ -195,17 +194,17 @@ class Predictor:
 
     @property
     def augmentations(self) -> list[T.Augmentation]:
-        """What the config does to test images, resizing as a rule."""
+        """The config's augmentations of test images, usually a resize."""
         return list(self._augmentations.augs)
 
     def prepare(self, image: Image) -> dict:
-        """One input of the model, as the config's test mapper makes it.
+        """Makes one input of the model, as the config's test mapper does.
 
         Args:
             image: A file name or an (H, W, 3) uint8 array in BGR order.
 
         Raises:
-            ValueError: It is neither.
+            ValueError: ``image`` is neither.
         """
         image = self._read(image)
         height, width = image.shape[:2]
@@ -229,7 +228,7 @@ class Predictor:
 
 
 def to_detections(instances: Instances) -> Detections:
-    """Instances on the CPU as plain arrays."""
+    """Converts instances on the CPU to plain arrays."""
     return Detections(
         instances.pred_boxes.tensor.numpy(),
         instances.scores.numpy(),
@@ -240,6 +239,6 @@ def to_detections(instances: Instances) -> Detections:
 def nms_with_torch(
     boxes: np.ndarray, scores: np.ndarray, classes: np.ndarray, iou_thresh: float
 ) -> np.ndarray:
-    """:func:`~atss_d2.modeling.nms.batched_nms` of arrays."""
+    """Applies :func:`~atss_d2.modeling.nms.batched_nms` to arrays."""
     arrays = (torch.from_numpy(x) for x in (boxes, scores, classes))
     return batched_nms(*arrays, iou_thresh).numpy()

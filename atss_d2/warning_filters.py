@@ -1,12 +1,12 @@
-"""Deprecation warnings of third parties that nobody who uses this package can act on.
+"""Silences third-party deprecation warnings that users of this package can do nothing about.
 
-Standard library only, so that it can be used before anything else is imported.
+Uses only the standard library, so that it can run before anything else is imported.
 """
 
 import os
 import warnings
 
-# Beginnings of messages, each raised inside the library that is named.
+# Beginnings of messages, each with the library that causes it.
 _MESSAGES = (
     r"`torch\.jit\.\w+` is deprecated",  # Detectron2, when it is imported
     r"`torch\.jit\.\w+` is not supported",  # the same on Python 3.14
@@ -20,15 +20,15 @@ _MESSAGES = (
 
 
 def filter_third_party_warnings() -> None:
-    """Ignores these messages, and no others, for the rest of the process (or context)."""
+    """Ignores only these messages, for the rest of the process (or context)."""
     for message in _MESSAGES:
         warnings.filterwarnings("ignore", message=message)
 
 
 def filter_in_child_processes() -> None:
-    """Ignores, in Python processes that this one starts, what Detectron2's import warns of.
+    """Ignores the warnings of Detectron2's import in Python processes that this one starts.
 
-    A spawned process unpickles what it runs, and so imports Detectron2, before any code of ours.
+    A spawned process unpickles its function, and so imports Detectron2, before any of our code.
     """
     option = "ignore:`torch.jit."
     options = [x for x in os.environ.get("PYTHONWARNINGS", "").split(",") if x]

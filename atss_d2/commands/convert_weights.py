@@ -1,9 +1,9 @@
-r"""Convert weights of the authors' release or of mmdetection to ours.
+r"""Converts weights of the authors' release or of mmdetection to our format.
 
     python tools/convert_weights.py atss_r50_fpn_1x_coco.pth output/mmdet_R_50.pth
 
-Beside the weights a config is written, output/mmdet_R_50.py, with which they give the detections of
-the original; it is loaded as any other:
+Also writes a config next to the weights, output/mmdet_R_50.py, with which they reproduce the
+detections of the original implementation. Use it like any other config:
 
     python train_net.py --config-file output/mmdet_R_50.py --eval-only
 """
@@ -18,12 +18,12 @@ from pathlib import Path
 from .errors import EXPECTED, Parser, tell
 
 _REFUSED = ("missing", "unexpected", "misshapen")
-# atss_d2.checkpoint.CONVENTIONS, which takes seconds to import.
+# Copied from atss_d2.checkpoint.CONVENTIONS, which takes seconds to import.
 _CONVENTIONS = ("auto", "authors", "mmdet")
 
 
 class _OldFlag(argparse.Action):
-    """Takes a flag under its former name, with a note."""
+    """Accepts a flag under its former name, with a note."""
 
     def __call__(self, parser, namespace, values, option_string=None) -> None:
         print(f"note: {option_string} is now --{self.dest}", file=sys.stderr)
@@ -31,7 +31,7 @@ class _OldFlag(argparse.Action):
 
 
 def get_parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Returns the parser."""
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", type=Path, help="file of the other implementation")
     parser.add_argument(
@@ -75,9 +75,9 @@ def run(args: argparse.Namespace) -> None:
     """Converts a file.
 
     Raises:
-        CheckpointError: The source is refused, damaged or does not fit.
-        ValueError: The command line contradicts itself.
-        OSError: A file is not there or cannot be written.
+        CheckpointError: The source is refused or damaged, or does not fit the model.
+        ValueError: Flags conflict.
+        OSError: A file does not exist or cannot be written.
     """
     from ..checkpoint import (
         CONVENTIONS,
@@ -118,7 +118,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the command; problems of files and arguments end in one sentence."""
+    """Runs the command; reports problems with files or arguments in one sentence."""
     args = get_parser().parse_args(argv)
     from ..warning_filters import filter_third_party_warnings
 

@@ -1,4 +1,4 @@
-"""What predict and predict-exported have in common: images in, pictures and detections.json out."""
+"""Code shared by ``predict`` and ``predict-exported``: images in, pictures and JSON out."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ..plain.tiles import NMS
 
 JSON_NAME = "detections.json"
-INTERRUPTED = 130  # the exit code of a command that Ctrl+C stopped
+INTERRUPTED = 130  # the exit code of a command stopped by Ctrl+C
 
 OUTPUT_HELP = """\
 Written are a picture of each image, under the image's own name (those of the same name go to
@@ -28,12 +28,12 @@ pixels, area and score. pycocotools reads it: COCO("detections.json").
 
 
 class Detector(Protocol):
-    """What both commands know of a detector.
+    """The detector interface that both commands use.
 
     Attributes:
         categories: ``id`` and ``name`` of the K classes.
-        max_detections: The most detections that it gives for an image; None if unknown.
-        how_to_raise_it: How to set that number.
+        max_detections: Maximum number of detections per image; None if unknown.
+        how_to_raise_it: How to raise that number.
         iou_thresh: Threshold of its NMS.
         nms: An NMS for the detections of several tiles.
     """
@@ -45,11 +45,11 @@ class Detector(Protocol):
     nms: NMS
 
     def detect(self, images: list[np.ndarray]) -> list[Detections]:
-        """Detections in RGB images (H, W, 3) uint8, in pixels of these."""
+        """Returns the detections in RGB images (H, W, 3) uint8, in pixels of those images."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Flags about detections, the same for both commands."""
+    """Adds the flags about detections that both commands have."""
     parser.add_argument(
         "--confidence-threshold",
         type=_probability,
@@ -77,7 +77,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_image_ids(parser: argparse.ArgumentParser) -> None:
-    """The flag about numbers of images."""
+    """Adds the flag for image ids."""
     parser.add_argument(
         "--image-ids",
         metavar="JSON",
@@ -87,7 +87,7 @@ def add_image_ids(parser: argparse.ArgumentParser) -> None:
 
 
 class Detecting:
-    """Runs a detector on images, in one pass or in tiles, as the flags say."""
+    """Runs a detector on images, in one pass or in tiles, depending on the flags."""
 
     def __init__(
         self, detector: Detector, args: argparse.Namespace, *, warn: Callable[[str], None]
@@ -95,7 +95,7 @@ class Detecting:
         """
         Args:
             detector: The detector.
-            args: With the flags of :func:`add_arguments`.
+            args: Parsed arguments with the flags of :func:`add_arguments`.
             warn: Called with a sentence for the user.
         """
         from ..plain.tiles import TILE_OVERLAP, TILE_SIZE
@@ -109,13 +109,13 @@ class Detecting:
         self.warn = warn
 
     def results(self) -> CocoResults:
-        """Empty results with the detector's categories."""
+        """Returns empty results with the detector's categories."""
         from ..plain.coco import CocoResults
 
         return CocoResults(self.detector.categories, self.image_ids)
 
     def detect(self, pixels: np.ndarray, name: str) -> Detections:
-        """Detections in an RGB image (H, W, 3) uint8, best first; ``name`` is for warnings."""
+        """Detects objects in an RGB image (H, W, 3) uint8, best first; ``name`` is for warnings."""
         from ..plain.tiles import Tiling
 
         most = self.detector.max_detections
@@ -148,7 +148,7 @@ class Detecting:
         return found
 
     def draw(self, image: Image.Image, detections: Detections) -> Image.Image:
-        """A copy of an RGB image with the detections."""
+        """Returns a copy of an RGB image with the detections drawn."""
         from ..plain.drawing import class_color, detection_labels, draw_boxes
 
         classes = detections.classes.tolist()
@@ -167,16 +167,16 @@ class Detecting:
         show: Callable[[Image.Image], bool] | None = None,
         progress: Callable[[Iterable], Iterable] = iter,
     ) -> int:
-        """Detects in image files; what is done stays when it is interrupted.
+        """Detects objects in image files; results so far are kept on interruption.
 
         Args:
             paths: The files.
             output: Folder for pictures and :data:`JSON_NAME`; None to write nothing.
-            show: Shows a picture, and says whether to go on; if there is no ``output``.
+            show: Shows a picture and returns whether to go on; used if ``output`` is None.
             progress: Shows the progress of an iterable.
 
         Returns:
-            Number of files that could not be read; a line on standard error names each.
+            The number of files that could not be read; a line on standard error names each.
         """
         import numpy as np
 
@@ -188,7 +188,7 @@ class Detecting:
             for path, name in progress(list(zip(paths, output_names(paths)))):
                 try:
                     image = open_rgb(path)
-                except Exception as error:  # decoders raise all kinds; the other images are fine
+                except Exception as error:  # decoders raise any type; the other images are fine
                     self.warn(f"error: cannot read '{path}': {error}")
                     num_unreadable += 1
                     continue
@@ -208,13 +208,14 @@ class Detecting:
 
 
 def check_arguments(args: argparse.Namespace, paths: Sequence[str]) -> None:
-    """
+    """Checks the flags that both commands have.
+
     Args:
-        args: With the flags of :func:`add_arguments` and :func:`add_image_ids`.
+        args: Parsed arguments with the flags of :func:`add_arguments` and :func:`add_image_ids`.
         paths: The images.
 
     Raises:
-        ValueError: A flag has no effect, or ``--image-ids`` is not a file with all the images.
+        ValueError: A flag has no effect, or the ``--image-ids`` file lacks one of the images.
     """
     if args.tile_overlap is not None and args.tiles is None:
         raise ValueError("--tile-overlap is for --tiles: give both")
@@ -228,7 +229,8 @@ def check_arguments(args: argparse.Namespace, paths: Sequence[str]) -> None:
 
 
 def check_output(paths: Sequence[str], output: Path) -> None:
-    """
+    """Checks that pictures can be written to ``output``.
+
     Raises:
         ValueError: ``output`` is not a folder, or a picture would overwrite an image.
     """
@@ -243,9 +245,10 @@ def check_output(paths: Sequence[str], output: Path) -> None:
 
 
 def make_folder(output: Path) -> None:
-    """
+    """Creates the output folder.
+
     Raises:
-        ValueError: The folder cannot be made.
+        ValueError: The folder cannot be created.
     """
     try:
         output.mkdir(parents=True, exist_ok=True)

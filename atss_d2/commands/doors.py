@@ -1,4 +1,4 @@
-"""How the next command is typed: by ``atss-d2``, or by a script of the checkout in use."""
+"""Spells the next command: with ``atss-d2``, or with a script of the checkout in use."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import shutil
 import sys
 from pathlib import Path
 
-# Scripts of a checkout that start the commands of atss_d2_cli.
+# Scripts in a checkout that start the commands of atss_d2_cli.
 _DOORS = {
     "start-project": "tools/start_project.py",
     "train": "train_net.py",
@@ -18,7 +18,7 @@ _DOORS = {
 
 
 def program(command: str) -> list[str]:
-    """The first words of a command line, as they are typed in this folder."""
+    """Returns the first words of a command line, as typed in the current folder."""
     root = checkout()
     if root is None:
         return ["atss-d2", command]
@@ -28,7 +28,7 @@ def program(command: str) -> list[str]:
 
 
 def checkout() -> Path | None:
-    """The checkout that this code is in; None for ``atss-d2``, or if it is not in one."""
+    """Returns the checkout that contains this code; None for ``atss-d2`` or outside a checkout."""
     if Path(sys.argv[0].partition(" ")[0]).name == "atss-d2":
         return None
     root = Path(__file__).resolve().parents[2]
@@ -36,13 +36,13 @@ def checkout() -> Path | None:
 
 
 def relative(path: str | os.PathLike[str]) -> str:
-    """A path as short as it can be typed here."""
+    """Returns the shortest form of a path that works in the current folder."""
     absolute = os.path.abspath(path)
     shorter = os.path.relpath(absolute)
     return absolute if shorter.startswith(os.pardir) else shorter
 
 
 def quote_value(text: str) -> str:
-    """A text as the value of an override ``key=value``, which has Hydra's grammar."""
+    """Quotes text as the value of an override ``key=value``, which follows Hydra's grammar."""
     escaped = re.sub(r"""(\\*)('|$)""", lambda m: 2 * m[1] + ("\\'" if m[2] else ""), text)
     return f"'{escaped}'"

@@ -1,4 +1,4 @@
-"""What ``train`` prints when it has finished: results, where things are, the next command."""
+"""The summary that ``train`` prints at the end: results, output files, the next command."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ _METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR")
 
 
 def print_ending(cfg: DictConfig, config_file: str, results: dict[str, Any]) -> None:
-    """Prints and draws how a training run ended.
+    """Prints and draws the results of a training run.
 
     Args:
-        cfg: Its config.
-        config_file: As the user named it, for the next command.
-        results: Of the last evaluation; nothing is printed for others than those of boxes.
+        cfg: The config of the run.
+        config_file: The config file as the user named it, for the next command.
+        results: Results of the last evaluation; nothing is printed unless they include boxes.
     """
     from rich.console import Console
 
@@ -39,7 +39,7 @@ def print_ending(cfg: DictConfig, config_file: str, results: dict[str, Any]) -> 
         is_last = best["iteration"] + 1 >= cfg.train.max_iter
         rows = {label: best["bbox"]} if is_last else {**rows, label: best["bbox"]}
         weights, detections = best["path"], best["detections"]
-    # Names of classes and folders are not markup, whatever brackets and colons they have.
+    # Class and folder names may contain brackets and colons, but are not markup.
     width = max(80, Console().width)
     console = Console(width=width, highlight=False, markup=False, emoji=False)
     with quiet_evaluation():
@@ -60,7 +60,7 @@ def print_ending(cfg: DictConfig, config_file: str, results: dict[str, Any]) -> 
 
 
 def _draw(cfg: DictConfig, console: Any, detections: Path) -> float | None:
-    """Learning curve and pictures; returns the threshold of the best F1."""
+    """Draws the learning curve and pictures; returns the score threshold of the best F1."""
     from ..engine.console import quiet_evaluation
     from ..visualization import draw_worst_images, plot_training_curves
 
@@ -98,7 +98,7 @@ def _table(rows: dict[str, dict[str, float]]) -> Any:
 
 
 def _per_class(row: dict[str, float]) -> Any:
-    """AP of each class in columns side by side; None for a single class."""
+    """Returns a table of each class's AP, in columns side by side; None for a single class."""
     from rich.table import Table
 
     values = {
@@ -138,14 +138,14 @@ def _an_image_folder(cfg: DictConfig) -> str:
     root = MetadataCatalog.get(names).get("image_root")
     if root and PathManager.isdir(root):
         folder = PathManager.get_local_path(root)
-        if find_images([folder])[0]:  # else they are in folders below it
+        if find_images([folder])[0]:  # otherwise they are in its subfolders
             return folder
     dataset = DatasetCatalog.get(names)
     return str(Path(dataset[0]["file_name"]).parent) if dataset else "IMAGES"
 
 
 def _read_best(output_dir: Path) -> dict[str, Any] | None:
-    """What stands in ``model_best.pth`` beside the weights; None without one."""
+    """Reads what ``model_best.pth`` contains besides the weights; None if there is no such file."""
     from ..checkpoint import load_file
     from ..engine.evaluation_hooks import BEST, BEST_DETECTIONS
 

@@ -1,4 +1,4 @@
-"""Errors and warnings of commands, each as one sentence on standard error."""
+"""Prints errors and warnings of commands, each as one sentence on standard error."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from typing import NoReturn
 
 from ..plain.suggestions import did_you_mean
 
-# What a wrong argument, file or config raises. Anything else is a fault of ours: a traceback.
+# Raised for a wrong argument, file or config. Anything else is a bug of ours and gets a traceback.
 EXPECTED = (OSError, KeyError, ValueError, AssertionError, ImportError)
 
-# What DataLoader makes of an error in a worker: the traceback as text, in an error of its type.
+# DataLoader re-raises a worker's error as the same type, with the traceback as its message.
 _WORKER = re.compile(r"^Caught \w+ in DataLoader worker process \d+\.\nOriginal Traceback")
 
 
 class Parser(argparse.ArgumentParser):
-    """An ``ArgumentParser`` whose errors are one line without the usage, and know near flags."""
+    """An ``ArgumentParser`` that prints errors on one line, without usage, and suggests flags."""
 
     def error(self, message: str) -> NoReturn:
         """Ends the command with the message and exit code 2."""
@@ -37,25 +37,25 @@ class Parser(argparse.ArgumentParser):
 
 
 def one_sentence(error: BaseException) -> str:
-    """The message of an error on one line, without the traceback of a DataLoader's worker."""
+    """Returns an error's message on one line, without the traceback of a DataLoader worker."""
     # KeyError puts its message in quotes.
     message = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
     if _WORKER.match(message):
         lines = message.rstrip().splitlines()
-        # The message begins behind the last line of the traceback, which is indented.
+        # The message starts after the last line of the traceback, which is indented.
         start = max(i for i, line in enumerate(lines) if line.startswith("  ")) + 1
         message = " ".join(lines[start:]).partition(": ")[2] or lines[-1]
     return " ".join(message.split()) or repr(error)
 
 
 def fail(parser: argparse.ArgumentParser, error: BaseException | str) -> NoReturn:
-    """Ends a command that failed: ``PROGRAM: sentence``, exit code 1."""
+    """Ends a command that failed, with ``PROGRAM: sentence`` and exit code 1."""
     sentence = error if isinstance(error, str) else one_sentence(error)
     sys.exit(f"{parser.prog}: {sentence}")
 
 
 def refuse(parser: argparse.ArgumentParser, error: BaseException) -> NoReturn:
-    """Ends a command that cannot be run: ``PROGRAM: error: sentence``, exit code 2."""
+    """Ends a command that cannot run, with ``PROGRAM: error: sentence`` and exit code 2."""
     parser.exit(2, f"{parser.prog}: error: {one_sentence(error)}\n")
 
 

@@ -3,9 +3,9 @@ r"""Exports a trained model to a file that runs without this package.
     python tools/export_model.py --config-file configs/demo/atss_mobilenetv2_trees.py \
         --format onnx --output output/export train.init_checkpoint=output/demo/model_final.pth
 
-Flags are those of Detectron2's tools/deploy/export_model.py and stand before the overrides:
-key=value for a LazyConfig, KEY VALUE for yaml. --run-eval evaluates the model and the file on the
-config's test set, one after the other. What each format can do is in docs/deployment.md.
+Flags are those of Detectron2's tools/deploy/export_model.py. Put them before the overrides:
+key=value for a LazyConfig, KEY VALUE for yaml. --run-eval evaluates first the model and then the
+file on the config's test set. docs/deployment.md says what each format can do.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 class Format(NamedTuple):
-    """What a value of --format stands for."""
+    """The exporter and the file name of a value of --format."""
 
     export: str  # name of a function of atss_d2.export
     file_name: str
@@ -44,11 +44,11 @@ FORMATS = {
 }
 METHODS = ("tracing", "scripting")  # of atss_d2.export.torchscript
 DTYPES = ("float32", "float16", "bfloat16")
-_PHOTOGRAPH = (480, 640)  # height and width of the image that stands for a sample
+_PHOTOGRAPH = (480, 640)  # height and width of the image used as a sample
 
 
 def get_parser() -> argparse.ArgumentParser:
-    """The command line; names of flags as in Detectron2's tool."""
+    """Returns the parser; flags have the names of Detectron2's tool."""
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config-file", required=True, help="a .py or .yaml config, or its name")
     parser.add_argument("--format", choices=FORMATS, default="torchscript")
@@ -87,9 +87,10 @@ def get_parser() -> argparse.ArgumentParser:
 
 
 def check_flags(args: argparse.Namespace) -> None:
-    """
+    """Checks that the flags fit together.
+
     Raises:
-        ValueError: Flags exclude each other; the message names them.
+        ValueError: Flags conflict; the message names them.
     """
     if args.format != "torchscript" and args.export_method == "scripting":
         raise ValueError(
@@ -120,7 +121,7 @@ def check_flags(args: argparse.Namespace) -> None:
 
 
 def output_path(args: argparse.Namespace) -> Path:
-    """The file to be written: ``--output`` itself or, in that folder, one of the usual name."""
+    """Returns the file to write: ``--output`` itself or, in that folder, one of the usual name."""
     file_name = FORMATS[args.format].file_name
     is_file = args.output.suffix == Path(file_name).suffix and not args.output.is_dir()
     return args.output if is_file else args.output / file_name
@@ -140,7 +141,7 @@ def setup(args: argparse.Namespace) -> DictConfig | CfgNode:
 
 
 def make_sample(predictor: Predictor, path: str | None) -> Tensor:
-    """An image (1, 3, H, W) as the model gets it: from a file, or noise."""
+    """Returns an image (1, 3, H, W) as the model receives it: from a file, or noise."""
     import numpy as np
 
     if path is None:
@@ -185,7 +186,7 @@ def export(predictor: Predictor, args: argparse.Namespace) -> Path:
 
 
 def evaluate_lazy(cfg: DictConfig, model: nn.Module, folder: Path) -> dict[str, float]:
-    """Evaluates as train_net.py does; returns the metrics of boxes."""
+    """Evaluates as train_net.py does, and returns the box metrics."""
     from ..engine import do_test
 
     if "output_dir" in cfg.dataloader.evaluator:
@@ -194,7 +195,7 @@ def evaluate_lazy(cfg: DictConfig, model: nn.Module, folder: Path) -> dict[str, 
 
 
 def evaluate_yaml(cfg: CfgNode, model: nn.Module, folder: Path) -> dict[str, float]:
-    """The same for a yaml config; of several test sets, the first."""
+    """Evaluates a yaml config, and returns the box metrics of its first test set."""
     from ..engine import Trainer
     from ..engine.evaluation import build_evaluator
 
@@ -204,7 +205,7 @@ def evaluate_yaml(cfg: CfgNode, model: nn.Module, folder: Path) -> dict[str, flo
 
 
 def compare(cfg: DictConfig | CfgNode, model: nn.Module, path: Path) -> None:
-    """Evaluates the model and the file, and prints both."""
+    """Evaluates the model and the file, and prints both results."""
     from tabulate import tabulate
 
     from ..config import by_kind
@@ -228,10 +229,10 @@ def compare(cfg: DictConfig | CfgNode, model: nn.Module, path: Path) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the command line; 2 for what cannot be done."""
+    """Runs the command; exits with 2 if the export is impossible."""
     parser = get_parser()
     args = parser.parse_args(argv)
-    # Must be imported before Detectron2: silences the deprecation warnings of its import.
+    # Must be imported before Detectron2: silences deprecation warnings raised by its import.
     from ..predictor import Predictor
 
     # isort: split

@@ -1,12 +1,12 @@
-r"""Detects objects in images, a video or a webcam's pictures.
+r"""Detects objects in images, a video or a webcam stream.
 
     python tools/demo.py --config-file configs/demo/atss_mobilenetv2_trees.py \
         --weights output/demo/model_final.pth --input a.jpg 'photos/*.png' more/ --output found
     python tools/demo.py --config-file ... --weights ... --input aerial.png --output found --tiles
     python tools/demo.py --config-file ... --weights ... --video-input a.mp4 --output b.mp4
 
-Flags are those of Detectron2's demo. Without --output, pictures are shown in a window: any key goes
-on to the next image, Esc ends.
+Flags are those of Detectron2's demo. Without --output, pictures are shown in a window: press Esc to
+stop, any other key for the next image.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ the video; the detections go to a .json beside it, whose images have a "frame_in
 
 
 def get_parser() -> argparse.ArgumentParser:
-    """The command line; names of flags as in Detectron2's demo."""
+    """Returns the parser; flags have the names of Detectron2's demo."""
     parser = Parser(
         description=__doc__,
         epilog=OUTPUT_HELP + VIDEO_HELP,
@@ -78,13 +78,13 @@ def get_parser() -> argparse.ArgumentParser:
 
 
 class PredictorDetector:
-    """A :class:`Predictor`, for :class:`~atss_d2.commands.detecting.Detecting`."""
+    """Adapts a :class:`Predictor` to :class:`~atss_d2.commands.detecting.Detecting`."""
 
     def __init__(self, predictor: Predictor, *, more_detections: str) -> None:
         """
         Args:
             predictor: The predictor.
-            more_detections: An override that raises its number of detections per image.
+            more_detections: An override that raises the maximum number of detections per image.
         """
         from ..predictor import nms_with_torch
 
@@ -96,7 +96,7 @@ class PredictorDetector:
         self.nms = nms_with_torch
 
     def detect(self, images: list[np.ndarray]) -> list[Detections]:
-        """Detections in RGB images (H, W, 3) uint8."""
+        """Returns the detections in RGB images (H, W, 3) uint8."""
         from ..predictor import to_detections
 
         return [to_detections(x) for x in self.predictor([x[:, :, ::-1] for x in images])]
@@ -115,10 +115,10 @@ def load(args: argparse.Namespace) -> PredictorDetector:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the command line.
+    """Runs the command.
 
     Returns:
-        1 when an image could not be used, 2 for a wrong command line, 130 when interrupted.
+        1 if an image could not be used, 2 for a wrong command line, 130 if interrupted.
     """
     parser = get_parser()
     args = parser.parse_args(argv)
@@ -146,7 +146,7 @@ def main(argv: list[str] | None = None) -> int:
     for problem in problems:
         tell(f"error: --input {problem}")
 
-    # Must be imported before Detectron2: silences the deprecation warnings of its import.
+    # Must be imported before Detectron2: silences deprecation warnings raised by its import.
     from ..warning_filters import filter_third_party_warnings
 
     # isort: split
@@ -181,7 +181,7 @@ def main(argv: list[str] | None = None) -> int:
         where = f"; what was done is in {args.output}" if args.output is not None else ""
         print(f"interrupted{where}", file=sys.stderr)
         return INTERRUPTED
-    except (OSError, ValueError) as error:  # such as a full disk, or a camera that is not there
+    except (OSError, ValueError) as error:  # for example a full disk or a missing camera
         tell(error)
         return 1
     return 1 if problems or num_unreadable else 0

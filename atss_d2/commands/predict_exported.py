@@ -1,11 +1,10 @@
-r"""Detects objects with an exported file: pictures and a detections.json, in a folder of their own.
+r"""Detects objects with an exported file, and writes pictures and a detections.json to a folder.
 
     python tools/predict_exported.py output/export/model.onnx a.jpg b.jpg --output found
     python tools/predict_exported.py output/export/model.onnx aerial.png --tiles
 
-An .onnx file needs onnxruntime, numpy and Pillow, nothing else; other formats need torch,
-torchvision and this package. How to prepare images and the names of the classes come out of the
-file.
+An .onnx file needs only onnxruntime, numpy and Pillow; other formats need torch, torchvision and
+this package. The file itself says how to prepare images and what the classes are called.
 """
 
 from __future__ import annotations
@@ -34,12 +33,12 @@ if TYPE_CHECKING:
 
     from ..plain.detections import Detections
 
-# Takes images (N, 3, H, W), gives boxes (N, D, 4), scores, classes (N, D) and numbers (N,).
+# Takes images (N, 3, H, W), returns boxes (N, D, 4), scores and classes (N, D), and counts (N,).
 Function = Callable[["np.ndarray"], "tuple[np.ndarray, ...]"]
 
 
 def get_parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Returns the parser."""
     parser = Parser(
         description=__doc__,
         epilog=OUTPUT_HELP,
@@ -58,7 +57,7 @@ def get_parser() -> argparse.ArgumentParser:
 
 
 class ExportedDetector:
-    """An exported file and its metadata, for :class:`~atss_d2.commands.detecting.Detecting`."""
+    """Adapts an exported file to :class:`~atss_d2.commands.detecting.Detecting`."""
 
     how_to_raise_it = "export it again with model.max_detections_per_image=1000"
 
@@ -68,8 +67,8 @@ class ExportedDetector:
             path: The file.
 
         Raises:
-            ValueError: It is none of ours.
-            ImportError: What the format needs is not installed.
+            ValueError: The file was not written by our exporters.
+            ImportError: A package that the format needs is not installed.
         """
         from ..plain.detections import nms
 
@@ -86,7 +85,7 @@ class ExportedDetector:
         self.nms = nms
 
     def detect(self, images: list[np.ndarray]) -> list[Detections]:
-        """Detections in RGB images (H, W, 3) uint8, best first."""
+        """Returns the detections in RGB images (H, W, 3) uint8, best first."""
         return [self._detect(image) for image in images]
 
     def _detect(self, image: np.ndarray) -> Detections:
@@ -111,7 +110,7 @@ def _load_onnx(path: Path) -> tuple[Function, dict]:
         raise ImportError("an .onnx file needs ONNX Runtime: pip install onnxruntime") from None
     try:
         session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    except Exception as error:  # its errors have no class in common but this
+    except Exception as error:  # the only common base class of its errors
         raise ValueError(f"ONNX Runtime cannot run '{path}': {error}") from error
     text = session.get_modelmeta().custom_metadata_map.get("atss_d2")
     if not text:
@@ -129,7 +128,7 @@ def _load_with_torch(path: Path) -> tuple[Function, dict]:
 
 
 def prepare(image: np.ndarray, metadata: dict) -> np.ndarray:
-    """Resizes an RGB image (H, W, 3) as Detectron2 does, and makes it (1, 3, H, W)."""
+    """Resizes an RGB image (H, W, 3) as Detectron2 does, and transposes it to (1, 3, H, W)."""
     import numpy as np
     from PIL import Image
 
@@ -156,7 +155,7 @@ def prepare(image: np.ndarray, metadata: dict) -> np.ndarray:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the command line; 1 when an image could not be read, 2 for a wrong command line."""
+    """Runs the command; returns 1 if an image could not be read, 2 for a wrong command line."""
     parser = get_parser()
     args = parser.parse_args(argv)
     from ..plain.files import find_images
@@ -180,7 +179,7 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"interrupted; what was done is in {args.output}", file=sys.stderr)
         return INTERRUPTED
-    except OSError as error:  # such as a full disk
+    except OSError as error:  # for example a full disk
         tell(error)
         return 1
     return 1 if problems or num_unreadable else 0

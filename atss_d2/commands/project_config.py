@@ -1,4 +1,4 @@
-"""Writes the config of a project: some twenty lines on top of a config of ``configs/custom/``."""
+"""Writes a project's config: about twenty lines on top of a config from ``configs/custom/``."""
 
 from __future__ import annotations
 
@@ -28,16 +28,17 @@ def config_text(
     """Returns the text of ``config.py``.
 
     Args:
-        folder: That the file will lie in. Paths inside are written relative to it, others absolute,
-            so that the file works from any working directory.
-        settings: What it sets, and why.
-        categories: Of the data set, in the order of its classes.
-        train: COCO JSON and folder of images of the training set.
-        val: The same of the validation set.
+        folder: Folder of the file. Paths inside it are written relative to it, others as absolute
+            paths, so that the file works from any working directory.
+        settings: Values to set, with their reasons.
+        categories: Categories of the data set, in class order.
+        train: COCO JSON and image folder of the training set.
+        val: COCO JSON and image folder of the validation set.
         title: First line of the docstring.
-        command: That trains it.
+        command: The command that trains the model.
         init_checkpoint: Weights to start from: a file, or a name with a prefix such as mmdet://,
-            whose settings the model then gets. None leaves those of the config it builds on.
+            in which case the model gets the settings of that implementation. None keeps the
+            weights of the base config.
     """
     spec, why = MODELS[settings.model], settings.reasons
     name = re.sub(r"\W+", "_", folder.resolve().name).strip("_") or "project"
@@ -107,8 +108,8 @@ def _register(name: str, json_file: str, images: str) -> list[str]:
 
 
 def _path(folder: Path, path: Path) -> str:
-    """Source code of a path."""
-    # Not resolved: a link stays one, and may lead elsewhere tomorrow.
+    """Returns the source code of a path."""
+    # Not resolved: a link stays a link, as its target may change.
     folder, path = Path(os.path.abspath(folder)), Path(os.path.abspath(path))
     if path == folder:
         return "_here"
@@ -118,12 +119,12 @@ def _path(folder: Path, path: Path) -> str:
 
 
 def _plain(text: str) -> str:
-    """Text that may stand in a docstring."""
+    """Escapes text for a docstring."""
     return text.replace("\\", "\\\\").replace('"""', "'''")
 
 
 def _comment(reason: str) -> list[str]:
-    """A sentence as lines of comment."""
+    """Wraps a sentence into comment lines."""
     lines, line = [], "#"
     for word in (reason[:1].upper() + reason[1:]).split():
         if len(line) + 1 + len(word) > _WIDTH:
@@ -134,7 +135,7 @@ def _comment(reason: str) -> list[str]:
 
 
 def _categories(categories: Categories) -> list[str]:
-    """The original ids and the names, as many to a line as fit."""
+    """Returns lines with the original ids and the names, each line filled to the width."""
     entries = [f"{c['id']}: {json.dumps(c['name'], ensure_ascii=False)}" for c in categories]
     start, line = "categories = {", f"{', '.join(entries)}}}"
     if len(start) + len(line) <= _WIDTH:

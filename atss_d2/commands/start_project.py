@@ -1,16 +1,16 @@
-"""Write a config for your own data set, and say what is in it and what is wrong with it.
+"""Writes a config for your own data set, and reports its contents and its problems.
 
     python tools/start_project.py --train train.json images --val val.json images --output widgets
 
-A data set is a COCO JSON and the folder of its images, or a single folder: of Pascal VOC's or
-YOLO's format (these need `pip install 'atss_d2[convert]'`), or with a COCO JSON in it. Without
---val a part of the training images is kept for validation. In the output folder appear
+A data set is a COCO JSON and its image folder, or a single folder: in Pascal VOC or YOLO format
+(these need `pip install 'atss_d2[convert]'`), or with a COCO JSON in it. Without --val, some of
+the training images are held out for validation. The output folder will contain
 
-    config.py   some twenty lines that you may change, each choice with its reason
-    data.png    images with their boxes, sizes of objects, classes
+    config.py   about twenty lines that you may change, each choice with its reason
+    data.png    images with their boxes, object sizes, classes
     train.json, val.json   if the data set had to be split, converted or fixed
 
-The last lines printed are the next three commands: train, predict, export.
+The last lines of output are the next three commands: train, predict, export.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _NUM_PREDICTED = 4
 
 
 def get_parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Returns the parser."""
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--train",
@@ -76,9 +76,10 @@ def get_parser() -> argparse.ArgumentParser:
 
 
 def check_flags(args: argparse.Namespace) -> None:
-    """
+    """Checks the flags and fills in their defaults.
+
     Raises:
-        ValueError: Flags exclude each other or have wrong values; the message names them.
+        ValueError: Flags conflict or have wrong values; the message names them.
     """
     for flag, value in (("--val-fraction", args.val_fraction), ("--seed", args.seed)):
         if args.val and value is not None:
@@ -112,7 +113,7 @@ def check_flags(args: argparse.Namespace) -> None:
 
 
 def read_parts(args: argparse.Namespace) -> tuple[Checked, Checked]:
-    """Reads, checks and, without ``--val``, splits.
+    """Reads and checks the data set, and splits it if there is no ``--val``.
 
     Raises:
         DataError: A data set cannot be used.
@@ -141,7 +142,7 @@ def read_parts(args: argparse.Namespace) -> tuple[Checked, Checked]:
 
 
 def write_json(part: Checked, path: Path) -> Path:
-    """The JSON file of a part: its own or, where something was changed, a new one."""
+    """Returns the JSON file of a part: its own or, if the part was changed, a newly written one."""
     import json
 
     if not part.is_changed:
@@ -183,11 +184,11 @@ def draw_page(train: Checked, path: Path, **options) -> None:
 
 
 def next_commands(args: argparse.Namespace, val: Checked) -> list[tuple[str, str]]:
-    """The next three commands as they are typed in this folder, each with what it is for."""
+    """Returns the next three commands as typed in the current folder, each after its name."""
     config, output = relative(args.output / "config.py"), args.output / "output"
     weights = relative(output / "model_best.pth")
     paths = [file.path for file in val.files.values()]
-    if args.val:  # their folder
+    if args.val:  # the images' folder
         paths = [Counter(path.parent for path in paths).most_common(1)[0][0]]
     value = weights if shlex.quote(weights) == weights else quote_value(weights)
     inputs = [relative(path) for path in paths[:_NUM_PREDICTED]]
@@ -205,11 +206,11 @@ def next_commands(args: argparse.Namespace, val: Checked) -> list[tuple[str, str
 
 
 def run(args: argparse.Namespace) -> None:
-    """Reads, checks, chooses, writes.
+    """Reads and checks the data set, chooses settings and writes the project.
 
     Raises:
         DataError: The data cannot be used; nothing was written.
-        ValueError: The command line contradicts itself.
+        ValueError: Flags conflict.
         OSError: A file cannot be written.
     """
     check_flags(args)
@@ -286,7 +287,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the command; what is wrong with data or arguments is one sentence."""
+    """Runs the command; reports wrong data or arguments in one sentence."""
     parser = get_parser()
     args = parser.parse_args(argv)
     from ..data import DataError

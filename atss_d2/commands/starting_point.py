@@ -1,4 +1,4 @@
-"""What training of a new project starts from: the model, and the weights."""
+"""Chooses the model and the initial weights of a new project."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from pathlib import Path
 
 from .doors import checkout
 
-# Implementations whose weights are converted when they are loaded: names of conventions.
+# Names of the conventions whose weights are converted on loading.
 FOREIGN = ("mmdet", "authors")
 
 
 def choose_model(args: argparse.Namespace, *, has_gpu: bool) -> tuple[str, str]:
-    """The model and why it was chosen."""
+    """Returns the model and the reason for choosing it."""
     if args.model:
         return args.model, "as --model says"
     if args.weights and args.weights.startswith(tuple(f"{name}://" for name in FOREIGN)):
@@ -24,13 +24,13 @@ def choose_model(args: argparse.Namespace, *, has_gpu: bool) -> tuple[str, str]:
 
 
 def find_weights(args: argparse.Namespace, model: str) -> tuple[Path | str | None, str]:
-    """What training starts from, None if that is the config's own; and a sentence if it lacks."""
+    """Returns the initial weights (None: the config's own), and a warning if they are missing."""
     if args.weights is None:
         return find_backbone(args.output) if model == "mobilenetv2" else (None, "")
     name, _, path = args.weights.rpartition("://")
     if not name:
         return Path(path), ""
-    # The prefix may stand before a URL.
+    # A prefix may also precede a URL, which must stay as it is: mmdet://https://...
     is_file = name in FOREIGN
     return (f"{name}://{os.path.abspath(path)}" if is_file else args.weights), ""
 
@@ -39,7 +39,7 @@ def find_backbone(folder: Path) -> tuple[Path | None, str]:
     """Finds or fetches the small model's ImageNet weights.
 
     Returns:
-        The file, or None where it could not be fetched, and then a sentence about that.
+        The file and an empty string, or None and a sentence that says why it could not be fetched.
     """
     from ..data import DataError, dataset_root, prepare_pretrained
     from ..data.embedded.pretrained import PRETRAINED_FILE

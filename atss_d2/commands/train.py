@@ -1,14 +1,15 @@
-"""Trains or evaluates a model from a LazyConfig (.py) or a yaml config, on one or several GPUs.
+"""Trains or evaluates a model from a LazyConfig (.py) or a yaml config, on one or more GPUs.
 
     python train_net.py --config-file configs/coco/atss_R_50_FPN_1x.py --num-gpus 8
     python train_net.py --config-file configs/demo/atss_mobilenetv2_trees.py train.max_iter=100
     python train_net.py --config-file configs/yaml/atss_R_50_FPN_1x.yaml SOLVER.BASE_LR 0.005
 
---eval-only evaluates the checkpoint that train.init_checkpoint or MODEL.WEIGHTS names, without and,
-if the config has test_time_augmentation (in yaml TEST.AUG.ENABLED), with test-time augmentation.
+--eval-only evaluates the checkpoint named by train.init_checkpoint or MODEL.WEIGHTS, and evaluates
+it again with test-time augmentation if the config has test_time_augmentation (in yaml
+TEST.AUG.ENABLED).
 
-Put flags before the overrides: key=value for a LazyConfig, KEY VALUE for yaml. Without a GPU
-everything runs on the CPU (--num-gpus is then the number of processes).
+Put flags before the overrides: key=value for a LazyConfig, KEY VALUE for yaml. Without a GPU,
+everything runs on the CPU, and --num-gpus is the number of processes.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
 
 def get_parser() -> argparse.ArgumentParser:
-    """The command line; flags as in Detectron2's ``default_argument_parser``."""
+    """Returns the parser; flags are those of Detectron2's ``default_argument_parser``."""
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config-file", default="", metavar="FILE", help="a config, or its name")
     parser.add_argument(
@@ -58,9 +59,9 @@ def get_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the command: one process, or as many as it asks for."""
+    """Runs the command, in one process or in the number of processes that the flags ask for."""
     args = get_parser().parse_args(argv)
-    # Must be imported before Detectron2: silences the deprecation warnings of its import.
+    # Must be imported before Detectron2: silences deprecation warnings raised by its import.
     import atss_d2  # noqa: F401
 
     # isort: split
@@ -71,14 +72,14 @@ def main(argv: list[str] | None = None) -> int:
     from ..engine import check_dataset_files
     from ..warning_filters import filter_in_child_processes
 
-    cfg = setup(args)  # a wrong config stops here, not in each of the processes
+    cfg = setup(args)  # a wrong config fails here, not in every process
     try:
         check_dataset_files(cfg, with_training=not args.eval_only)
     except DataError as error:
         fail(get_parser(), error)
     is_alone = args.num_gpus * args.num_machines <= 1
     filter_in_child_processes()
-    # Tells that the other processes are ended when one has failed.
+    # This logger reports that it terminates the other processes after one has failed.
     logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)
     try:
         launch(
@@ -87,7 +88,7 @@ def main(argv: list[str] | None = None) -> int:
             num_machines=args.num_machines,
             machine_rank=args.machine_rank,
             dist_url=args.dist_url,
-            # A process of its own registers the data sets of the config file by executing it.
+            # Spawned processes execute the config file themselves, which registers its data sets.
             args=(args, cfg if is_alone else None),
         )
     except ProcessExitedException as error:
@@ -96,7 +97,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def setup(args: argparse.Namespace) -> DictConfig | CfgNode:
-    """Loads the config and applies the overrides; errors end the command in a sentence."""
+    """Loads the config and applies the overrides; an error ends the command with one sentence."""
     from ..config import find_config, load_config, view_of
 
     try:
@@ -115,7 +116,7 @@ def setup(args: argparse.Namespace) -> DictConfig | CfgNode:
 
 
 def check(view: View, args: argparse.Namespace) -> None:
-    """Finds out early what would stop the run after minutes, or in each of the processes."""
+    """Finds errors early that would stop the run after minutes, or in every process."""
     import torch
 
     from ..engine import check_categories, check_checkpoint
@@ -153,7 +154,7 @@ def run(args: argparse.Namespace, cfg: DictConfig | CfgNode | None = None) -> di
 
     Args:
         args: The command line.
-        cfg: The config, if this process has loaded it already.
+        cfg: The config, if this process has already loaded it.
     """
     from ..checkpoint import CheckpointError
     from ..config import ConfigError, by_kind
@@ -171,10 +172,10 @@ def run(args: argparse.Namespace, cfg: DictConfig | CfgNode | None = None) -> di
 
 
 def run_and_leave(args: argparse.Namespace, cfg: DictConfig | CfgNode | None = None) -> None:
-    """Runs one process of the job, the last thing that this process does.
+    """Runs one process of the job, then leaves the process group.
 
-    Leaves the process group when all processes are done: threads of gloo that still run when the
-    interpreter ends may abort the process.
+    Leaves it when all processes are done: gloo threads that are still running when the interpreter
+    exits may abort the process.
     """
     from detectron2.utils import comm
     from torch import distributed
@@ -188,7 +189,7 @@ def run_and_leave(args: argparse.Namespace, cfg: DictConfig | CfgNode | None = N
 def load_for_evaluation(
     model: nn.Module, weights: str, output_dir: str, args: argparse.Namespace
 ) -> None:
-    """Loads the weights that the config names; with --resume, the last ones of the run."""
+    """Loads the weights that the config names or, with --resume, the last checkpoint of the run."""
     from ..checkpoint import SafeCheckpointer
     from ..engine import load_weights
 
@@ -231,7 +232,7 @@ def run_yaml(cfg: CfgNode, args: argparse.Namespace) -> dict[str, Any]:
     trainer = Trainer(cfg)
     trainer.resume_or_load(resume=args.resume)
     trainer.train()
-    # What train() returns only for configs with expected results.
+    # train() returns the results only for configs with expected results.
     return trainer._last_eval_results
 
 

@@ -1,4 +1,4 @@
-"""Videos, cameras and windows by OpenCV, for predict."""
+"""Reads videos and cameras, writes videos and shows windows with OpenCV, for ``predict``."""
 
 from __future__ import annotations
 
@@ -17,15 +17,16 @@ if TYPE_CHECKING:
 
     from .detecting import Detecting
 
-# By the suffix of the file. What OpenCV's own FFmpeg writes without another library.
+# By file suffix. OpenCV's own FFmpeg writes these without another library.
 CODECS = {".mp4": "mp4v", ".mkv": "mp4v", ".mov": "mp4v", ".avi": "MJPG"}
 _TITLE = "detections"
 _ESCAPE = 27
-_USUAL_RATE = 25.0  # frames per second, of a video that does not say
+_USUAL_RATE = 25.0  # frames per second, for a video that does not state its rate
 
 
 def check_arguments(args: argparse.Namespace) -> None:
-    """
+    """Checks the flags for videos and cameras.
+
     Raises:
         ValueError: ``--video-input``, ``--webcam`` or ``--output`` cannot be used.
     """
@@ -45,14 +46,15 @@ def check_arguments(args: argparse.Namespace) -> None:
 
 
 def output_path(args: argparse.Namespace) -> Path:
-    """The video to write: ``--output``, or in that folder one named after the input."""
+    """Returns the video to write: ``--output``, or a file in that folder named after the input."""
     if args.output.is_dir() or not args.output.suffix:
         return args.output / f"{Path(args.video_input).stem}.mp4"
     return args.output
 
 
 def require_display() -> None:
-    """
+    """Checks that a window can be opened.
+
     Raises:
         ValueError: No window can be opened here.
     """
@@ -71,14 +73,14 @@ def require_display() -> None:
 
 
 def show_until_key(picture: Image.Image) -> bool:
-    """Shows a picture until a key is pressed; says whether it was another than Esc."""
+    """Shows a picture until a key is pressed; returns False if it was Esc."""
     return _show(_to_bgr(picture), milliseconds=0)
 
 
 def run(detecting: Detecting, args: argparse.Namespace) -> None:
-    """Detects in the frames of a video or a camera, and writes or shows them.
+    """Detects objects in the frames of a video or a camera, and writes or shows the frames.
 
-    What is done stays when it is interrupted.
+    Results so far are kept on interruption.
 
     Raises:
         ValueError: The video or camera cannot be read.
