@@ -1,4 +1,4 @@
-"""Configs of both kinds: by name, from files, with overrides, and what they say."""
+"""Finds, loads, overrides and reads configs of both kinds."""
 
 from .defaults import add_atss_config
 from .files import (

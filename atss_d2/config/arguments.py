@@ -13,7 +13,7 @@ from detectron2.config import CfgNode
 def arguments_of(function: Callable) -> dict[str, inspect.Parameter]:
     """Returns the keyword arguments that a function or class takes.
 
-    Those of a class whose constructor takes ``**kwargs`` include those of its base class.
+    If the constructor of a class takes ``**kwargs``, those of its base class are included.
     """
     if not inspect.isclass(function):
         return dict(inspect.signature(function).parameters)
@@ -35,8 +35,9 @@ def kwargs_from(node: CfgNode, function: Callable) -> dict[str, Any]:
     """Reads the arguments that a node has keys for.
 
     Args:
-        node: ``TEST_NMS_THRESH`` is the argument ``test_nms_thresh``. Nodes below it are left out.
-        function: What the arguments are for.
+        node: Its key ``TEST_NMS_THRESH`` is the argument ``test_nms_thresh``. Child nodes are left
+            out.
+        function: The function or class that takes the arguments.
     """
     return {
         name: node[name.upper()]
@@ -46,5 +47,5 @@ def kwargs_from(node: CfgNode, function: Callable) -> dict[str, Any]:
 
 
 def node_name(kind: type) -> str:
-    """Returns the key of the node that a class of one's own has: ``MY_RULE`` for ``MyRule``."""
+    """Returns the key of the node for a user's class: ``MY_RULE`` for ``MyRule``."""
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", kind.__name__).upper()

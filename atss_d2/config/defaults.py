@@ -1,8 +1,8 @@
 """The yaml keys of this project, with their defaults: ``MODEL.ATSS`` and ``MODEL.TORCHVISION``.
 
-A key is the argument of its name in lower case: ``MODEL.ATSS.TEST_NMS_THRESH`` is
-``test_nms_thresh`` of :class:`atss_d2.ATSS`. tools/write_yaml_keys.py makes docs/yaml_keys.md from
-this file.
+A key in lower case is the name of an argument: ``MODEL.ATSS.TEST_NMS_THRESH`` sets
+``test_nms_thresh`` of :class:`atss_d2.ATSS`. tools/write_yaml_keys.py generates docs/yaml_keys.md
+from this file.
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ from detectron2.config import CfgNode as CN
 def add_atss_config(cfg: CN) -> None:
     """Adds the keys of this project to a Detectron2 cfg.
 
-    Nothing that Detectron2 defines is changed, so the same cfg still builds Detectron2's own
-    models. Backbone, anchors, solver and data use Detectron2's keys; ``configs/yaml/`` has the
-    values of the paper.
+    Detectron2's own keys are not changed, so the same cfg still builds Detectron2's own models.
+    Backbone, anchors, solver and data use Detectron2's keys; ``configs/yaml/`` sets the values of
+    the paper.
 
     Args:
         cfg: A cfg from ``detectron2.config.get_cfg()``, changed in place.
     """
     # ---------------------------------------------------------------------------- the detector
     _C = cfg.MODEL.ATSS = CN()
-    # K, foreground classes; background is label K.
+    # K, the number of foreground classes; background is label K.
     _C.NUM_CLASSES = 80
-    # Names of the classes, [{"id": 1, "name": "tree"}, ...]; training fills them in from the data
-    # set, so that they travel with the model.
+    # Class ids and names, [{"id": 1, "name": "tree"}, ...]; training fills them in from the data
+    # set, so that they are saved with the model.
     _C.CATEGORIES = []
     # Feature maps of the backbone that the head uses, from high to low resolution. None: all.
     _C.HEAD_IN_FEATURES = None
@@ -36,11 +36,11 @@ def add_atss_config(cfg: CN) -> None:
     _C.HEAD.CONV_DIMS = (256, 256, 256, 256)
     # Norm after each tower convolution: "GN", "BN", "SyncBN", ...; "" for none.
     _C.HEAD.NORM = "GN"
-    # Whether the tower convolutions have a bias, as the authors' have; mmdetection's have none.
+    # Whether the tower convolutions have a bias, as in the authors' code; mmdetection's have none.
     _C.HEAD.CONV_BIAS = True
     # Whether the last convolution of both towers is a modulated deformable one (DCN models).
     _C.HEAD.DEFORM_LAST_CONV = False
-    # Score of every class that the predictor starts with.
+    # Initial score of every class.
     _C.HEAD.PRIOR_PROB = 0.01
     # Whether centerness is predicted.
     _C.HEAD.WITH_CENTERNESS = True
@@ -49,54 +49,54 @@ def add_atss_config(cfg: CN) -> None:
     # Initial bias of the box predictor: 0 for Box2BoxTransform, 4 for PointDistances.
     _C.HEAD.BBOX_PRED_BIAS = 0.0
 
-    # Whether P7 is made from ReLU(P6), or from P6 itself, as in mmdetection.
+    # Whether P7 is computed from ReLU(P6); mmdetection computes it from P6 itself.
     _C.FPN = CN()
     _C.FPN.P7_RELU = True
 
     # ------------------------------------------------------------------------------- anchors
-    # Sizes, aspect ratios and offset are Detectron2's MODEL.ANCHOR_GENERATOR.*. Pixels that a
-    # ShiftedAnchorGenerator adds to all centers; 0.5 gives the authors' anchors.
+    # Sizes, aspect ratios and offset are Detectron2's MODEL.ANCHOR_GENERATOR.*. This is the shift
+    # in pixels that ShiftedAnchorGenerator adds to all centers; 0.5 gives the authors' anchors.
     _C.ANCHOR_GENERATOR = CN()
     _C.ANCHOR_GENERATOR.CENTER_SHIFT = 0.0
 
     # ----------------------------------------------------------------------- sample selection
     _C.MATCHER = CN()
     # The rule: "ATSSMatcher", "IoUMatcher", "ScaleRangeMatcher", "CenterSamplingMatcher",
-    # "TopKMatcher", or one of your own that is registered in MATCHER_REGISTRY. Its arguments are
-    # the keys of the node that is named after it, MODEL.ATSS.MY_RULE for MyRule.
+    # "TopKMatcher", or your own rule, registered in MATCHER_REGISTRY. Its arguments are the keys
+    # of the node named after it, MODEL.ATSS.MY_RULE for MyRule.
     _C.MATCHER.NAME = "ATSSMatcher"
 
-    # For all rules: background anchors become ignored when an ignore region (a crowd) covers more
-    # than this share of their area. None: they stay background.
+    # For all rules: background anchors are ignored if an ignore region (a crowd) covers more than
+    # this fraction of their area. None: they stay background.
     _C.MATCHER.IGNORE_IOA_THRESH = None
     # For all rules: a center is inside a box if it is farther than this from all four sides, in
     # pixels. None (ATSSMatcher and TopKMatcher): a positive need not have its center in its box.
     _C.MATCHER.CENTER_EPSILON = 0.01
-    # For all rules: pixels taken off each of these distances. 0 is continuous geometry, 0.5 gives
-    # the labels of the authors' inclusive corners.
+    # For all rules: pixels subtracted from each of these distances. 0 is continuous geometry, 0.5
+    # gives the labels of the authors' inclusive corners.
     _C.MATCHER.INSET = 0.0
 
-    # ATSSMatcher: k, candidates per level and anchor of a location (Sec. 3.2).
+    # ATSSMatcher: k, candidates per level and per anchor at a location (Sec. 3.2).
     _C.MATCHER.TOPK = 9
-    # ATSSMatcher: what takes the place of the IoU: "iou", "giou" or "diou".
+    # ATSSMatcher: the overlap measure: "iou", "giou" or "diou".
     _C.MATCHER.METRIC = "iou"
     # ATSSMatcher: the threshold is mean + STD_FACTOR x standard deviation; 1 in the paper.
     _C.MATCHER.STD_FACTOR = 1.0
-    # ATSSMatcher: whether the variance is divided by the number of candidates less one.
+    # ATSSMatcher: whether the variance is divided by the number of candidates minus one.
     _C.MATCHER.UNBIASED_STD = True
-    # ATSSMatcher: the n best candidates of every box are positive as well; 0 in the paper.
+    # ATSSMatcher: n; the n best candidates of every box are also positive. 0 in the paper.
     _C.MATCHER.MIN_POSITIVES = 0
 
     _C.IOU_MATCHER = CN()
-    # IoU below which an anchor is background, and from which it is positive.
+    # IoU below which an anchor is background, and IoU from which it is positive.
     _C.IOU_MATCHER.THRESHOLDS = (0.4, 0.5)
     # Whether the best anchors of a box are positive whatever their IoU.
     _C.IOU_MATCHER.ALLOW_LOW_QUALITY_MATCHES = True
-    # Whether positives whose center is not inside their box become ignored.
+    # Whether positives whose center is not inside their box are ignored.
     _C.IOU_MATCHER.CENTER_IN_GT = False
 
     _C.SCALE_RANGE_MATCHER = CN()
-    # Upper end of the range of sizes of a level, in its strides.
+    # Upper end of a level's size range, in units of its stride.
     _C.SCALE_RANGE_MATCHER.RANGE_FACTOR = 8.0
 
     _C.CENTER_SAMPLING_MATCHER = CN()
@@ -104,7 +104,7 @@ def add_atss_config(cfg: CN) -> None:
     _C.CENTER_SAMPLING_MATCHER.RADIUS = 1.5
     # Candidates per level, counted in anchors; None with RADIUS.
     _C.CENTER_SAMPLING_MATCHER.TOPK = None
-    # Upper end of the range of sizes of a level, in its strides.
+    # Upper end of a level's size range, in units of its stride.
     _C.CENTER_SAMPLING_MATCHER.RANGE_FACTOR = 8.0
 
     _C.TOPK_MATCHER = CN()
@@ -117,19 +117,19 @@ def add_atss_config(cfg: CN) -> None:
     _C.BOX2BOX_TRANSFORM = CN()
     # Factors of (dx, dy, dw, dh).
     _C.BOX2BOX_TRANSFORM.WEIGHTS = (10.0, 10.0, 5.0, 5.0)
-    # Whether dw and dh of a decoded box have a minimum, too, as in mmdetection.
+    # Whether dw and dh are also clamped from below when decoding, as in mmdetection.
     _C.BOX2BOX_TRANSFORM.CLAMP_BOTH_SIDES = False
     _C.POINT_DISTANCES = CN()
-    # Side of an anchor in strides.
+    # Side of an anchor, in strides.
     _C.POINT_DISTANCES.ANCHOR_SCALE = 8.0
-    # Pixels taken off each of the four distances.
+    # Pixels subtracted from each of the four distances.
     _C.POINT_DISTANCES.INSET = 0.0
 
     # -------------------------------------------------------------------------------- losses
     _C.CRITERION = CN()
-    # The losses: "ATSSCriterion", or one of your own that is registered in CRITERION_REGISTRY. Its
-    # arguments are the following keys, as far as it has them, and those of the node that is named
-    # after it, MODEL.ATSS.MY_CRITERION for MyCriterion.
+    # The losses: "ATSSCriterion", or your own class, registered in CRITERION_REGISTRY. Its
+    # arguments are those of the following keys that it takes, and the keys of the node named after
+    # it, MODEL.ATSS.MY_CRITERION for MyCriterion.
     _C.CRITERION.NAME = "ATSSCriterion"
     # Weight of positives in the focal loss.
     _C.FOCAL_LOSS_ALPHA = 0.25
@@ -137,7 +137,7 @@ def add_atss_config(cfg: CN) -> None:
     _C.FOCAL_LOSS_GAMMA = 2.0
     # "giou", "diou", "ciou" (of decoded boxes) or "smooth_l1" (of deltas).
     _C.BOX_REG_LOSS_TYPE = "giou"
-    # Where smooth L1 turns from a parabola to a line.
+    # Where smooth L1 turns from quadratic to linear.
     _C.SMOOTH_L1_BETA = 0.11
     # Weight of the box loss.
     _C.BOX_REG_LOSS_WEIGHT = 2.0
@@ -145,7 +145,7 @@ def add_atss_config(cfg: CN) -> None:
     _C.CENTERNESS_WEIGHTED_BOX_LOSS = True
     # Weight of the centerness loss.
     _C.CENTERNESS_LOSS_WEIGHT = 1.0
-    # Pixels taken off the four distances of a centerness target, see MATCHER.INSET.
+    # Pixels subtracted from the four distances of a centerness target, see MATCHER.INSET.
     _C.CENTERNESS_INSET = 0.0
     # Whether an image without positives counts as one positive, as in mmdetection.
     _C.FLOOR_PER_IMAGE = False
@@ -153,15 +153,15 @@ def add_atss_config(cfg: CN) -> None:
     # ----------------------------------------------------------------------------- inference
     # Minimum class score of a detection, before centerness.
     _C.TEST_SCORE_THRESH = 0.05
-    # Maximum number of pre-NMS detections of a level.
+    # Maximum number of pre-NMS detections per level.
     _C.TEST_TOPK_CANDIDATES = 1000
     # IoU threshold of NMS.
     _C.TEST_NMS_THRESH = 0.6
-    # Maximum number of detections of an image; Detectron2's TEST.DETECTIONS_PER_IMAGE also works.
+    # Maximum number of detections per image; Detectron2's TEST.DETECTIONS_PER_IMAGE also works.
     _C.MAX_DETECTIONS_PER_IMAGE = 100
     # Score of a detection: "sqrt" of class score x centerness, or the plain "product".
     _C.TEST_SCORE_TYPE = "sqrt"
-    # What pre-NMS detections are ranked by: this "score", or the "class_score" alone.
+    # How pre-NMS detections are ranked: by this "score", or by the "class_score" alone.
     _C.TEST_RANK_BY = "score"
 
     # ------------------------------- the backbone of build_torchvision_fpn_backbone, if it is used
@@ -170,5 +170,5 @@ def add_atss_config(cfg: CN) -> None:
     _T.NAME = "mobilenet_v2"
     # Name of torchvision weights to download, such as "IMAGENET1K_V1". None: random.
     _T.WEIGHTS = None
-    # What BatchNorm layers become: "FrozenBN", "BN", "SyncBN", "naiveSyncBN", ...
+    # The norm that replaces BatchNorm layers: "FrozenBN", "BN", "SyncBN", "naiveSyncBN", ...
     _T.NORM = "FrozenBN"

@@ -1,4 +1,4 @@
-"""Configs by name, and files of either kind: LazyConfigs and yaml."""
+"""Finds configs by name, and loads files of either kind: LazyConfigs and yaml."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from ..plain.suggestions import did_you_mean
 from .defaults import add_atss_config
 from .safe_yaml import load_lazy_yaml, merge_yaml
 
-# In a wheel configs/ lies inside the package, in a checkout (and an editable install) beside it.
-# In this order: beside an installed package may lie somebody else's folder of that name.
+# In a wheel, configs/ is inside the package; in a checkout (and an editable install), next to it.
+# The order matters: another project's folder of that name may be next to an installed package.
 _CONFIG_ROOTS = (
     Path(__file__).resolve().parents[1] / "configs",
     Path(__file__).resolve().parents[2] / "configs",
@@ -25,7 +25,7 @@ _CONFIG_ROOTS = (
 
 
 class ConfigError(ValueError):
-    """A config file does not run, or what it describes cannot be built."""
+    """A config file cannot be executed, or cannot be built."""
 
 
 def get_cfg() -> CfgNode:
@@ -40,7 +40,7 @@ def get_config_path(name: str) -> str:
     """Finds a file of ``configs/`` in a checkout or an installed package.
 
     Args:
-        name: Path below ``configs/``; ``.py`` may be left out.
+        name: Path under ``configs/``; ``.py`` may be left out.
 
     Raises:
         FileNotFoundError: There is no such config; the message names the nearest ones.
@@ -59,7 +59,7 @@ def get_config_path(name: str) -> str:
 
 
 def _some(names: list[str]) -> list[str]:
-    """The shortest name of each folder but that of the ablations, for a message."""
+    """Returns the shortest name from each folder except the ablations, for a message."""
     shortest: dict[str, str] = {}
     for name in sorted(names, key=lambda name: ("Base" in name, len(name), name)):
         shortest.setdefault(name.partition("/")[0], name)
@@ -67,12 +67,12 @@ def _some(names: list[str]) -> list[str]:
 
 
 def list_configs() -> list[str]:
-    """Names of all recipes for :func:`get_config`: paths below ``configs/`` without ``.py``."""
+    """Returns all names for :func:`get_config`: paths under ``configs/`` without ``.py``."""
     return sorted(name[: -len(".py")] for name in _files("*.py"))
 
 
 def _files(pattern: str) -> list[str]:
-    """Paths below ``configs/`` of the files that are more than a shared part."""
+    """Returns the paths under ``configs/`` of all files except the shared parts."""
     for root in _CONFIG_ROOTS:
         if root.is_dir():
             names = (path.relative_to(root).as_posix() for path in root.rglob(pattern))
@@ -104,19 +104,20 @@ def find_config(config: str | Path) -> str:
 def load_config(config: str | Path | DictConfig | CfgNode) -> DictConfig | CfgNode:
     """Loads a config of either kind.
 
-    A ``.py`` file is executed. Nothing in a yaml file is, also not in those that ``_BASE_`` names.
+    A ``.py`` file is executed; a yaml file never is, nor are the files that ``_BASE_`` names.
 
     Args:
         config: A file (``.py``, ``.yaml``), a name for :func:`get_config`, or a config, which is
-            returned as it is. A yaml file may be a yacs tree or a saved LazyConfig.
+            returned unchanged. A yaml file may be a yacs tree or a saved LazyConfig.
 
     Returns:
         A DictConfig for LazyConfigs, a CfgNode for yacs trees.
 
     Raises:
         FileNotFoundError: There is neither a file nor a config of that name.
-        ConfigError: A ``.py`` file raises an error; the message names file and line.
-        ValueError: A yaml file would run code, or is not yaml; the message names file and line.
+        ConfigError: A ``.py`` file raises an error; the message names the file and the line.
+        ValueError: A yaml file would run code, or is not yaml; the message names the file and the
+            line.
     """
     if not isinstance(config, (str, Path)):
         return config
@@ -130,7 +131,7 @@ def load_config(config: str | Path | DictConfig | CfgNode) -> DictConfig | CfgNo
 
 
 def _load_lazy(path: str) -> DictConfig:
-    """Runs a ``.py`` config, which is code; a yaml file is only read."""
+    """Executes a ``.py`` config; only reads a yaml file."""
     if path.endswith((".yaml", ".yml")):
         return load_lazy_yaml(path)
     if not path.endswith(".py"):
@@ -138,14 +139,14 @@ def _load_lazy(path: str) -> DictConfig:
     with repeated_registration():
         try:
             return LazyConfig.load(path)
-        except ConfigError:  # of a config that this one loads
+        except ConfigError:  # from a config that this one loads
             raise
         except Exception as error:  # whatever the code in the file raises
             raise ConfigError(_place_and_reason(path, error)) from error
 
 
 def _place_and_reason(path: str, error: Exception) -> str:
-    """File, line and message of an error in a config file."""
+    """Returns the file, line and message of an error in a config file."""
     if isinstance(error, SyntaxError):
         error = error.__cause__ if isinstance(error.__cause__, SyntaxError) else error
         file = error.filename if os.path.isfile(error.filename or "") else path
@@ -157,14 +158,14 @@ def _place_and_reason(path: str, error: Exception) -> str:
     ]
     place = f", line {lines[-1]}" if lines else ""
     message = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
-    if isinstance(error, OmegaConfBaseException):  # behind its first line is its own jargon
+    if isinstance(error, OmegaConfBaseException):  # only its first line is meant for users
         message = message.partition("\n")[0]
     return f"config '{path}'{place}: {' '.join(message.split()) or type(error).__name__}"
 
 
 def is_lazy_config(path: str) -> bool:
-    """Whether a config file is a LazyConfig (``.py``, or the ``config.yaml`` of a lazy run)."""
+    """Returns whether a file is a LazyConfig (``.py``, or the ``config.yaml`` of a lazy run)."""
     if not path.endswith((".yaml", ".yml")):
         return True
-    # yacs keys are upper case by Detectron2's convention, ours and Detectron2's lazy keys lower.
+    # By Detectron2's convention yacs keys are upper case; lazy keys (also ours) are lower case.
     return any(line.startswith("model:") for line in Path(path).read_text().splitlines())

@@ -1,7 +1,7 @@
-"""Overrides on the command line, refused when they name nothing.
+"""Applies overrides from the command line, and rejects those whose key does not exist.
 
-Detectron2's ``LazyConfig.apply_overrides`` creates keys that do not exist, so a misspelt
-``train.max_itr=10`` is accepted in silence and changes nothing.
+Detectron2's ``LazyConfig.apply_overrides`` creates missing keys, so a misspelled
+``train.max_itr=10`` is silently accepted and changes nothing.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 from ..plain.suggestions import did_you_mean
 from .renames import REPLACED_KEYS, current_lazy_key, current_yaml_key
 
-# What a user of the yaml configs types, and what the same thing is called here.
+# Keys of yaml configs, and their names in LazyConfigs.
 _LAZY_NAMES = {
     "MODEL.WEIGHTS": "train.init_checkpoint",
     "MODEL.DEVICE": "train.device",
@@ -45,11 +45,11 @@ _LAZY_NAMES = {
 def apply_overrides(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
     """Applies ``key=value`` overrides to a LazyConfig in place: all of them or, on an error, none.
 
-    A key must exist, or be an argument of the class or function whose node it is in (so
-    ``model.test_score_thresh=0.3`` works although the config leaves it to the default). A key that
-    starts with ``+`` is added without a check. Values are written in Hydra's override grammar;
-    ``None`` is taken for its ``null``. A new ``_target_`` drops the arguments of the old one that
-    it does not take.
+    A key must exist, or be an argument of the class or function that its node describes (so
+    ``model.test_score_thresh=0.3`` works although the config leaves it at its default). A key that
+    starts with ``+`` is added without a check. Values use Hydra's override grammar; ``None`` is
+    also accepted for its ``null``. A new ``_target_`` drops the old one's arguments that it does
+    not take.
 
     Args:
         cfg: The config.
@@ -59,8 +59,8 @@ def apply_overrides(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
         ``cfg``.
 
     Raises:
-        ValueError: An override is no ``key=value``, or the value does not fit the key.
-        KeyError: A key names nothing; the message names the nearest keys.
+        ValueError: An override is not ``key=value``, or the value does not fit the key.
+        KeyError: A key does not exist; the message names the nearest keys.
     """
     trial = copy.deepcopy(cfg)
     values = {}
@@ -87,14 +87,14 @@ def apply_yaml_overrides(cfg: CfgNode, overrides: Sequence[str]) -> CfgNode:
 
     Args:
         cfg: The config.
-        overrides: Keys and values in turn.
+        overrides: Alternating keys and values.
 
     Returns:
         ``cfg``.
 
     Raises:
-        ValueError: They are no pairs of keys and values, or a value has the wrong type.
-        KeyError: A key names nothing; the message names the nearest keys.
+        ValueError: ``overrides`` are not pairs of keys and values, or a value has the wrong type.
+        KeyError: A key does not exist; the message names the nearest keys.
     """
     known = list(_all_yaml_keys(cfg))
     overrides = list(overrides)
@@ -121,9 +121,9 @@ def _parse(override: str, overrides: Sequence[str]) -> tuple[str, Any]:
         raise ValueError(_misplaced_flag(override))
     if not equals:
         raise ValueError(_not_key_value(override, overrides))
-    if text.strip() == "None":  # Hydra would make it a string
+    if text.strip() == "None":  # Hydra would parse it as a string
         return key, None
-    # The value alone: what a key may be is for us to say.
+    # Hydra parses only the value: we check the key ourselves.
     try:
         parsed = OverridesParser.create().parse_override(f"key={text}")
     except HydraException:
@@ -188,11 +188,11 @@ def _update(cfg: DictConfig, key: str, value: Any) -> None:
 
 
 def _drop_arguments(node: DictConfig) -> None:
-    """Removes from a node what its ``_target_`` does not take: arguments of the one before."""
+    """Removes arguments of the previous ``_target_`` that the new one does not take."""
     try:
         target = locate(node._target_) if isinstance(node._target_, str) else node._target_
         parameters = inspect.signature(target).parameters
-    except (ImportError, TypeError, ValueError):  # there is none, or it is written in C
+    except (ImportError, TypeError, ValueError):  # no target, or one written in C
         return
     if not any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
         for name in set(node) - {"_target_", *parameters}:
@@ -214,7 +214,7 @@ def _unknown_key(cfg: DictConfig, key: str) -> str:
 
 
 def _accepts(node: Any, parts: Sequence[str]) -> bool:
-    """Whether the path exists below ``node`` or ends at an argument of a ``_target_``."""
+    """Returns whether the path exists below ``node`` or ends at an argument of a ``_target_``."""
     for i, part in enumerate(parts):
         if isinstance(node, ListConfig):
             if not part.isdigit() or int(part) >= len(node):
@@ -229,7 +229,7 @@ def _accepts(node: Any, parts: Sequence[str]) -> bool:
 
 
 def _child(node: Any, name: str) -> Any:
-    """The value of a key or list element; None when it is absent or cannot be resolved yet."""
+    """Returns a key's value or a list element; None if it is absent or not resolvable yet."""
     try:
         return node[int(name)] if isinstance(node, ListConfig) else node.get(name)
     except (OmegaConfBaseException, IndexError, ValueError):
@@ -237,9 +237,9 @@ def _child(node: Any, name: str) -> Any:
 
 
 def _target_arguments(node: DictConfig) -> list[str]:
-    """Names of the arguments of a node's ``_target_``; empty when it has none."""
+    """Returns the argument names of a node's ``_target_``; empty if it has none."""
     names = _argument_names(_child(node, "_target_"))
-    if "model_class" in names:  # build_with_matcher hands on what it does not take itself
+    if "model_class" in names:  # build_with_matcher passes its other arguments on to this class
         names += _argument_names(_child(node, "model_class"))
     return names
 
@@ -251,19 +251,19 @@ def _argument_names(target: Any) -> list[str]:
         if not inspect.isclass(target):
             return _arguments(target)[0]
         names = []
-        for cls in target.__mro__:  # what __init__ takes as **kwargs goes to the next class
+        for cls in target.__mro__:  # the **kwargs of __init__ go to the next class
             if "__init__" in vars(cls):
                 more, has_kwargs = _arguments(cls.__init__)
                 names += more
                 if not has_kwargs:
                     break
         return names
-    except (ImportError, TypeError, ValueError):  # none, or written in C
+    except (ImportError, TypeError, ValueError):  # no class or function, or one written in C
         return []
 
 
 def _arguments(function: Any) -> tuple[list[str], bool]:
-    # @configurable and the like wrap the function; signature() looks beneath.
+    # Decorators such as @configurable wrap the function; signature() unwraps it.
     parameters = inspect.signature(function).parameters.values()
     named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     names = [p.name for p in parameters if p.kind in named and p.name != "self"]
@@ -278,7 +278,7 @@ def _all_keys(node: Any, prefix: str = "") -> Iterator[str]:
         for name in node:
             if name != "_target_":
                 yield f"{prefix}{name}"
-                # A "${...}" is a leaf: what it stands for is listed in its own place.
+                # A "${...}" is a leaf: its keys are listed where they are defined.
                 if not OmegaConf.is_interpolation(node, name):
                     yield from _all_keys(_child(node, name), f"{prefix}{name}.")
         for name in _target_arguments(node):

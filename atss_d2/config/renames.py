@@ -1,8 +1,8 @@
-"""Names of earlier versions, and the names of today.
+"""Maps names of earlier versions to current names.
 
 Old names in saved configs and old keys in overrides are replaced by the new ones, with a warning.
-Old names in Python code, and keys whose value is written in another way today, are errors that name
-the new ones. This module imports nothing of the package, so every part of it may use it.
+Old names in Python code, and keys whose value is now written differently, raise errors that name
+the new ones. This module imports nothing from the package, so every part of it can use it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 _BOX_CODING = "atss_d2.modeling.box_coding"
-# Modules, classes and functions. The name of a module stands for all names in it.
+# Modules, classes and functions. A module's name stands for all names in it.
 _NAMES = {
     "atss_d2.checkpoint.RECIPES": "atss_d2.checkpoint.CONVENTIONS",
     "atss_d2.checkpoint.apply_recipe": "atss_d2.checkpoint.apply_convention",
@@ -36,7 +36,7 @@ _NAMES = {
 }
 # Keys of LazyConfigs.
 _LAZY_KEYS = {"model.matcher.ignore_iof_thresh": "model.matcher.ignore_ioa_thresh"}
-# Keys of yaml configs. Those whose new name a cfg does not have stay as they are.
+# Keys of yaml configs. A key stays unchanged if the cfg does not have its new name.
 _SHARED_BY_RULES = ("IGNORE_IOF_THRESH", "IGNORE_IOA_THRESH", "CENTER_EPSILON", "INSET")
 _RULES = {
     "IOU_MATCHER": "IoUMatcher",
@@ -47,14 +47,14 @@ _RULES = {
 _YAML_KEYS = {
     "MODEL.ATSS.SAMPLE_SELECTION": "MODEL.ATSS.MATCHER.NAME",
     "MODEL.ATSS.MATCHER.IGNORE_IOF_THRESH": "MODEL.ATSS.MATCHER.IGNORE_IOA_THRESH",
-    # What all rules share stood once for each of them.
+    # Keys shared by all rules used to be repeated for each rule.
     **{
         f"MODEL.ATSS.{node}.{key}": f"MODEL.ATSS.MATCHER.{key.replace('IOF', 'IOA')}"
         for node in _RULES
         for key in _SHARED_BY_RULES
     },
 }
-# Keys of LazyConfigs whose value is written in another way today.
+# Keys of LazyConfigs whose value is now written differently.
 REPLACED_KEYS = {
     "model.box2box_transform.clamp_both_sides": (
         f"model.box2box_transform._target_={_BOX_CODING}.TwoSidedBox2BoxTransform"
@@ -63,20 +63,20 @@ REPLACED_KEYS = {
 
 
 def _box2box_transform(node: dict[str, Any]) -> None:
-    """A factory became two classes, whose weights have no default."""
+    """Adapts a node to the factory's split into two classes, whose weights have no default."""
     node.setdefault("weights", [10.0, 10.0, 5.0, 5.0])
     if node.pop("clamp_both_sides", False):
         node["_target_"] = f"{_BOX_CODING}.TwoSidedBox2BoxTransform"
 
 
-# Old ``_target_`` -> what else changes in its node.
+# Old ``_target_`` -> function that makes the other changes in its node.
 _ARGUMENTS: dict[str, Callable[[dict[str, Any]], None]] = {
     f"{_BOX_CODING}.box2box_transform": _box2box_transform
 }
 
 
 def current_name(name: str) -> str:
-    """Returns today's dotted name of a module, class or function."""
+    """Returns the current dotted name of a module, class or function."""
     parts = name.split(".")
     for i in range(len(parts), 0, -1):
         if (new := _NAMES.get(".".join(parts[:i]))) is not None:
@@ -85,7 +85,7 @@ def current_name(name: str) -> str:
 
 
 def missing_name(module: str, name: str) -> Exception:
-    """Returns the error for a name that a module does not have, for its ``__getattr__``."""
+    """Returns the error that a module's ``__getattr__`` raises for a name it does not have."""
     old = f"{module}.{name}"
     if old in _NAMES:  # an AttributeError would lose its message in `from module import name`
         return ImportError(f"{old} is now {_NAMES[old]}")
@@ -93,12 +93,12 @@ def missing_name(module: str, name: str) -> Exception:
 
 
 def current_lazy_key(key: str) -> str:
-    """Returns today's name of a key of a LazyConfig."""
+    """Returns the current name of a LazyConfig key."""
     return _tell(key, _LAZY_KEYS.get(key, key))
 
 
 def current_yaml_key(key: str, known: Collection[str]) -> str:
-    """Returns today's name of a key of a yaml config, if it is among the known keys."""
+    """Returns the current name of a yaml config key, if it is among the known keys."""
     new = _YAML_KEYS.get(key, key)
     return _tell(key, new) if new in known else key
 
@@ -110,11 +110,11 @@ def _tell(old: str, new: str) -> str:
 
 
 def rename_lazy(content: Any, path: str) -> None:
-    """Changes a saved LazyConfig to the names of today, in place.
+    """Changes a saved LazyConfig to current names, in place.
 
     Args:
         content: Its dicts and lists.
-        path: Of its file, for the warning.
+        path: Path of its file, for the warning.
     """
     renamed = dict(_rename_targets(content))
     for old, new in _LAZY_KEYS.items():
@@ -123,12 +123,12 @@ def rename_lazy(content: Any, path: str) -> None:
 
 
 def rename_yaml(cfg: CfgNode, known: CfgNode, path: str) -> bool:
-    """Changes a yaml config to the names of today, in place; returns whether it had old names.
+    """Changes a yaml config to current names, in place; returns whether it had old names.
 
     Args:
-        cfg: What the file sets.
+        cfg: The keys that the file sets.
         known: A cfg with all keys.
-        path: Of the file, for the warning.
+        path: Path of the file, for the warning.
     """
     if _has(cfg, "MODEL.ATSS"):
         _drop_other_rules(cfg["MODEL"]["ATSS"])
@@ -142,16 +142,16 @@ def rename_yaml(cfg: CfgNode, known: CfgNode, path: str) -> bool:
 
 
 def _drop_other_rules(node: CfgNode) -> None:
-    """Removes what an earlier ``MODEL.ATSS`` said of rules that it did not choose.
+    """Removes from an earlier version's ``MODEL.ATSS`` the keys of rules that it does not use.
 
-    Of the keys that rules share today, those of the chosen rule count.
+    For the keys that rules now share, the values of the chosen rule are kept.
     """
     chosen = node.get("SAMPLE_SELECTION") or node.get("MATCHER", {}).get("NAME", "ATSSMatcher")
     for name, rule in _RULES.items():
         for key in _SHARED_BY_RULES:
             if name in node and key in node[name] and rule != chosen:
                 del node[name][key]
-            elif name in node and key in node[name]:  # not what was said of ATSSMatcher
+            elif name in node and key in node[name]:  # drop the value meant for ATSSMatcher
                 node.get("MATCHER", {}).pop(key, None)
 
 
@@ -162,7 +162,7 @@ def _report(renamed: dict[str, str], path: str) -> None:
 
 
 def _rename_targets(node: Any) -> list[tuple[str, str]]:
-    """Changes ``_target_`` in a tree; returns old and new ones."""
+    """Renames every ``_target_`` in a tree; returns the old and new names."""
     renamed = []
     for child in node.values() if isinstance(node, dict) else node:
         if isinstance(child, (dict, list)):

@@ -1,13 +1,13 @@
-"""Reads yaml configs without running what they hold.
+"""Reads yaml configs without executing code in them.
 
-Detectron2 reads both kinds of yaml by ``yaml.unsafe_load``: a line such as
-``!!python/object/apply:os.system [...]``, also in a file that ``_BASE_`` names, is executed. Here
-tags stand for data only. A saved LazyConfig may hold the tags that ``LazyConfig.save`` writes for
-values of configs: tuples, ``ShapeSpec``, and names of classes and functions, which are looked up
-but not called. A yacs tree needs no tags.
+Detectron2 reads both kinds of yaml with ``yaml.unsafe_load``, which executes a line such as
+``!!python/object/apply:os.system [...]``, also in a file that ``_BASE_`` names. Here tags are only
+data. A saved LazyConfig may contain the tags that ``LazyConfig.save`` writes for config values:
+tuples, ``ShapeSpec``, and names of classes and functions, which are looked up but not called. A
+yacs tree needs no tags.
 
-Files inside of the installed ``detectron2`` package, whose code runs anyway, are read as Detectron2
-reads them; its ``Base-RetinaNet.yaml`` computes anchor sizes by such a tag.
+Files inside the installed ``detectron2`` package, whose code runs anyway, are read as Detectron2
+reads them; its ``Base-RetinaNet.yaml`` computes anchor sizes with an executable tag.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from .renames import current_name, rename_lazy, rename_yaml
 __all__ = ["load_lazy_yaml", "merge_yaml"]
 
 _DETECTRON2 = Path(detectron2.__file__).resolve().parent
-# Packages whose modules may be imported for a name; of others, those that are imported already.
+# Packages whose modules may be imported to find a name; other modules must be imported already.
 _PACKAGES = ("atss_d2", "detectron2", "fvcore", "torch", "torchvision")
 _TAG = "tag:yaml.org,2002:python/"
 
@@ -41,8 +41,8 @@ def load_lazy_yaml(path: str) -> DictConfig:
     """Loads a LazyConfig that was saved as yaml, such as the ``config.yaml`` of a run.
 
     Raises:
-        ValueError: The file has a tag that would run code, or is not yaml; the message names file,
-            line and tag.
+        ValueError: The file has a tag that would run code, or is not yaml; the message names the
+            file, the line and the tag.
     """
     with PathManager.open(path) as file:
         content = _parse(path, file, _LazyLoader)
@@ -54,7 +54,7 @@ def load_lazy_yaml(path: str) -> DictConfig:
 
 
 def merge_yaml(cfg: CfgNode, path: str) -> None:
-    """Merges a yaml file, and those that ``_BASE_`` names, into a yacs tree.
+    """Merges a yaml file, and the files that ``_BASE_`` names, into a yacs tree.
 
     Args:
         cfg: Changed in place.
@@ -67,12 +67,12 @@ def merge_yaml(cfg: CfgNode, path: str) -> None:
     if rename_yaml(loaded, known=cfg, path=path):
         cfg.merge_from_other_cfg(loaded)
     else:
-        # What is left that needs unsafe loading is part of Detectron2.
+        # Only Detectron2's own files can still need unsafe loading.
         cfg.merge_from_file(path, allow_unsafe=True)
 
 
 class _CheckedCfgNode(CfgNode):
-    """Reads the files of a chain of ``_BASE_``, each as far as it may be trusted."""
+    """Reads the files of a ``_BASE_`` chain; only Detectron2's own are loaded unsafely."""
 
     @classmethod
     def load_yaml_with_base(cls, filename: str, allow_unsafe: bool = False) -> dict[str, Any]:
@@ -116,14 +116,14 @@ def _refusal(error: yaml.constructor.ConstructorError) -> str:
 
 
 class _TagError(yaml.constructor.ConstructorError):
-    """A known tag with a value that it must not have."""
+    """A known tag has an invalid value."""
 
     def __init__(self, problem: str, node: yaml.Node) -> None:
         super().__init__(None, None, problem, node.start_mark)
 
 
 class _LazyLoader(yaml.SafeLoader):
-    """Knows the tags that ``LazyConfig.save`` writes."""
+    """A safe loader that knows the tags written by ``LazyConfig.save``."""
 
 
 def _tuple(loader: _LazyLoader, node: yaml.Node) -> tuple:
@@ -139,7 +139,7 @@ def _shape_spec(loader: _LazyLoader, node: yaml.Node) -> ShapeSpec:
 
 
 def _named(loader: _LazyLoader, name: str, node: yaml.Node) -> Hashable:
-    """A class or function by its name, which is not called."""
+    """Looks up a class or function by name, without calling it."""
     parts = current_name(name).split(".")
     for i in range(len(parts) - 1, 0, -1):
         module_name = ".".join(parts[:i])

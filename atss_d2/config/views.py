@@ -1,6 +1,6 @@
-"""What a config says, the same for LazyConfigs and yaml configs.
+"""Reads values from a config in the same way for LazyConfigs and yaml configs.
 
-The one place that tells the two kinds apart: :func:`view_of` for values, :func:`by_kind` for
+Only this module tells the two kinds apart: :func:`view_of` for values, :func:`by_kind` for
 functions.
 """
 
@@ -43,7 +43,7 @@ def by_kind(cfg: DictConfig | CfgNode, *, lazy: _Choice, yaml: _Choice) -> _Choi
 
 
 def view_of(cfg: DictConfig | CfgNode) -> View:
-    """Returns the view of a config; what is set through it is set in the config."""
+    """Returns the view of a config; setting a value of the view sets it in the config."""
     return by_kind(cfg, lazy=LazyView, yaml=YamlView)(cfg)
 
 
@@ -57,8 +57,8 @@ def load_view(
 
     Args:
         config: As for :func:`load_config`. A config is copied.
-        overrides: ``key=value`` for a LazyConfig; ``KEY``, ``value`` in turn for yaml.
-        device: Replaces the config's.
+        overrides: ``key=value`` for a LazyConfig; alternating ``KEY``, ``value`` for yaml.
+        device: Replaces the config's device.
 
     Raises:
         FileNotFoundError, ConfigError, ValueError: As for :func:`load_config`.
@@ -71,7 +71,7 @@ def load_view(
 
 
 def resolve_device(name: str) -> str:
-    """Returns ``name``, or "cpu" when it asks for a GPU and there is none."""
+    """Returns ``name``, or "cpu" if it asks for a GPU and there is none."""
     if name.startswith("cuda") and not torch.cuda.is_available():
         logger.info("No GPU is available: running on the CPU")
         return "cpu"
@@ -79,16 +79,16 @@ def resolve_device(name: str) -> str:
 
 
 class View:
-    """What a config of either kind says.
+    """The values of a config of either kind.
 
     Attributes:
         cfg: The config.
         more_detections: An override that raises the number of detections per image, as typed.
         trains_in_cpu_processes: Whether several processes can train it without a GPU.
-        missing_keys: Keys that Detectron2 needs and the config does not define.
-        num_classes_key: Key of the model's number of classes; ``""`` if it is not known.
-        test_augmentations: What is done to test images.
-        evaluation_lacks: What an evaluation needs and the config does not have; ``""`` for nothing.
+        missing_keys: Keys that Detectron2 needs but the config does not define.
+        num_classes_key: Key of the model's number of classes; ``""`` if unknown.
+        test_augmentations: The augmentations of test images.
+        evaluation_lacks: What the config lacks for an evaluation; ``""`` if nothing.
     """
 
     output_dir_key: str
@@ -104,7 +104,7 @@ class View:
         self.cfg = cfg
 
     def get(self, key: str) -> Any:
-        """Returns the value of a dotted key, None where the config has none."""
+        """Returns the value of a dotted key; None if the config does not have it."""
         node = self.cfg
         for part in key.split("."):
             node = node.get(part) if isinstance(node, Mapping) else None
@@ -117,26 +117,26 @@ class View:
 
     @property
     def weights(self) -> str:
-        """The checkpoint that the config names, ``""`` for none."""
+        """The checkpoint that the config names; ``""`` for none."""
         return self.get(self.weights_key)
 
     @property
     def input_format(self) -> str:
-        """Order of channels of the model's input."""
+        """The channel order of the model's input."""
         return self.get(self.input_format_key)
 
     @property
     def num_classes(self) -> int | None:
-        """The model's number of classes, None if it is not known."""
+        """The model's number of classes; None if unknown."""
         value = self.get(self.num_classes_key)
         return value if isinstance(value, int) else None
 
     @property
     def categories(self) -> Categories:
-        """The categories in the config, ``[]`` for none; a yaml config without our keys has none.
+        """The categories in the config; ``[]`` for none, as in a yaml config without our keys.
 
         Raises:
-            ValueError: The key holds something else.
+            ValueError: The value of the key is not a list of categories.
         """
         value = self.get(self.categories_key)
         value = OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
@@ -147,7 +147,7 @@ class View:
         self._set_categories(categories)
 
     def dataset_names(self, *splits: str) -> list[str]:
-        """Returns the names of the data sets of ``splits``, "train" and "test", each once."""
+        """Returns the data set names of ``splits`` ("train", "test"), without duplicates."""
         names: list[str] = []
         for split in splits:
             group = self.get(self.dataset_keys[split]) or []
@@ -155,12 +155,12 @@ class View:
         return list(dict.fromkeys(names))
 
     def freeze(self) -> None:
-        """Makes later changes of a yaml config errors, as Detectron2's train_net.py does."""
+        """Forbids later changes to a yaml config, as Detectron2's train_net.py does."""
 
     def import_targets(self) -> None:
-        """Imports what a LazyConfig calls: such a module may register data sets.
+        """Imports the modules that a LazyConfig's targets are in, as these may register data sets.
 
-        Executing a ``.py`` config has imported it already; reading the same config as yaml has not.
+        Executing a ``.py`` config imports them; reading the same config from yaml does not.
         """
 
 
@@ -179,7 +179,7 @@ class LazyView(View):
     trains_in_cpu_processes = True
 
     def apply(self, overrides: Sequence[str], device: str | None = None) -> None:
-        """Applies overrides and sets the device. Whoever builds the model resolves the device."""
+        """Applies overrides and sets the device, which is resolved when the model is built."""
         apply_overrides(self.cfg, overrides)
         if device is not None:
             self.cfg.train.device = device
@@ -208,7 +208,7 @@ class LazyView(View):
             target = node.get("_target_") if isinstance(node, dict) else None
             nodes += node.values() if isinstance(node, dict) else ()
             if isinstance(target, str) and not target.startswith(("atss_d2.", "detectron2.")):
-                with contextlib.suppress(Exception):  # to be reported where it is called
+                with contextlib.suppress(Exception):  # reported later, when the target is called
                     locate(target)
 
 
@@ -224,7 +224,7 @@ class YamlView(View):
     trains_in_cpu_processes = False
 
     def apply(self, overrides: Sequence[str], device: str | None = None) -> None:
-        """Applies overrides and sets the device to one that this machine has."""
+        """Applies overrides and sets the device to one available on this machine."""
         self.cfg.defrost()
         apply_yaml_overrides(self.cfg, overrides)
         self.cfg.MODEL.DEVICE = resolve_device(device or self.cfg.MODEL.DEVICE)
@@ -242,7 +242,7 @@ class YamlView(View):
         return "" if self.cfg.DATASETS.TEST else "test set, set DATASETS.TEST"
 
     def _set_categories(self, categories: Categories) -> None:
-        if self.get("MODEL.ATSS") is None:  # another model, without our keys
+        if self.get("MODEL.ATSS") is None:  # another model's config, without our keys
             return
         is_frozen = self.cfg.is_frozen()
         self.cfg.defrost()
