@@ -1,4 +1,4 @@
-"""Loading, mapping and checking of any data set; ``embedded/`` is the demo's data."""
+"""Loads, maps and checks data sets; ``embedded/`` has the demo's data."""
 
 from .embedded import (
     dataset_root,

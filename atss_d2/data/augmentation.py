@@ -7,10 +7,10 @@ __all__ = ["RandomSquareCrop", "ResizeByFactor"]
 
 
 class ResizeByFactor(T.Augmentation):
-    """Enlarges or shrinks every image by the same factor, whatever its size.
+    """Resizes every image by the same factor, regardless of its size.
 
-    For images of one known ground resolution, such as aerial photographs, where Detectron2's
-    ``ResizeShortestEdge`` would change the size of objects with the size of the picture.
+    Use it for images of one known ground resolution, such as aerial photographs, where Detectron2's
+    ``ResizeShortestEdge`` would make the size of objects depend on the size of the image.
     """
 
     def __init__(self, factor: float) -> None:
@@ -33,7 +33,7 @@ class ResizeByFactor(T.Augmentation):
 
 
 class RandomSquareCrop(T.RandomCrop):
-    """Crops a square of random size; resized to one size, this varies the scale of objects.
+    """Crops a square of random size; resizing the crops to one size then varies object scale.
 
     Detectron2's ``RandomCrop("absolute_range", ...)`` draws height and width independently, which
     distorts objects when the crop is resized to a square.
@@ -42,8 +42,8 @@ class RandomSquareCrop(T.RandomCrop):
     def __init__(self, min_size: int, max_size: int) -> None:
         """
         Args:
-            min_size: Smallest side of the square, in pixels.
-            max_size: Largest side, in pixels; smaller where the image is.
+            min_size: Minimum side of the square, in pixels.
+            max_size: Maximum side, in pixels; limited by the size of the image.
 
         Raises:
             ValueError: The sizes are not ``1 <= min_size <= max_size``.

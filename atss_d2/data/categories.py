@@ -1,9 +1,9 @@
-"""Names of classes and their original ids, on their way from a data set to its detections.
+"""Passes class names and their original ids from a data set to its detections.
 
-``categories`` is a list in the order of the class indices 0..K-1 of a model, each a dict
-``{"id": ..., "name": ...}`` as in COCO's JSON. It stands in the config (a LazyConfig's key
+``categories`` is a list in the order of a model's class indices 0..K-1, each entry a dict
+``{"id": ..., "name": ...}`` as in COCO's JSON. It is saved in the config (a LazyConfig's key
 ``categories``, yaml's ``MODEL.ATSS.CATEGORIES``) and in every checkpoint of a training run, so that
-a detection can be named without the data set.
+detections can be named without the data set.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ def parse_categories(value: Any, source: str = "categories") -> Categories:
 
     Args:
         value: A sequence of mappings with ``id`` and ``name``, or one mapping of ids to names, as a
-            .py config writes it (LazyConfig drops lists); None or empty gives ``[]``.
-        source: Where it was found, for errors.
+            .py config has it (LazyConfig drops lists). None or an empty value gives ``[]``.
+        source: Where the value was found, for errors.
 
     Raises:
-        ValueError: It is something else, or an id occurs twice.
+        ValueError: ``value`` is anything else, or an id occurs twice.
     """
     if value is None:
         return []
@@ -55,14 +55,14 @@ def parse_categories(value: Any, source: str = "categories") -> Categories:
 
 
 def categories_of_dataset(name: str) -> Categories:
-    """Categories of a registered data set, which need not have been loaded.
+    """Returns the categories of a registered data set, even if it is not loaded yet.
 
     Args:
         name: Its name in Detectron2's catalogs.
 
     Returns:
-        From the metadata or, before the data set was loaded, from its JSON file; ``[]`` if neither
-        tells.
+        The categories from the metadata or, before the data set is loaded, from its JSON file;
+        ``[]`` if neither has them.
 
     Raises:
         FileNotFoundError: The metadata names a JSON file that does not exist.
@@ -80,7 +80,7 @@ def categories_of_dataset(name: str) -> Categories:
 
 
 def read_categories(path: str) -> Categories:
-    """``categories`` of a COCO JSON file, ordered by id as Detectron2 orders its classes.
+    """Reads ``categories`` from a COCO JSON file, sorted by id as Detectron2 sorts its classes.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -103,9 +103,9 @@ def read_categories(path: str) -> Categories:
 
 @functools.lru_cache(maxsize=16)
 def _raw_categories(path: str, mtime_ns: int, size: int) -> Any:
-    """``categories`` as they stand in a file, parsed once for each of its states.
+    """Returns ``categories`` as written in a file, which is parsed again only after a change.
 
-    A run asks several times before it loads the data, and a large file takes seconds.
+    A run calls this several times before it loads the data, and a large file takes seconds.
     """
     with open(path, encoding="utf-8") as file:
         content = json.load(file)
@@ -118,19 +118,19 @@ def find_categories(
     datasets: Sequence[str],
     num_classes: int | None,
 ) -> Categories:
-    """The categories of a trained model, from the first source that knows all of them.
+    """Finds the categories of a trained model in the first source that has all of them.
 
-    Sources are the checkpoint, the config, and the data sets, of which nothing need be there. What
-    is passed over and why is logged.
+    The sources are the checkpoint, the config, and the data sets, whose files need not exist. Each
+    source that is skipped is logged with the reason.
 
     Args:
-        checkpoint: What the file of the weights holds besides the weights.
+        checkpoint: Contents of the checkpoint besides the weights.
         configured: Returns the categories in the config.
-        datasets: Names of its data sets.
-        num_classes: K; None if the model does not say.
+        datasets: Names of the config's data sets.
+        num_classes: K; None if the model does not have it.
 
     Returns:
-        Categories of the K classes, ``[]`` if no source knows them.
+        The categories of the K classes; ``[]`` if no source has them.
     """
     sources: list[tuple[str, Callable[[], Categories]]] = [
         ("the checkpoint", lambda: parse_categories(checkpoint.get("categories"))),
@@ -141,7 +141,7 @@ def find_categories(
     for source, read in sources:
         try:
             categories = read()
-        except (OSError, ValueError) as error:  # such as annotations that are not here
+        except (OSError, ValueError) as error:  # for example missing annotations
             logger.info(f"No class names from {source}: {error}")
             continue
         if categories and num_classes in (None, len(categories)):

@@ -1,4 +1,4 @@
-"""The error of everything that reads or prepares data."""
+"""The error raised by all code that reads or prepares data."""
 
 
 class DataError(RuntimeError):

@@ -1,4 +1,4 @@
-"""Image files as arrays, in training, evaluation and prediction."""
+"""Reads image files into arrays, for training, evaluation and prediction."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ __all__ = ["read_image"]
 
 
 def read_image(file_name: str | os.PathLike[str], format: str = "BGR") -> np.ndarray:
-    """Detectron2's ``read_image``, except that grey images of more than 8 bits keep their contrast.
+    """Reads an image like Detectron2's ``read_image``, but keeps the contrast of deep gray images.
 
-    Detectron2 turns every value above 255 white; :func:`~atss_d2.plain.images.to_8_bit` says how
-    they are scaled here. Other images are the same to the bit.
+    Detectron2 turns every value above 255 white; here gray images of more than 8 bits are scaled by
+    :func:`~atss_d2.plain.images.to_8_bit`. Other images are bit-identical to Detectron2's.
 
     Args:
         file_name: A path or anything else that Detectron2's ``PathManager`` opens.
-        format: "BGR", "RGB", or another format of Detectron2's function, which then reads it.
+        format: "BGR", "RGB", or another format of Detectron2's function, which then reads the file.
 
     Returns:
         (H, W, 3) uint8.

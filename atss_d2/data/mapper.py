@@ -1,4 +1,4 @@
-"""The dataset mapper: objects cut by a crop, regions to ignore, and grey images of 16 bits."""
+"""The dataset mapper: handles objects cut by a crop, ignore regions, and 16-bit gray images."""
 
 import copy
 from typing import Any
@@ -21,27 +21,28 @@ __all__ = ["BoxDatasetMapper"]
 class BoxDatasetMapper(DatasetMapper):
     """Detectron2's `DatasetMapper` for boxes, with two rules about boxes that mislead a detector.
 
-    Images are read by :func:`~atss_d2.data.images.read_image`, so grey images of more than 8 bits
-    keep their contrast, which Detectron2 turns white.
+    Images are read by :func:`~atss_d2.data.images.read_image`, so gray images of more than 8 bits
+    keep their contrast; Detectron2 turns them white.
 
-    An annotation with `iscrowd` or a true key `ignore` is an ignore region: something is there, but
-    single objects are not labelled. It never becomes an object. `DatasetMapper` drops `iscrowd`,
-    so that unlabelled objects train as background, and does not know `ignore`.
+    An annotation with `iscrowd` or a true key `ignore` is an ignore region: it contains objects,
+    but they are not labeled individually. It never becomes an object. `DatasetMapper` drops
+    `iscrowd` annotations, so that their unlabeled objects are trained as background, and does not
+    know `ignore`.
 
     Args:
-        is_train: as in `DatasetMapper`.
-        min_visible: smallest fraction of an object's augmented area that must lie inside the
-            augmented image, in [0, 1]; of other objects a crop has left slivers that teach wrong
-            boxes. They are dropped, or become ignore regions with ``keep_ignored``.
-        keep_ignored: keep ignore regions in ``instances``, after the objects, and mark them by a
-            field ``gt_ignore`` (M,) bool, which every training image then has. For models that know
-            the field, as ATSS; others train on the regions as if they were objects.
-        **kwargs: the other arguments of `DatasetMapper`. By default, and for annotations without
+        is_train: As in `DatasetMapper`.
+        min_visible: Minimum fraction of an object's augmented area that must be inside the
+            augmented image, in [0, 1]. A crop leaves only slivers of other objects, which teach
+            wrong boxes; these objects are dropped, or become ignore regions with ``keep_ignored``.
+        keep_ignored: Keep ignore regions in ``instances``, after the objects, and mark them in a
+            field ``gt_ignore`` (M,) bool, which every training image then has. Use it only with
+            models that know this field, such as ATSS; others train on the regions as objects.
+        **kwargs: The other arguments of `DatasetMapper`. By default, and for annotations without
             the key `ignore`, the result is exactly that of `DatasetMapper`.
 
     Raises:
-        ValueError: ``min_visible`` is outside [0, 1], or masks or keypoints are asked for together
-            with ``keep_ignored``.
+        ValueError: ``min_visible`` is outside [0, 1], or ``keep_ignored`` is combined with masks or
+            keypoints.
     """
 
     @configurable
@@ -66,15 +67,15 @@ class BoxDatasetMapper(DatasetMapper):
         self.keep_ignored = keep_ignored
 
     def __call__(self, dataset_dict: dict) -> dict:
-        """Reads and augments the image of a dict of `DatasetCatalog`.
+        """Reads and augments the image of a dict from `DatasetCatalog`.
 
         Returns:
-            What `DatasetMapper` returns.
+            A dict like that of `DatasetMapper`.
 
         Raises:
-            DataError: The image cannot be read, or has another size than its annotations say.
+            DataError: The image cannot be read, or its size differs from that in its annotations.
         """
-        dataset_dict = copy.deepcopy(dataset_dict)  # the catalog's own stays as it is
+        dataset_dict = copy.deepcopy(dataset_dict)  # the catalog's dict must not change
         image = self._read(dataset_dict)
         sem_seg_file = dataset_dict.pop("sem_seg_file_name", None)
         sem_seg = None if sem_seg_file is None else read_image(sem_seg_file, "L").squeeze(2)
@@ -98,7 +99,7 @@ class BoxDatasetMapper(DatasetMapper):
         try:
             image = read_image(dataset_dict["file_name"], self.image_format)
             utils.check_image_size(dataset_dict, image)
-        except Exception as error:  # decoders raise all kinds
+        except Exception as error:  # decoders raise any type
             name = f"the image '{dataset_dict.get('file_name')}'"
             if "image_id" in dataset_dict:
                 name += f" (image_id {dataset_dict['image_id']})"
@@ -110,7 +111,7 @@ class BoxDatasetMapper(DatasetMapper):
         self, dataset_dict: dict, transforms: TransformList, image_shape: tuple[int, int]
     ) -> None:
         annotations = dataset_dict.pop("annotations")
-        # Before the base class: its boxes are clipped, and the whole area is lost.
+        # Must run before the base class clips the boxes, which loses their whole area.
         is_visible = [True] * len(annotations)
         if annotations and self.min_visible > 0:
             fractions = _visible_fractions(annotations, transforms, image_shape)
@@ -121,7 +122,7 @@ class BoxDatasetMapper(DatasetMapper):
             (objects if is_object else regions).append(annotation)
         instances = self._to_instances(objects, transforms, image_shape)
         if self.keep_ignored:
-            # The base class drops iscrowd, whatever asks for it.
+            # The base class always drops iscrowd annotations.
             regions = [{**annotation, "iscrowd": 0} for annotation in regions]
             ignored = self._to_instances(regions, transforms, image_shape)
             instances.gt_ignore = torch.zeros(len(instances), dtype=torch.bool)
@@ -132,26 +133,26 @@ class BoxDatasetMapper(DatasetMapper):
     def _to_instances(
         self, annotations: list[dict], transforms: TransformList, image_shape: tuple[int, int]
     ) -> Instances:
-        """What `DatasetMapper` makes of these annotations: transformed, clipped, not empty."""
+        """Transforms and clips annotations as `DatasetMapper` does, and drops empty boxes."""
         dataset_dict = {"annotations": annotations}
         super()._transform_annotations(dataset_dict, transforms, image_shape)
         return dataset_dict["instances"]
 
 
 def _to_tensor(image: np.ndarray) -> torch.Tensor:
-    """(C, H, W) of an image (H, W, C)."""
+    """Converts an image (H, W, C) to a tensor (C, H, W)."""
     return torch.as_tensor(np.ascontiguousarray(image.transpose(2, 0, 1)))
 
 
 def _is_ignored(annotation: dict) -> bool:
-    # As Detectron2 tests iscrowd.
+    # Detectron2 tests iscrowd in the same way.
     return annotation.get("iscrowd", 0) != 0 or bool(annotation.get("ignore", False))
 
 
 def _visible_fractions(
     annotations: list[dict], transforms: TransformList, image_shape: tuple[int, int]
 ) -> np.ndarray:
-    """Fractions (M,) of transformed boxes' areas inside the image; 0 for a box without area."""
+    """Returns the fraction (M,) of each transformed box inside the image; 0 for an empty box."""
     boxes = [BoxMode.convert(x["bbox"], x["bbox_mode"], BoxMode.XYXY_ABS) for x in annotations]
     boxes = transforms.apply_box(np.array(boxes, np.float64))  # (M, 4)
     height, width = image_shape

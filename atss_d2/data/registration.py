@@ -1,4 +1,4 @@
-"""Registration of data sets that may be repeated, as happens when a config is loaded again."""
+"""Registers data sets, also repeatedly, as happens when a config is loaded again."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ _PLAIN = (str, bytes, int, float, bool, Path, type(None))
 
 
 def register_coco(name: str, json_file: str | Path, image_root: str | Path) -> None:
-    """Registers a data set in COCO's JSON format; the same call again changes nothing.
+    """Registers a data set in COCO's JSON format; repeating the same call changes nothing.
 
     Args:
         name: Name in Detectron2's catalogs.
-        json_file: COCO's annotation file. Nothing is read before the data set is used.
-        image_root: Folder that the ``file_name`` of the images are relative to.
+        json_file: COCO annotation file. Nothing is read before the data set is used.
+        image_root: Folder that the images' ``file_name`` is relative to.
 
     Raises:
         ValueError: The name belongs to another data set.
@@ -41,11 +41,10 @@ def register_coco(name: str, json_file: str | Path, image_root: str | Path) -> N
 
 @contextmanager
 def repeated_registration() -> Iterator[None]:
-    """Within it, ``DatasetCatalog.register`` accepts again what it holds already.
+    """Makes ``DatasetCatalog.register`` accept a repeated registration within its context.
 
-    For the time in which a config file is executed: a file that registers its data sets can then be
-    loaded any number of times in one process. Another loader under a name that is taken is still
-    an error.
+    Used while a config file is executed: a file that registers its data sets can then be loaded any
+    number of times in one process. A different loader under a registered name is still an error.
     """
     if "register" in vars(DatasetCatalog):  # a config that loads another config
         yield
@@ -70,15 +69,15 @@ def repeated_registration() -> Iterator[None]:
 
 
 def _content(value: Any, above: tuple[int, ...] = ()) -> Any:
-    """What a loader of a data set does, comparable with that of another execution of its file.
+    """Describes a data set loader so that two executions of its config file can be compared.
 
-    Functions and objects of a config file are other ones each time: they are compared by their
-    code and by the values that they hold. Of what can be compared in no such way, such as arrays,
-    only the type counts.
+    Each execution creates new functions and objects, so they are compared by their code and by the
+    values that they hold. Values that cannot be compared in this way, such as arrays, are compared
+    only by type.
 
     Args:
         value: A loader, or a value that it uses.
-        above: Ids of the values that this one was reached through, which end a circle.
+        above: Ids of the values through which this one was reached, to stop at reference cycles.
     """
     if isinstance(value, _PLAIN):
         return value
@@ -106,7 +105,7 @@ def _content(value: Any, above: tuple[int, ...] = ()) -> Any:
 
 
 def _is_compared(value: Any, names_of_file: dict[str, Any]) -> bool:
-    """Whether a global value that a function names is a setting or a function of the same file."""
+    """Returns whether a global used by a function is a setting or a function of the same file."""
     if inspect.isfunction(value):
         return value.__globals__ is names_of_file
     return isinstance(value, (*_PLAIN, list, tuple, dict))

@@ -1,4 +1,4 @@
-"""A test loader whose batches hold images of one size."""
+"""A test loader with batches of same-size images."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from torch.utils.data import DataLoader, Sampler
 
 
 def same_size_batches(inputs: Iterable[dict], batch_size: int) -> Iterator[list[dict]]:
-    """Collects inputs of a model into batches of images of one size.
+    """Groups model inputs into batches of images of the same size.
 
-    A batch of different sizes is padded, and GroupNorm takes the padding for a part of the image,
-    so detections would depend on what else is in the batch.
+    A batch of different sizes is padded, and GroupNorm treats the padding as part of the image, so
+    detections would depend on the rest of the batch.
 
     Args:
-        inputs: Dicts with ``image`` (C, H, W). A batch is given as soon as it is full.
-        batch_size: Images of a batch; the last ones of each size are fewer.
+        inputs: Dicts with ``image`` (C, H, W). A batch is yielded as soon as it is full.
+        batch_size: Images per batch; the last batch of each size may be smaller.
     """
     waiting = defaultdict(list)
     for x in inputs:
@@ -32,17 +32,17 @@ def same_size_batches(inputs: Iterable[dict], batch_size: int) -> Iterator[list[
 class SameSizeBatches:
     """The images of a loader in :func:`same_size_batches`.
 
-    Their order changes, which evaluators do not mind: they know images by their ids.
+    Their order changes, but evaluators identify images by their ids.
     """
 
     def __init__(self, loader: DataLoader, batch_size: int) -> None:
         """
         Args:
-            loader: Gives lists of dicts with ``image`` (C, H, W), usually of one image each.
-            batch_size: Most images of a batch.
+            loader: Yields lists of dicts with ``image`` (C, H, W), usually one image per list.
+            batch_size: Maximum number of images per batch.
 
         Raises:
-            ValueError: ``batch_size`` is not at least 1.
+            ValueError: ``batch_size`` is less than 1.
         """
         if batch_size < 1:
             raise ValueError(f"dataloader.test.batch_size must be >= 1, got {batch_size}")
@@ -50,7 +50,7 @@ class SameSizeBatches:
         self.batch_size = batch_size
 
     def __len__(self) -> int:
-        """Batches if all images had one size; there may be more."""
+        """Returns the minimum number of batches, reached if all images have the same size."""
         return -(-len(self.loader) // self.batch_size)
 
     def __iter__(self) -> Iterator[list[dict]]:
@@ -66,17 +66,17 @@ def build_test_loader(
     num_workers: int = 0,
     sampler: Sampler | None = None,
 ) -> DataLoader | SameSizeBatches:
-    """Detectron2's ``build_detection_test_loader``, with batches of images of one size.
+    """Builds a test loader like ``build_detection_test_loader``, with batches of same-size images.
 
     Args:
         dataset: List of dicts in Detectron2's format, or a data set.
         mapper: Makes the model's input from such a dict.
-        batch_size: Most images of a batch.
-        num_workers: Processes that load images; 0: this one.
-        sampler: Order of the images. Default: each once, shared out among the processes.
+        batch_size: Maximum number of images per batch.
+        num_workers: Processes that load images; with 0, this process does.
+        sampler: Order of the images. Default: each once, divided among the processes.
 
     Raises:
-        ValueError: ``batch_size`` is not at least 1.
+        ValueError: ``batch_size`` is less than 1.
     """
     loader = build_detection_test_loader(
         dataset=dataset, mapper=mapper, num_workers=num_workers, sampler=sampler

@@ -1,4 +1,4 @@
-"""Checks the annotations of a data set in COCO's format."""
+"""Checks the annotations of a data set in COCO format."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from typing import Any
 from ..errors import DataError
 from .checked import Checked, Finding
 
-_CLIP = 1.0  # pixels that a box may reach out of its image without a word: rounding does that
+_CLIP = 1.0  # pixels that a box may extend outside its image unreported, because of rounding
 
 
 def check_annotations(checked: Checked) -> None:
-    """Leaves out what is no object, clips, fills in what pycocotools needs; in place.
+    """Drops unusable annotations, clips boxes and adds keys that pycocotools needs, in place.
 
     Args:
-        checked: Its images have been checked.
+        checked: The data set, with checked images.
 
     Raises:
-        DataError: Most annotations cannot be used, or the boxes are not COCO's.
+        DataError: Most annotations cannot be used, or the boxes are not in COCO's format.
     """
     place, content = checked.source.place, checked.content
     all_ids = {entry.get("id") for entry in checked.source.content["images"]}
@@ -38,7 +38,7 @@ def check_annotations(checked: Checked) -> None:
         if image_id not in sizes:
             if image_id not in all_ids:
                 cases["image"].append(f"image_id {image_id!r}")
-            continue  # else its image was left out, which has been said
+            continue  # otherwise its image was left out, which is already reported
         box = annotation.get("bbox")
         if category_id not in known:
             cases["category"].append(f"category_id {category_id!r}")
@@ -100,7 +100,7 @@ def check_annotations(checked: Checked) -> None:
 
 
 def _box_polygons(checked: Checked) -> None:
-    """Gives annotations with polygons but without a box the box around them, in place."""
+    """Adds the enclosing box to annotations that have polygons but no box, in place."""
     annotations = checked.content["annotations"]
     boxed = []
     for i, annotation in enumerate(annotations):
@@ -114,7 +114,7 @@ def _box_polygons(checked: Checked) -> None:
         if not all(isinstance(x, int | float) and math.isfinite(x) for x in values):
             continue
         xs, ys = values[::2], values[1::2]  # every ring has an even length
-        if not boxed:  # the source's list stays as it is
+        if not boxed:  # the source's list must not change
             annotations = checked.content["annotations"] = list(annotations)
         box = [min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)]
         annotations[i] = {**annotation, "bbox": box}
@@ -137,7 +137,7 @@ def _is_box(box: Any) -> bool:
 
 
 def _clip(box: list[float], width: int, height: int) -> list[float] | None:
-    """x y w h inside the image; the same list where it is inside; None where nothing is."""
+    """Clips x y w h to the image; returns the same list if it is inside, None if outside."""
     x0, y0, x1, y1 = box[0], box[1], box[0] + box[2], box[1] + box[3]
     if x0 >= -_CLIP and y0 >= -_CLIP and x1 <= width + _CLIP and y1 <= height + _CLIP:
         return box
@@ -146,7 +146,7 @@ def _clip(box: list[float], width: int, height: int) -> list[float] | None:
 
 
 def _refuse_other_boxes(checked: Checked, sizes: dict) -> None:
-    """Raises where boxes are x1 y1 x2 y2, or fractions of the image, instead of x y w h pixels."""
+    """Raises if boxes are x1 y1 x2 y2, or fractions of the image, instead of x y w h in pixels."""
     place = checked.source.place
     boxes = [
         (*annotation["bbox"], *sizes[annotation["image_id"]])
@@ -160,7 +160,7 @@ def _refuse_other_boxes(checked: Checked, sizes: dict) -> None:
             f"'{place}': all {len(boxes)} boxes have values up to 1, such as {list(boxes[0][:4])}: "
             "COCO's are x, y, width and height in pixels"
         )
-    # As corners all of them fit, as sides many do not.
+    # Read as corners, all boxes fit into their images; read as sides, many do not.
     fit = [x1 > x0 and y1 > y0 and x1 <= w + 1 and y1 <= h + 1 for x0, y0, x1, y1, w, h in boxes]
     out = [box for box in boxes if box[0] + box[2] > box[4] + 1 or box[1] + box[3] > box[5] + 1]
     if all(fit) and 5 * len(out) > len(boxes):
@@ -172,7 +172,7 @@ def _refuse_other_boxes(checked: Checked, sizes: dict) -> None:
 
 
 def _renumber(checked: Checked, kept: list[dict]) -> None:
-    """Gives new ids where they repeat, are missing, or are 0, pycocotools' sign of no match."""
+    """Renumbers all ids if any is repeated, missing, or 0, which pycocotools reads as no match."""
     ids = Counter(annotation.get("id") for annotation in kept)
     odd = [f"id {i}" for i, n in ids.items() if n > 1 or not isinstance(i, int) or i == 0]
     if checked.report(

@@ -1,4 +1,4 @@
-"""What is known about a data set while it is checked: its content, its files, what was odd."""
+"""The state of a data set during checking: its content, its files and the findings."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _INFLECTIONS = (
 
 @dataclass(frozen=True)
 class Finding:
-    """Something odd: how often, what, up to three examples, and what was done about it."""
+    """A problem: its count, a description, up to three examples, and the action taken."""
 
     count: int
     what: str
@@ -35,7 +35,7 @@ class Finding:
 
     @property
     def phrase(self) -> str:
-        """``what``, where "image{s} {are}" stands for "image is" or "images are"."""
+        """``what`` with the right inflections: "image{s} {are}" is "image is" or "images are"."""
         text = self.what
         for mark, singular, plural in _INFLECTIONS:
             text = text.replace(mark, singular if self.count == 1 else plural)
@@ -47,11 +47,11 @@ class Checked:
     """A data set that can be trained on.
 
     Args:
-        content: COCO's dict, clean.
-        source: What it was made from.
-        files: The images' files by image id.
-        findings: What was odd.
-        is_changed: Whether ``content`` differs from the source, so that it has to be written.
+        content: COCO's dict, with problems fixed.
+        source: The data set that it was made from.
+        files: Image files by image id.
+        findings: The problems found.
+        is_changed: Whether ``content`` differs from the source, so that it must be written.
     """
 
     content: dict[str, Any]
@@ -62,7 +62,7 @@ class Checked:
 
     @property
     def categories(self) -> Categories:
-        """As Detectron2 orders them: by id."""
+        """The categories, sorted by id as Detectron2 sorts them."""
         return self.content["categories"]
 
     def report(

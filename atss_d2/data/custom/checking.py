@@ -1,10 +1,10 @@
-"""Checks a data set in COCO's format; what would stop or mislead a training is left out.
+"""Checks a data set in COCO format, and leaves out what would stop or mislead training.
 
-Detectron2 and pycocotools take files on trust: a missing image stops the training in the middle,
-a repeated annotation id at its start, an annotation with id 0 is never matched, a box of NaN turns
-the losses to NaN. What can be fixed without guessing is fixed, the rest is left out, and both are
-reported. Where most of a set would have to be left out, something else is wrong, and that is an
-error.
+Detectron2 and pycocotools trust their files: a missing image stops training midway, a repeated
+annotation id stops it at the start, an annotation with id 0 is never matched, and a NaN box makes
+the losses NaN. Problems that can be fixed without guessing are fixed, the rest is left out, and
+both are reported. If most of a data set would have to be left out, something else is wrong, which
+is an error.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ def check(source: Source, *, inspect: Callable = inspect_images) -> Checked:
     """Checks a data set and leaves out what cannot be used.
 
     Args:
-        source: As it was read.
-        inspect: Looks at the image files.
+        source: The data set as it was read.
+        inspect: Inspects the image files.
 
     Raises:
-        DataError: It is not COCO's format, or too much is broken; one sentence says what.
+        DataError: The data set is not in COCO format, or too much of it is broken.
     """
     place = source.place
     for key in ("images", "annotations", "categories"):
@@ -61,10 +61,10 @@ def check(source: Source, *, inspect: Callable = inspect_images) -> Checked:
 
 
 def unite_categories(train: Checked, val: Checked) -> None:
-    """Gives both parts the classes of either, in place; classes without boxes are findings.
+    """Gives both parts the classes of either, in place, and reports classes without boxes.
 
     Raises:
-        DataError: An id has different names in the two.
+        DataError: An id has different names in the two parts.
     """
     _adopt_ids(train, val)
     names: dict[int, str] = {}
@@ -88,7 +88,7 @@ def unite_categories(train: Checked, val: Checked) -> None:
 
 
 def _adopt_ids(*parts: Checked) -> None:
-    """Numbers the classes of Pascal VOC parts, which have names only, alike in both parts."""
+    """Gives the classes of Pascal VOC parts, which only have names, the same ids in both parts."""
     named = [part for part in parts if part.source.format == "Pascal VOC"]
     numbered = [part for part in parts if part.source.format != "Pascal VOC"]
     ids = {c["name"]: c["id"] for part in numbered for c in part.categories}
@@ -104,7 +104,7 @@ def _adopt_ids(*parts: Checked) -> None:
 
 
 def report_empty_classes(train: Checked, val: Checked | None = None) -> None:
-    """Adds findings about classes that have no box."""
+    """Adds findings about classes without boxes."""
     for part, consequence in ((train, "not to be learned"), (val, "without an AP")):
         if part is not None:
             annotations = part.content["annotations"]
@@ -114,7 +114,7 @@ def report_empty_classes(train: Checked, val: Checked | None = None) -> None:
 
 
 def report_shared_images(train: Checked, val: Checked) -> None:
-    """Adds a finding about images that are in both parts, by their content."""
+    """Adds a finding about images whose content is in both parts."""
     val_files = {id(file) for file in val.files.values()}
     cases = []
     for group in group_equal_files([*train.files.values(), *val.files.values()]):
@@ -126,7 +126,7 @@ def report_shared_images(train: Checked, val: Checked) -> None:
 
 
 def divide(checked: Checked, train: dict[str, Any], val: dict[str, Any]) -> tuple[Checked, Checked]:
-    """The two parts of a data set that was split; what was odd in it stays with the first."""
+    """Returns the two parts of a split data set; its findings stay with the first."""
     parts = []
     for content in (train, val):
         files = {image["id"]: checked.files[image["id"]] for image in content["images"]}

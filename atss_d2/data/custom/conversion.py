@@ -1,6 +1,6 @@
-"""Pascal VOC and YOLO folders, read by the package `supervision`, as COCO's dict.
+"""Converts Pascal VOC and YOLO folders to COCO's dict, using the package `supervision`.
 
-Nothing is copied or written here: images stay where they are.
+No file is copied or written here: images stay where they are.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from ..errors import DataError
 
 
 def read_voc_folder(images: Path, labels: Path) -> dict[str, Any]:
-    """Reads one XML file an image; classes are numbered from 1 in the order of their names.
+    """Reads one XML file per image; classes are numbered from 1 in the order of their names.
 
     Raises:
         DataError: ``supervision`` is missing, or a file cannot be read.
@@ -24,12 +24,12 @@ def read_voc_folder(images: Path, labels: Path) -> dict[str, Any]:
 
 
 def read_yolo_folder(images: Path, labels: Path, names: Path | list[str]) -> dict[str, Any]:
-    """Reads one text file an image; category ids are YOLO's own numbers, from 0.
+    """Reads one text file per image; category ids are YOLO's own numbers, from 0.
 
     Args:
         images: Folder of the images.
         labels: Folder of the text files.
-        names: The data.yaml with the names of the classes, or these names.
+        names: The data.yaml with the class names, or the names themselves.
 
     Raises:
         DataError: ``supervision`` is missing, or a file cannot be read.
@@ -53,10 +53,10 @@ def _read(method: str, place: Path, *arguments: str, sort_names: bool) -> dict[s
         ) from None
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of supervision about its own future
+            warnings.simplefilter("ignore")  # supervision warns about its own deprecations
             dataset = getattr(supervision.DetectionDataset, method)(*arguments)
     except Exception as error:
-        # Whatever its parsers raise: of XML, yaml, numbers, images.
+        # Its parsers of XML, yaml, numbers and images raise many types.
         message = " ".join(str(error).split()) or type(error).__name__
         raise DataError(f"cannot read the labels of '{place}': {message}") from None
     names = list(dataset.classes)
@@ -64,11 +64,11 @@ def _read(method: str, place: Path, *arguments: str, sort_names: bool) -> dict[s
     ids = {c: position + int(sort_names) for position, c in enumerate(order)}
     root = Path(arguments[0])
     image_entries, annotations = [], []
-    for path, detections in sorted(dataset.annotations.items()):  # else as the disk lists them
+    for path, detections in sorted(dataset.annotations.items()):  # unsorted, in the disk's order
         image_entries.append(
             {"id": len(image_entries) + 1, "file_name": Path(path).relative_to(root).as_posix()}
         )
-        if not len(detections):  # class_id may be None then
+        if not len(detections):  # class_id may then be None
             continue
         for box, c in zip(detections.xyxy.tolist(), detections.class_id.tolist()):
             x1, y1, x2, y2 = box
@@ -83,7 +83,7 @@ def _read(method: str, place: Path, *arguments: str, sort_names: bool) -> dict[s
                 }
             )
     return {
-        "images": image_entries,  # their sizes are filled in where the files are looked at
+        "images": image_entries,  # their sizes are filled in when the files are inspected
         "annotations": annotations,
         "categories": [{"id": ids[c], "name": names[c]} for c in order],
     }

@@ -1,4 +1,4 @@
-"""Checks the images of a data set in COCO's format against their files."""
+"""Checks the images of a data set in COCO format against their files."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from .checked import Checked, Finding
 
 
 def check_images(checked: Checked, inspect: Callable) -> None:
-    """Leaves out what is no image or not as the JSON says; fills in sizes; in place.
+    """Leaves out images that are unusable or contradict the JSON, and fills in sizes, in place.
 
     Args:
-        checked: Its ``files`` are set.
-        inspect: :func:`~atss_d2.data.custom.images.inspect_images`, or a double of it.
+        checked: The data set; its ``files`` are set here.
+        inspect: :func:`~atss_d2.data.custom.images.inspect_images`, or a test double.
 
     Raises:
         DataError: More than half of the images cannot be used.
@@ -100,14 +100,15 @@ def check_images(checked: Checked, inspect: Callable) -> None:
 def _find_moved(root: Path, names: dict[Any, str]) -> dict[Any, str]:
     """Finds files whose names were written on another machine.
 
-    Such names have leading folders that are not here, Windows' backslashes, or a URL's escapes.
+    Their names may have leading folders that do not exist here, backslashes, or URL escapes.
 
     Args:
         root: Folder of the images.
-        names: Names by image id that lead nowhere, or to a file that cannot be read.
+        names: Names by image id, of files that are missing or unreadable.
 
     Returns:
-        Those below ``root`` by image id. Where several images would get the same file, none does.
+        The names of files found under ``root``, by image id. If several images would get the same
+        file, none does.
     """
     found: dict[Any, str] = {}
     for i, name in names.items():
@@ -126,7 +127,7 @@ def _find_moved(root: Path, names: dict[Any, str]) -> dict[Any, str]:
 
 
 def _refuse_most(checked: Checked, entries: dict, files: dict, broken: dict) -> None:
-    """Raises where more than half of the images cannot be used."""
+    """Raises if more than half of the images cannot be used."""
     if 2 * len(broken) <= len(entries):
         return
     problem, num = Counter(broken.values()).most_common(1)[0]

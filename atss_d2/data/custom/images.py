@@ -1,4 +1,4 @@
-"""Looks at the image files of a data set: what is there, readable, of which size and kind."""
+"""Inspects the image files of a data set: whether they are readable, their sizes and modes."""
 
 from __future__ import annotations
 
@@ -11,22 +11,23 @@ from pathlib import Path
 
 from PIL import Image
 
-# Reading every pixel of a large data set would take minutes; its first images tell enough.
+# Decoding all images of a large data set would take minutes; the first ones are enough.
 MAX_DECODED = 2000
 _EXIF_ORIENTATION = 0x0112
-_TURNED = (5, 6, 7, 8)  # orientations that exchange width and height
+_TURNED = (5, 6, 7, 8)  # orientations that swap width and height
 
 
 @dataclass(frozen=True)
 class ImageFile:
-    """What was found at a path.
+    """An image file, or the reason why it cannot be used.
 
     Args:
-        path: Of the file.
+        path: Path of the file.
         problem: Why it cannot be used; "" if it can.
-        width: In pixels, as Detectron2 reads it: turned as its EXIF data says. 0 with a problem.
-        height: Likewise.
-        mode: Pillow's, such as ``"RGB"``, ``"L"`` (grey) or ``"I;16"``.
+        width: Width in pixels as Detectron2 reads the image, with EXIF rotation applied; 0 if there
+            is a problem.
+        height: Height in pixels, likewise.
+        mode: Pillow's mode, such as ``"RGB"``, ``"L"`` (gray) or ``"I;16"``.
         num_bytes: Size of the file.
     """
 
@@ -39,8 +40,8 @@ class ImageFile:
 
 
 def inspect_images(paths: Sequence[Path], *, max_decoded: int = MAX_DECODED) -> list[ImageFile]:
-    """Opens image files; the pixels of the first ``max_decoded`` are read as well."""
-    with ThreadPoolExecutor(max_workers=4) as pool:  # the file system and the codecs wait, not we
+    """Opens image files, and decodes the first ``max_decoded`` of them."""
+    with ThreadPoolExecutor(max_workers=4) as pool:  # mostly waits for the disk and the codecs
         return list(pool.map(_inspect, paths, (i < max_decoded for i in range(len(paths)))))
 
 
@@ -61,9 +62,9 @@ def _inspect(path: Path, decode: bool) -> ImageFile:
 
 
 def group_equal_files(files: Iterable[ImageFile]) -> list[list[ImageFile]]:
-    """Groups of two and more files of the same content, whatever their names."""
+    """Returns groups of two or more files with the same content, regardless of their names."""
     groups = [list(files)]
-    # Cheap first: few files have the same size, and only those are read.
+    # The cheap key first: few files have the same size, and only those are read.
     for key in (lambda file: file.num_bytes, _digest):
         parted = defaultdict(list)
         for number, group in enumerate(groups):

@@ -1,4 +1,4 @@
-"""Finds out what a person means by ``--train PATH [PATH]`` and reads it as COCO's format."""
+"""Detects the format of ``--train PATH [PATH]`` and reads it as COCO's dict."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ class Source:
     """A data set as it was found.
 
     Args:
-        content: COCO's dict of ``images``, ``annotations`` and ``categories``; nothing in it has
-            been checked but that it is a dict.
-        image_root: Folder that the ``file_name`` of the images are relative to.
-        json_file: Where ``content`` was read from; None if it was converted.
-        format: Such as ``"COCO"``, for messages.
+        content: COCO's dict of ``images``, ``annotations`` and ``categories``. Its content is not
+            checked yet.
+        image_root: Folder that the images' ``file_name`` is relative to.
+        json_file: The file that ``content`` was read from; None if it was converted.
+        format: Name of the format for messages, such as ``"COCO"``.
     """
 
     content: dict[str, Any]
@@ -42,11 +42,11 @@ def read_source(paths: Sequence[str]) -> Source:
     """Reads a data set.
 
     Args:
-        paths: A COCO JSON and the folder of its images; or a single folder that holds one, or that
-            is in Pascal VOC's or YOLO's format (docs/custom_dataset.md lists the layouts).
+        paths: A COCO JSON and the folder of its images; or a single folder that contains a COCO
+            JSON or is in Pascal VOC or YOLO format (docs/custom_dataset.md lists the layouts).
 
     Raises:
-        DataError: There is no data set of these formats, or it cannot be read.
+        DataError: There is no data set in one of these formats, or it cannot be read.
     """
     first, *rest = (Path(path).expanduser() for path in paths)
     if not first.exists():
@@ -75,13 +75,13 @@ def read_json(path: Path) -> dict[str, Any]:
     """Reads a JSON file whose top level is a dict.
 
     Raises:
-        DataError: It cannot be read, or holds something else.
+        DataError: The file cannot be read, or its top level is not a dict.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise DataError(f"cannot read '{path}': {error.strerror}") from None
-    except ValueError as error:  # also of bytes that are not text
+    except ValueError as error:  # also for bytes that are not text
         raise DataError(f"'{path}' is not a JSON file: {error}") from None
     if not isinstance(content, dict):
         raise DataError(
@@ -126,10 +126,10 @@ def _read_folder(folder: Path) -> Source:
 
 
 def _images_and_labels(folder: Path) -> tuple[Path, Path]:
-    """The two folders of a VOC or YOLO set; ``folder`` itself where they are not apart."""
+    """Returns the image and label folders of a VOC or YOLO set, by default ``folder`` itself."""
     images = _first_folder(folder, _IMAGE_FOLDERS)
     labels = _first_folder(folder, _LABEL_FOLDERS)
-    # Ultralytics' layout: images/train beside labels/train, and one gives images/train.
+    # In Ultralytics' layout, labels/train is next to images/train, and the user gives the latter.
     if labels is None and "images" in folder.parts:
         position = len(folder.parts) - 1 - folder.parts[::-1].index("images")
         beside = Path(*folder.parts[:position], "labels", *folder.parts[position + 1 :])
@@ -146,13 +146,13 @@ def _holds(folder: Path, suffix: str) -> bool:
 
 
 def _names(folder: Path) -> list[str]:
-    """The lines of a classes.txt, as labelling tools write it; [] without one."""
+    """Returns the lines of classes.txt, as written by labeling tools; [] if it does not exist."""
     path = folder / "classes.txt"
     return path.read_text(encoding="utf-8-sig").splitlines() if path.is_file() else []
 
 
 def _find_yaml(folder: Path) -> Path | None:
-    """The data.yaml of a YOLO set: in the folder or up to two above it."""
+    """Finds the data.yaml of a YOLO set, in the folder or up to two levels above it."""
     folder = folder.absolute()
     for place in (folder, *list(folder.parents)[:2]):
         found = sorted([*place.glob("data.y*ml"), *place.glob("dataset.y*ml")])

@@ -1,8 +1,8 @@
-"""Chooses image size, anchors, batch, learning rate and schedule from what a data set holds.
+"""Chooses image size, anchors, batch, learning rate and schedule from a data set's statistics.
 
-The numbers come from trials on drawn scenes and on photographs of tree crowns with the embedded
-MobileNetV2, and, for the R-50, from the paper's COCO recipe in proportion. Every choice comes with
-its reason as a sentence, which stands as a comment in the config that is written.
+The numbers come from experiments with the embedded MobileNetV2 on drawn scenes and photographs of
+tree crowns; for the R-50 they are scaled from the paper's COCO recipe. Each choice comes with a
+sentence that gives its reason, which becomes a comment in the generated config.
 """
 
 from __future__ import annotations
@@ -18,17 +18,16 @@ from .statistics import Statistics
 
 @dataclass(frozen=True)
 class Model:
-    """What the choices depend on, of a model that ``start_project.py`` offers.
+    """Properties of a model offered by ``start_project.py`` that the choices depend on.
 
     Args:
         config: Name for ``get_config``.
-        strides: Of its levels.
-        sides: Shorter sides (usual, largest) of an image that it is fed; pixels.
-        enlarges: Whether images are enlarged to the usual side; else only for small objects.
-        lr: Learning rate of a batch of one image.
-        seconds: That training takes for each megapixel on two CPU cores, evaluations included
-            (docs/custom_dataset.md has the measurement). None where training on a CPU takes
-            patience.
+        strides: Strides of its levels.
+        sides: Shorter side (usual, maximum) of its input images, in pixels.
+        enlarges: Whether images are always enlarged to the usual side, or only for small objects.
+        lr: Learning rate for a batch of one image.
+        seconds: Training time per megapixel on two CPU cores, including evaluations
+            (docs/custom_dataset.md has the measurement). None if training on a CPU is too slow.
     """
 
     config: str
@@ -58,30 +57,30 @@ MODELS = {
     ),
 }
 
-_SMALLEST = 16.0  # px, two cells of the finest level: what small objects should measure at least
+_SMALLEST = 16.0  # px, two cells of the finest level: desired minimum size of small objects
 _MAX_ENLARGEMENT = 2.0
-_LOST = 8.0  # px, one cell of the finest level: smaller ones are hardly found
+_LOST = 8.0  # px, one cell of the finest level: smaller objects are rarely found
 _EVALUATIONS = 10
-_MEGAPIXELS = 370.0  # of training on a CPU: about eight minutes
+_MEGAPIXELS = 370.0  # to train on with a CPU: takes about eight minutes
 _STEP = 32  # sides are multiples of this
 
 
 @dataclass(frozen=True)
 class Settings:
-    """The choices; ``reasons`` has one sentence for each of the other fields' names.
+    """The chosen settings, with their reasons.
 
     Args:
         model: A key of :data:`MODELS`.
-        short_side: Of test images, pixels.
-        max_size: Largest longer side of test images.
+        short_side: Shorter side of test images, pixels.
+        max_size: Maximum longer side of test images.
         train_short_sides: Range of the shorter side in training.
-        train_max_size: Largest longer side in training.
+        train_max_size: Maximum longer side in training.
         anchor_scale: Anchor side as a multiple of the stride.
-        batch: Images in a step.
+        batch: Images per step.
         lr: Learning rate.
-        max_iter: Steps.
+        max_iter: Number of steps.
         eval_period: Steps between evaluations.
-        reasons: Why, by field.
+        reasons: One sentence per choice, by field name.
     """
 
     model: str
@@ -109,10 +108,10 @@ def choose(
 
     Args:
         model: A key of :data:`MODELS`.
-        train: The part to train on; it has at least one object.
-        val: The part to validate on.
+        train: The training part, with at least one object.
+        val: The validation part.
         has_gpu: Whether training will run on a GPU.
-        is_trained: Whether training starts from a whole detector, whose anchors are then kept.
+        is_trained: Whether training starts from a trained detector, whose anchors are then kept.
     """
     spec, reasons = MODELS[model], {}
     short_side, max_size, reasons["short_side"] = _choose_size(spec, train)
@@ -139,7 +138,7 @@ def choose(
     megapixels = float(np.mean(train.heights * train.widths * factors**2)) / 1e6
     max_iter, reasons["max_iter"] = _choose_schedule(spec, num, batch, megapixels, has_gpu=has_gpu)
     eval_period = math.ceil(max_iter / _EVALUATIONS / 10) * 10
-    # With a large validation set, evaluations would take most of the time.
+    # With a large validation set, frequent evaluations would take most of the time.
     share = (val.num_images / 3) * _EVALUATIONS / (max_iter * batch)
     if share > 0.5:
         eval_period = min(math.ceil(eval_period * share / 0.5 / 10) * 10, max_iter)
@@ -161,14 +160,14 @@ def choose(
 
 
 def resize_factors(statistics: Statistics, short_side: int, max_size: int) -> np.ndarray:
-    """(N,) what Detectron2's ``ResizeShortestEdge`` multiplies the sides of each image by."""
+    """Returns the factor (N,) by which ``ResizeShortestEdge`` scales the sides of each image."""
     short = np.minimum(statistics.heights, statistics.widths)
     long = np.maximum(statistics.heights, statistics.widths)
     return np.minimum(short_side / short, max_size / long)
 
 
 def _choose_size(spec: Model, train: Statistics) -> tuple[int, int, str]:
-    """The smallest size at which small objects are large enough, and no smaller than usual."""
+    """Chooses the smallest size, from the usual up, at which small objects are large enough."""
     usual, largest = spec.sides
     short = np.minimum(train.heights, train.widths)
     long = np.maximum(train.heights, train.widths)
@@ -179,17 +178,17 @@ def _choose_size(spec: Model, train: Statistics) -> tuple[int, int, str]:
     most = max(_multiple(min(largest, _MAX_ENLARGEMENT * side)), least)
     best = -1.0
     for candidate in range(least, most + 1, _STEP):
-        # Panoramas may be as long as they are, if they have no more pixels than the largest 2:1.
+        # Panoramas may keep their aspect ratio up to the area of the largest 2:1 image.
         limit = _multiple(min(candidate * aspect, 2 * largest**2 / candidate))
         resized = train.sizes * resize_factors(train, candidate, limit)[train.image_idxs]
         if np.median(resized) <= best:
-            break  # of longer images the limit shrinks
+            break  # the limit on the longer side shrinks from here on
         chosen, max_size, sizes, best = candidate, limit, resized, np.median(resized)
         if np.quantile(sizes, 0.1) >= _SMALLEST and np.median(sizes) >= 2 * _SMALLEST:
             break
     small, median = np.quantile(train.sizes, [0.1, 0.5])
     factor = chosen / side
-    if aspect > 2:  # the longer side may be what limits
+    if aspect > 2:  # the longer side may be the limit
         factor = float(np.median(resize_factors(train, chosen, max_size)))
     how = "enlarged" if factor > 1.05 else "reduced" if factor < 0.95 else "kept"
     reason = (
@@ -202,9 +201,9 @@ def _choose_size(spec: Model, train: Statistics) -> tuple[int, int, str]:
 
 
 def _choose_anchors(spec: Model, sizes: np.ndarray) -> tuple[int, str]:
-    """Sides of 8 x stride as in the paper, of 4 x stride where most objects are smaller.
+    """Chooses anchors of 8 x stride as in the paper, or 4 x stride if most objects are smaller.
 
-    On tree crowns of 33 px (median), 150 steps with 4 x stride gave 12.7 AP, with 8 x stride 9.8.
+    On tree crowns of 33 px (median), 150 steps gave 12.7 AP with 4 x stride, 9.8 with 8 x stride.
     """
     quarter = float(np.quantile(sizes, 0.25))
     median = float(np.median(sizes))
@@ -220,19 +219,19 @@ def _choose_anchors(spec: Model, sizes: np.ndarray) -> tuple[int, str]:
 def _choose_schedule(
     spec: Model, num_images: int, batch: int, megapixels: float, *, has_gpu: bool
 ) -> tuple[int, str]:
-    """Few images are seen often, many seldom; thousands about the paper's 12 times.
+    """Chooses more epochs for fewer images; with thousands, about 12 as in the paper.
 
     Args:
         spec: The model.
-        num_images: With boxes.
-        batch: Images in a step.
-        megapixels: Of an image, on average.
+        num_images: Number of images with boxes.
+        batch: Images per step.
+        megapixels: Average size of an image.
         has_gpu: Whether training will run on a GPU.
     """
     views = 8000.0
     if not has_gpu:
         views = float(np.clip(_MEGAPIXELS / megapixels, 1000, 4000))
-    # The first hundreds share what a short training can do.
+    # Up to a few hundred images share the views that fit in a short training run.
     views = max(min(100 * num_images, views), 12 * (num_images - 200))
     low, high = (500, 90_000) if has_gpu else (300, 20_000)
     max_iter = int(np.clip(round(views / batch / 20) * 20, low, high))
@@ -245,25 +244,25 @@ def _choose_schedule(
 
 
 def median_factor(statistics: Statistics, settings: Settings) -> float:
-    """What the sides of the median image are multiplied by."""
+    """Returns the median factor by which the sides of images are scaled."""
     factors = resize_factors(statistics, settings.short_side, settings.max_size)
     return float(np.median(factors))
 
 
 def anchor_sides(settings: Settings) -> list[int]:
-    """Sides of the anchors, pixels of the resized image."""
+    """Returns the sides of the anchors, in pixels of the resized image."""
     return [settings.anchor_scale * stride for stride in MODELS[settings.model].strides]
 
 
 def find_too_large(
     statistics: Statistics, settings: Settings
 ) -> tuple[list[int], np.ndarray, np.ndarray]:
-    """Images in which resizing loses objects, so that tiles would find more.
+    """Finds images in which resizing loses objects, so that tiles would find more of them.
 
     Returns:
-        Indices of images in which it makes at least a quarter of the objects smaller than one cell
-        of the finest level (8 px) that were larger before; and the median size (N,) of the objects
-        of every image before and after, NaN without objects.
+        Indices of the images in which resizing shrinks at least a quarter of the objects from at
+        least one cell of the finest level (8 px) to less; and the median object size (N,) of each
+        image before and after resizing, NaN if it has no objects.
     """
     factors = resize_factors(statistics, settings.short_side, settings.max_size)
     before = np.full(statistics.num_images, np.nan)
@@ -281,7 +280,7 @@ def find_too_large(
 
 
 def describe_too_large(statistics: Statistics, settings: Settings, part: str) -> str:
-    """A sentence with count, example and advice; "" if there are no such images."""
+    """Returns a sentence with count, example and advice; "" if there are no such images."""
     found, before, after = find_too_large(statistics, settings)
     if not found:
         return ""

@@ -1,4 +1,4 @@
-"""Splits a data set by image, so that every class is in both parts where that can be."""
+"""Splits a data set by image, so that each class is in both parts if possible."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ def split_images(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Splits a checked COCO dict.
 
-    Rare classes choose first, in proportion, at least one image for each part if they have two;
-    what remains fills up at random (iterative stratification: Sechidis et al., ECML 2011). The best
-    of some random orders is taken.
+    Images of the rarest classes are assigned first, in proportion, and at least one to each part if
+    the class has two; the remaining images are assigned at random (iterative stratification:
+    Sechidis et al., ECML 2011). The best of several random orders is used.
 
     Args:
         content: COCO's dict of ``images``, ``annotations`` and ``categories``.
-        fraction: Share of the images used for validation, in (0, 1); each part gets at least one.
+        fraction: Fraction of images for validation, in (0, 1); each part gets at least one.
         seed: The same seed gives the same parts.
         groups: Ids of images that must stay together, such as copies of the same file.
 
     Returns:
-        The part for training and the one for validation, in the order of ``content``.
+        The training part and the validation part, in the order of ``content``.
 
     Raises:
-        ValueError: There are no two images (or groups) to split, or ``fraction`` is out of range.
+        ValueError: There are fewer than two images (or groups), or ``fraction`` is out of range.
     """
     if not 0 < fraction < 1:
         raise ValueError(f"the part for validation must be between 0 and 1, got {fraction}")
@@ -64,7 +64,7 @@ def _units(ids: list[Any], groups: Sequence[Sequence[Any]]) -> list[list[Any]]:
 
 
 def _classes_of(content: dict[str, Any], units: list[list[Any]]) -> np.ndarray:
-    """(units, classes) bool: which have a box of which class."""
+    """Returns (units, classes) bool: whether the unit has a box of the class."""
     row = {i: number for number, unit in enumerate(units) for i in unit}
     column = {category["id"]: k for k, category in enumerate(content["categories"])}
     has_class = np.zeros((len(units), len(column)), bool)
@@ -76,7 +76,7 @@ def _classes_of(content: dict[str, Any], units: list[list[Any]]) -> np.ndarray:
 def _split(
     has_class: np.ndarray, sizes: np.ndarray, fraction: float, rng: np.random.Generator
 ) -> np.ndarray:
-    """(units,) bool: which are for validation."""
+    """Returns (units,) bool: whether the unit is for validation."""
     num_units = len(has_class)
     is_val, is_free = np.zeros(num_units, bool), np.ones(num_units, bool)
     counts = has_class.sum(0)  # (classes,)
@@ -85,12 +85,12 @@ def _split(
         left = has_class[is_free].sum(0)
         if not left.any():
             break
-        k = int(np.where(left > 0, left, num_units + 1).argmin())  # the class that has fewest left
+        k = int(np.where(left > 0, left, num_units + 1).argmin())  # class with fewest units left
         mine = rng.permutation(np.flatnonzero(is_free & has_class[:, k]))
         lacking = int(wanted[k] - (is_val & has_class[:, k]).sum())
         is_val[mine[: max(lacking, 0)]] = True
         is_free[mine] = False
-    # Images without boxes make up the number.
+    # Images without boxes fill up the validation part.
     rest = rng.permutation(np.flatnonzero(is_free))
     target = fraction * sizes.sum()
     for unit in rest:
@@ -107,7 +107,7 @@ def _split(
 def _fault(
     has_class: np.ndarray, sizes: np.ndarray, is_val: np.ndarray, fraction: float
 ) -> tuple[int, float]:
-    """Number of classes that are in one part only but could be in both; error of the size."""
+    """Returns how many classes are in one part but could be in both, and the error of the size."""
     in_val, in_train = has_class[is_val].any(0), has_class[~is_val].any(0)
     could = has_class.sum(0) > 1
     return int((could & ~(in_val & in_train)).sum()), abs(

@@ -1,4 +1,4 @@
-"""Counts what a data set holds: images, boxes by size, classes by frequency."""
+"""Counts the images, the boxes by size and the classes by frequency of a data set."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from tabulate import tabulate
 
-# COCO's small, medium and large, and between them halves of the side.
+# COCO's limits of small, medium and large, with steps of a factor of 2 or less in between.
 SIZE_EDGES = (0, 8, 16, 32, 64, 96, 192, 384, np.inf)
 _QUANTILES = (0.01, 0.1, 0.25, 0.5, 0.75, 0.9, 0.99)
 _MAX_ROWS = 30
@@ -17,16 +17,16 @@ _MAX_ROWS = 30
 
 @dataclass(frozen=True)
 class Statistics:
-    """What one part of a data set holds. M objects, that is boxes without `iscrowd`, in N images.
+    """The statistics of one part of a data set: M objects (boxes without `iscrowd`) in N images.
 
     Args:
-        names: K names of classes.
-        file_names: N names of images.
-        heights: (N,) of the images, pixels.
-        widths: (N,) likewise.
-        image_idxs: (M,) the image of each object.
+        names: K class names.
+        file_names: N image names.
+        heights: (N,) heights of the images, pixels.
+        widths: (N,) widths of the images, pixels.
+        image_idxs: (M,) index of each object's image.
         sizes: (M,) square root of each box's area, pixels.
-        classes: (M,) from 0.
+        classes: (M,) class of each object, from 0.
         num_crowd: Number of `iscrowd` regions.
     """
 
@@ -86,7 +86,7 @@ def count(content: dict[str, Any]) -> Statistics:
 
 
 def describe(train: Statistics, val: Statistics) -> str:
-    """Tables of both parts for the console."""
+    """Returns tables of both parts for the console."""
     parts = {"train": train, "val": val}
     rows = [
         (
@@ -138,11 +138,11 @@ def _shorten(name: str, length: int = 40) -> str:
 
 
 def choose_examples(content: dict[str, Any], num: int) -> list[Any]:
-    """Ids of images that together show many classes, and then many objects, but not hundreds.
+    """Returns ids of images that together show many classes, then many objects, but not hundreds.
 
     Args:
         content: A checked COCO dict.
-        num: How many at most.
+        num: Maximum number of images.
     """
     classes: dict[Any, list[int]] = {image["id"]: [] for image in content["images"]}
     for annotation in content["annotations"]:
@@ -152,7 +152,7 @@ def choose_examples(content: dict[str, Any], num: int) -> list[Any]:
     order = [list(classes)[i] for i in rng.permutation(len(classes))]
     missing = {category["id"] for category in content["categories"]}
     while order and len(chosen) < num:
-        # A picture of up to a dozen objects is easy to read; beyond, fewer are better.
+        # Up to a dozen objects are easy to see in a picture; beyond that, fewer are better.
         best = max(
             order,
             key=lambda i: (
@@ -161,7 +161,7 @@ def choose_examples(content: dict[str, Any], num: int) -> list[Any]:
             ),
         )
         missing -= set(classes[best])
-        if not missing:  # all were shown: another round
+        if not missing:  # all classes were shown: start another round
             missing = {category["id"] for category in content["categories"]}
         chosen.append(best)
         order.remove(best)

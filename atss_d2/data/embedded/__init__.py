@@ -1,4 +1,4 @@
-"""The demo's data: photographs of tree crowns, generated scenes, and a pretrained backbone."""
+"""The demo's data: aerial photographs of trees, generated scenes, and a pretrained backbone."""
 
 from .catalog import dataset_root, register_datasets
 from .pretrained import prepare_pretrained

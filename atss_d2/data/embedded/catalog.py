@@ -1,6 +1,6 @@
-"""Names of the embedded data sets in Detectron2's catalogs, and the `atss_d2://` paths.
+"""Registers the embedded data sets in Detectron2's catalogs, and resolves `atss_d2://` paths.
 
-Importing this module only registers names; no file is opened before a data set is used.
+Registering opens no file; files are opened when a data set is used.
 """
 
 import functools
@@ -18,19 +18,19 @@ __all__ = ["DataRootHandler", "dataset_root", "register_datasets"]
 
 
 def dataset_root() -> Path:
-    """The folder of all data sets: `DETECTRON2_DATASETS`, or `datasets` in the working directory.
+    """Returns the root folder: `DETECTRON2_DATASETS`, or `datasets` in the working directory.
 
-    Detectron2's rule, but read at every call, so that the variable may be set after the import.
+    This is Detectron2's rule, but evaluated at every call, so the variable may be set after import.
     """
     return Path(os.path.expanduser(os.getenv("DETECTRON2_DATASETS", "datasets")))
 
 
 class DataRootHandler(PathHandler):
-    """Resolve `atss_d2://x` to the file `x` below :func:`dataset_root`.
+    """Resolves `atss_d2://x` to the file `x` under :func:`dataset_root`.
 
-    So configs and metadata name files independently of the working directory, and the root may
-    change after the import. The generated shapes are drawn when one of their files is first asked
-    for; other missing files are an error that says how to get them.
+    This makes file names in configs and metadata independent of the working directory, and the root
+    may change after import. The generated shapes are drawn when one of their files is first
+    requested; other missing files raise an error that says how to get them.
     """
 
     PREFIX = "atss_d2://"
@@ -72,7 +72,7 @@ class DataRootHandler(PathHandler):
 
 
 def register_datasets() -> None:
-    """Register the data sets and the `atss_d2://` prefix; a second call changes nothing."""
+    """Registers the data sets and the `atss_d2://` prefix; a second call changes nothing."""
     PathManager.register_handler(DataRootHandler())
     for name in trees.TREES_SPLITS:
         _register(name, trees.annotation_file(name), trees.IMAGES_FOLDER, trees.TREES_CLASSES)
@@ -98,7 +98,7 @@ def _register(name: str, json_file: str, image_root: str, classes: tuple[str, ..
 
 
 def _load(name: str, json_file: str, image_root: str) -> list[dict]:
-    # Plain paths in the dicts: user code opens "file_name" with cv2 or PIL.
+    # The dicts contain plain paths, as user code opens "file_name" with cv2 or PIL.
     return load_coco_json(
         PathManager.get_local_path(json_file), PathManager.get_local_path(image_root), name
     )

@@ -1,4 +1,4 @@
-"""Write pictures with boxes as a data set in COCO's format: a folder of PNG files and one JSON."""
+"""Writes pictures with boxes as a data set in COCO format: a folder of PNG files and one JSON."""
 
 import json
 from collections.abc import Iterable
@@ -19,7 +19,7 @@ class Picture:
     """One picture of a data set.
 
     Args:
-        file_name: below the folder of the data set's images, with forward slashes.
+        file_name: Path relative to the data set's image folder, with forward slashes.
         pixels: (H, W, 3) uint8, BGR.
         boxes: (M, 4) x1 y1 x2 y2 in Detectron2's continuous coordinates.
         classes: (M,) int, 0-based.
@@ -42,21 +42,21 @@ def write_coco(
     class_names: tuple[str, ...],
     version: str,
 ) -> None:
-    """Write ``folder/images/...`` and, when they are complete, ``folder/annotations/name.json``.
+    """Writes ``folder/images/...`` and, after all images, ``folder/annotations/name.json``.
 
-    The same pictures give the same bytes. Processes may write the same data set at the same time:
-    every file appears complete.
+    The same pictures give the same bytes. Several processes may write the same data set at the same
+    time, as each file appears only once it is complete.
 
     Args:
-        folder: see above.
-        name: of the data set.
-        pictures: drawn or cut one at a time while they are written.
-        num_pictures: how many there are, for the progress bar.
-        class_names: in the order of the 0-based classes; COCO's category ids count from 1.
-        version: of the content, see :func:`is_written`.
+        folder: See above.
+        name: Name of the data set.
+        pictures: The pictures, drawn or cut one at a time while they are written.
+        num_pictures: Their number, for the progress bar.
+        class_names: Names in the order of the 0-based classes; COCO's category ids count from 1.
+        version: Version of the content, see :func:`is_written`.
 
     Raises:
-        DataError: a picture cannot be written.
+        DataError: A picture cannot be written.
     """
     images, annotations = [], []
     for picture in tqdm(pictures, total=num_pictures, desc=name, unit="image"):
@@ -78,7 +78,7 @@ def write_coco(
             x1, y1, x2, y2 = box
             annotations.append(
                 {
-                    # pycocotools takes id 0 for "no match", so ids count from 1.
+                    # pycocotools reads id 0 as "no match", so ids count from 1.
                     "id": len(annotations) + 1,
                     "image_id": len(images),
                     "category_id": label + 1,
@@ -93,17 +93,17 @@ def write_coco(
         "annotations": annotations,
         "categories": [{"id": i + 1, "name": label} for i, label in enumerate(class_names)],
     }
-    # Last, because this file says that the data set is complete.
+    # Written last, as this file marks the data set as complete.
     with replacing(folder / "annotations" / f"{name}.json") as temporary:
         temporary.write_text(json.dumps(content, indent=1) + "\n")
 
 
 def is_written(folder: Path, name: str, *, version: str) -> bool:
-    """Whether a data set of this version is complete: a cheap check, no picture is opened."""
+    """Returns whether a data set of this version is complete; cheap, as it opens no picture."""
     try:
         content = json.loads((folder / "annotations" / f"{name}.json").read_text())
         return content["info"]["version"] == version and all(
             is_filled(folder / "images" / image["file_name"]) for image in content["images"]
         )
     except (OSError, ValueError, KeyError, TypeError):
-        return False  # missing, cut off, or not ours: written anew
+        return False  # missing, truncated, or not ours: to be written again

