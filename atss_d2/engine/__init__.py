@@ -1,4 +1,4 @@
-"""Training and evaluation: Detectron2's trainer and hooks, driven by a LazyConfig."""
+"""Trains and evaluates with Detectron2's trainers and hooks."""
 
 from ..checkpoint import check_checkpoint
 from ..config import apply_overrides, apply_yaml_overrides, resolve_device

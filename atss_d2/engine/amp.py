@@ -1,4 +1,4 @@
-"""Training in float16 that can go on from a checkpoint of a training in float32."""
+"""Trains in float16, also when resuming from a checkpoint of a float32 run."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ logger = logging.getLogger(__name__)
 
 
 class AMPTrainer(Detectron2AMPTrainer):
-    """Detectron2's ``AMPTrainer``, which also resumes from a trainer that scaled no loss.
+    """Detectron2's ``AMPTrainer`` that can also resume from a run without loss scaling.
 
-    The way back needs nothing: ``SimpleTrainer`` does not look at the state of a scaler.
+    The other direction needs no code: ``SimpleTrainer`` ignores the state of a scaler.
     """
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -23,16 +23,16 @@ class AMPTrainer(Detectron2AMPTrainer):
 
 
 def with_grad_scaler(state_dict: dict[str, Any], trainer: Detectron2AMPTrainer) -> dict[str, Any]:
-    """A trainer's state with the state of a gradient scaler, a fresh one if it has none.
+    """Returns a trainer's state with that of a gradient scaler, a fresh one if it has none.
 
     Args:
-        state_dict: Of a trainer in float16, float32 or bfloat16; it is not changed.
-        trainer: The trainer that goes on from it.
+        state_dict: State of a trainer in float16, float32 or bfloat16; it is not changed.
+        trainer: The trainer that resumes from it.
 
     Returns:
         The state for ``trainer.load_state_dict``.
     """
-    if state_dict.get("grad_scaler"):  # that of a disabled scaler is empty
+    if state_dict.get("grad_scaler"):  # the state of a disabled scaler is empty
         return state_dict
     logger.warning(
         "the checkpoint is of a training without loss scaling: the gradient scaler starts with "

@@ -1,4 +1,4 @@
-"""What training shows on the console; everything else is in ``log.txt``."""
+"""Limits what training prints to the console; ``log.txt`` has everything."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from detectron2.utils.events import CommonMetricPrinter
 
 logger = logging.getLogger(__name__)
 
-# `logger.info(..., extra=FILE_ONLY)`: for log.txt, not for the console.
+# `logger.info(..., extra=FILE_ONLY)` writes to log.txt, not to the console.
 FILE_ONLY = {"file_only": True}
 
-# Loggers whose messages below a warning go to log.txt alone: the environment and the config, how
-# data are held in memory, which keys of a checkpoint matched.
+# Loggers whose messages below the level of a warning go only to log.txt: on the environment, the
+# config, how data are kept in memory, and which keys of a checkpoint match.
 _QUIET = (
     "detectron2.checkpoint",
     "detectron2.data.build",
@@ -30,17 +30,17 @@ _QUIET = (
     "fvcore.common.checkpoint",
 )
 _QUIET_IN_EVALUATION = ("detectron2.evaluation", "detectron2.data")
-# ... but for the progress of long evaluations, and the number of objects of each class.
+# ... except for the progress of long evaluations, and the number of objects per class.
 _SHOWN = ("Inference done", "Distribution of instances")
-# A warning about what is right: the ids of classes need not be 1..K.
+# A warning without cause: class ids need not be 1..K.
 _HARMLESS = "Category ids in annotations are not in [1, #categories]!"
 
 
 class ConsoleFilter(logging.Filter):
-    """Keeps the console to what a person wants to see.
+    """Shows only messages on the console that a user wants to see.
 
     Attributes:
-        is_evaluating: Whether what evaluators report goes to ``log.txt`` alone, too.
+        is_evaluating: Whether the reports of evaluators also go only to ``log.txt``.
     """
 
     is_evaluating = False
@@ -65,14 +65,14 @@ def filter_console(*names: str) -> None:
     """Puts the filter on the console handlers of loggers; a second call changes nothing."""
     for name in names:
         for handler in logging.getLogger(name).handlers:
-            # Detectron2's handler of log.txt is a StreamHandler, too.
+            # Detectron2's handler of log.txt is also a StreamHandler.
             if getattr(handler, "stream", None) in (sys.stdout, sys.stderr):
-                handler.addFilter(_filter)  # does nothing if it is there
+                handler.addFilter(_filter)  # does nothing if it is already added
 
 
 @contextlib.contextmanager
 def quiet_evaluation() -> Iterator[None]:
-    """Within it, reports of evaluators, and what pycocotools prints, go to ``log.txt`` alone."""
+    """Sends evaluators' reports and pycocotools' output only to ``log.txt`` within its context."""
     before, _filter.is_evaluating = _filter.is_evaluating, True
     printed = io.StringIO()
     try:
@@ -85,14 +85,14 @@ def quiet_evaluation() -> Iterator[None]:
 
 
 class ProgressPrinter(CommonMetricPrinter):
-    """Detectron2's console line, with an ETA that counts evaluations and checkpoints too."""
+    """Detectron2's console line, with an ETA that includes evaluations and checkpoints."""
 
     def __init__(self, max_iter: int, evaluation_seconds: Callable[[int], tuple[float, float]]):
         """
         Args:
             max_iter: Iterations of the whole run.
-            evaluation_seconds: From the number of finished iterations to the seconds that
-                evaluations have taken so far in this process and those that are still to come.
+            evaluation_seconds: Maps the number of finished iterations to the seconds that
+                evaluations in this process have taken so far and will still take.
         """
         super().__init__(max_iter)
         self._evaluation_seconds = evaluation_seconds

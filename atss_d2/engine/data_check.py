@@ -1,4 +1,4 @@
-"""What is wrong with the data sets, found before training: missing files, other classes."""
+"""Finds problems of the data sets before training: missing files, different classes."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ from ..data import DataError
 from ..data.categories import Categories, categories_of_dataset
 from ..plain.suggestions import did_you_mean
 
-_PLACEHOLDERS = ("my_train", "my_val")  # of configs/custom/
-# What Detectron2's loaders of annotations raise for files that are not what they expect.
+_PLACEHOLDERS = ("my_train", "my_val")  # in configs/custom/
+# Raised by Detectron2's loaders of annotations for files with unexpected content.
 _LOADING_ERRORS = (OSError, LookupError, TypeError, ValueError, AssertionError, AttributeError)
 
 
 def check_categories(cfg: DictConfig | CfgNode) -> Categories:
     """Compares the categories of the training and test sets with each other and with the model.
 
-    A data set whose categories are not known before it was loaded (registered by a function) is
-    left out; call this again when it was.
+    A data set whose categories are unknown until it is loaded (registered by a function) is
+    skipped; call this again after loading.
 
     Args:
-        cfg: A config of either kind. If it names no categories, those that were found are written
-            into it, so that ``config.yaml`` has them.
+        cfg: A config of either kind. If it has no categories, those found are written into it, so
+            that they are in ``config.yaml``.
 
     Returns:
-        The categories, ``[]`` if unknown.
+        The categories; ``[]`` if unknown.
 
     Raises:
         FileNotFoundError: A data set's annotation file does not exist.
-        ValueError: They do not agree; the message names the data set, the values and the key.
+        ValueError: The categories differ; the message names the data set, the values and the key.
     """
     found: dict[str, Categories] = {}
     view = view_of(cfg)
@@ -60,7 +60,7 @@ def check_categories(cfg: DictConfig | CfgNode) -> Categories:
             f"({_some_names(categories)}): set {assignment}"
         )
     if not configured:
-        # A data set registered by a function has no ids of its own, they count from 0.
+        # A data set registered by a function has no original ids; its ids count from 0.
         with_ids = [x for x in found.values() if [c["id"] for c in x] != list(range(len(x)))]
         categories = (with_ids or [categories])[0]
         view.categories = categories
@@ -75,7 +75,7 @@ def _check_equal(first: str, categories: Categories, second: str, others: Catego
             "those without a box"
         )
     for index, (one, other) in enumerate(zip(categories, others)):
-        # Ids may differ: Detectron2 maps those of each file to 0..K-1 in their order.
+        # Ids may differ: Detectron2 maps the sorted ids of each file to 0..K-1.
         if one["name"].strip().casefold() != other["name"].strip().casefold():
             raise ValueError(
                 f"class {index} is '{one['name']}' (id {one['id']}) in {first}, but "
@@ -94,14 +94,14 @@ def _some_names(categories: Categories) -> str:
 
 
 def check_dataset_files(cfg: DictConfig | CfgNode, *, with_training: bool) -> None:
-    """Checks that the data sets are registered and that their files are there; reads none.
+    """Checks that the data sets are registered and their files exist, without reading any.
 
     Args:
         cfg: A config of either kind.
-        with_training: Look at the training sets as well as at the test sets.
+        with_training: Whether to check the training sets in addition to the test sets.
 
     Raises:
-        DataError: One is not; the message names it and says what to do.
+        DataError: A check fails; the message names the data set or file and the fix.
     """
     view = view_of(cfg)
     names = view.dataset_names("train" if with_training else "test", "test")
@@ -127,11 +127,11 @@ def check_dataset_files(cfg: DictConfig | CfgNode, *, with_training: bool) -> No
 
 
 def check_images(dataset: Sequence[dict] | None, what: str) -> None:
-    """Checks that the image files of a data set exist, by listing their folders, and its boxes.
+    """Checks the boxes of a data set, and that its image files are listed in their folders.
 
     Args:
-        dataset: Dicts in Detectron2's format; of others nothing is checked.
-        what: The data set, for the message.
+        dataset: Dicts in Detectron2's format; entries of other types are not checked.
+        what: Name of the data set in the message.
 
     Raises:
         DataError: Images are missing, or an annotation has no box; the message names one.
@@ -155,7 +155,7 @@ def check_images(dataset: Sequence[dict] | None, what: str) -> None:
 
 
 def _check_boxes(dataset: Sequence[dict], what: str) -> None:
-    """Checks that annotations have what a mapper takes for a box."""
+    """Checks that each annotation has a box that a mapper accepts."""
     for x in dataset:
         for annotation in x.get("annotations", ()) if isinstance(x, dict) else ():
             box = annotation.get("bbox")
@@ -169,14 +169,14 @@ def _check_boxes(dataset: Sequence[dict], what: str) -> None:
 
 @contextlib.contextmanager
 def explained(cfg: DictConfig | CfgNode, split: str) -> Iterator[None]:
-    """Turns errors while a data set is loaded into a sentence with its name and file.
+    """Turns errors from loading a data set into a sentence with its name and file.
 
     Args:
         cfg: A config of either kind.
         split: "train" or "test".
 
     Raises:
-        DataError: In place of what was raised, which it has as its cause.
+        DataError: Replaces the error that was raised, which becomes its cause.
     """
     try:
         yield
@@ -197,7 +197,7 @@ def explained(cfg: DictConfig | CfgNode, split: str) -> Iterator[None]:
 
 
 def load_test_set(cfg: DictConfig) -> tuple[Sequence[dict] | None, Callable | None]:
-    """The data set and the mapper of ``dataloader.test``, None where they are something else."""
+    """Returns the data set and mapper of ``dataloader.test``; None if they are of other kinds."""
     node = cfg.dataloader.get("test")
     if cfg.dataloader.get("evaluator") is None or node is None or "dataset" not in node:
         return None, None

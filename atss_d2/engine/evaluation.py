@@ -1,4 +1,4 @@
-"""COCO evaluation with average recall, and the evaluator for a type of data set."""
+"""COCO evaluation with average recall, and the evaluator for each type of data set."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ class COCOEvaluatorWithAR(COCOEvaluator):
 
 
 def build_evaluator(dataset_name: str, output_dir: str | None = None) -> DatasetEvaluator:
-    """The evaluator for the type of a data set, as in Detectron2's train_net.py.
+    """Builds the evaluator for a data set's type, as in Detectron2's train_net.py.
 
     Args:
-        dataset_name: A registered data set. Its metadata say the type, ``evaluator_type``:
-            "pascal_voc", "lvis", "coco" or another type of COCO annotations. A data set that says
-            nothing is evaluated as COCO, for which Detectron2 converts it.
-        output_dir: Where detections are written to. Pascal VOC writes none.
+        dataset_name: A registered data set. ``evaluator_type`` in its metadata is its type:
+            "pascal_voc", "lvis", "coco" or another type of COCO annotations. A data set without a
+            type is evaluated as COCO, after conversion by Detectron2.
+        output_dir: Folder for the detections. Pascal VOC writes none.
 
     Raises:
-        DataError: The type is one whose results are not boxes of objects, or the library that
-            evaluates LVIS is not installed.
+        DataError: The evaluation of the type does not use boxes, or the library for LVIS is not
+            installed.
     """
     kind = MetadataCatalog.get(dataset_name).get("evaluator_type", "coco")
     if kind == "pascal_voc":

@@ -1,4 +1,4 @@
-"""Evaluation during training: how long it takes, and the best weights so far."""
+"""Hooks that time the evaluations during training and keep the best weights so far."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ from ..checkpoint import SafeCheckpointer, load_file
 logger = logging.getLogger(__name__)
 
 BEST = "model_best"
-# Where COCOEvaluator leaves the detections of the last evaluation, and a copy of the best ones.
+# COCOEvaluator's file with the detections of the last evaluation, and our copy of the best ones.
 DETECTIONS = "inference/coco_instances_results.json"
 BEST_DETECTIONS = "inference/coco_instances_results_best.json"
 
 
 class TimedEvalHook(hooks.EvalHook):
-    """Detectron2's ``EvalHook`` that knows how long evaluations take."""
+    """Detectron2's ``EvalHook`` that measures how long evaluations take."""
 
     def __init__(
         self, eval_period: int, eval_function: Callable[[], dict], *, expected_seconds: float
     ) -> None:
         """
         Args:
-            eval_period: Iterations between evaluations; 0: only one, after the last.
+            eval_period: Iterations between evaluations; with 0, only one after the last iteration.
             eval_function: Evaluates the model.
-            expected_seconds: Of an evaluation, before one was measured.
+            expected_seconds: Expected duration of an evaluation, used until one was measured.
         """
         super().__init__(eval_period, eval_function)
         self._expected_seconds = expected_seconds
@@ -47,11 +47,11 @@ class TimedEvalHook(hooks.EvalHook):
         self._seconds.append(time.perf_counter() - start)
 
     def seconds(self, finished: int) -> tuple[float, float]:
-        """Seconds of evaluations in this process, past and to come.
+        """Returns the seconds of past and remaining evaluations in this process.
 
         Args:
-            finished: Iterations that are done; an evaluation that is due after the last of them is
-                past.
+            finished: Number of finished iterations; an evaluation due after the last of them counts
+                as past.
         """
         past = sum(self._seconds)
         mean = past / len(self._seconds) if self._seconds else self._expected_seconds
@@ -66,15 +66,16 @@ class TimedEvalHook(hooks.EvalHook):
 class BestCheckpoint(HookBase):
     """Keeps the weights of the best evaluation as ``model_best.pth``.
 
-    As Detectron2's ``BestCheckpointer``, but the metric is in the file, so that a run that was
-    resumed does not begin anew; and ``last_checkpoint`` keeps naming what training resumes from.
-    Whoever evaluates calls :meth:`update`.
+    Unlike Detectron2's ``BestCheckpointer``, it saves the metric in the file, so that a resumed run
+    does not start from scratch, and it does not change ``last_checkpoint``, which names the file
+    that training resumes from. Call :meth:`update` after each evaluation.
 
     Attributes:
-        categories: Those of the model, for the file.
-        best: The metric of the file, None before there is one; minus infinity where it was NaN.
-        iteration: After which it was evaluated.
-        results: All of its results, flat: ``{"bbox/AP": ...}``.
+        categories: The model's categories, saved in the file.
+        best: The best metric, as saved in the file; None before the first evaluation, minus
+            infinity if it was NaN.
+        iteration: The iteration of the best evaluation.
+        results: All results of the best evaluation, flat: ``{"bbox/AP": ...}``.
     """
 
     def __init__(
@@ -87,10 +88,10 @@ class BestCheckpoint(HookBase):
     ) -> None:
         """
         Args:
-            model: The model that is evaluated.
+            model: The evaluated model.
             output_dir: Folder of the checkpoints.
-            metric: Key of the results, larger is better, such as ``"bbox/AP"``.
-            is_resumed: Whether a ``model_best.pth`` in the folder is of this run.
+            metric: Key of the results, such as ``"bbox/AP"``; larger is better.
+            is_resumed: Whether a ``model_best.pth`` in the folder belongs to this run.
         """
         self._checkpointer = _WithoutTag(model, output_dir)
         self.categories: list[dict[str, Any]] = []
@@ -110,14 +111,14 @@ class BestCheckpoint(HookBase):
                 self.best, self.iteration = content.get("metric"), content["iteration"]
                 self.results = dict(content.get("results", {}))
                 return
-        # Of another run: it must not pass for the best of this one, which may end before its first.
+        # From another run: must not be taken for this run's best if it stops before evaluating.
         previous = self.path.with_name(f"{BEST}_previous.pth")
         self.path.replace(previous)
         (self.path.parent / BEST_DETECTIONS).unlink(missing_ok=True)
         logger.info(f"The best weights of an earlier run are now {previous}")
 
     def update(self, results: dict[str, Any]) -> None:
-        """Saves the model if these results of its evaluation are the best."""
+        """Saves the model if the results of this evaluation are the best so far."""
         flat = {key: float(value) for key, value in flatten_results_dict(results).items()}
         if self._metric not in flat:
             logger.warning(
@@ -126,11 +127,11 @@ class BestCheckpoint(HookBase):
             )
             return
         value = flat[self._metric]
-        if not math.isfinite(value):  # Nothing was detected. The file exists whatever happens.
+        if not math.isfinite(value):  # nothing was detected; the file is still written
             value = -math.inf
         if self.best is not None and value <= self.best:
             return
-        # After the last iteration Detectron2 counts one further.
+        # After the last iteration, Detectron2's count is one higher.
         iteration = min(self.trainer.iter, self.trainer.max_iter - 1)
         self.best, self.iteration, self.results = value, iteration, flat
         self._checkpointer.categories = self.categories
@@ -143,19 +144,19 @@ class BestCheckpoint(HookBase):
 
 
 class _WithoutTag(SafeCheckpointer):
-    """Leaves the file ``last_checkpoint`` alone."""
+    """A checkpointer that does not write the file ``last_checkpoint``."""
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         pass
 
 
 class BaseLRScheduler(hooks.LRScheduler):
-    """Detectron2's hook, which logs the base learning rate instead of the most common one."""
+    """Detectron2's hook, but logs the base learning rate instead of the most common one."""
 
     def __init__(self, *, base_lr: float, scheduler: Any) -> None:
         """
         Args:
-            base_lr: Learning rate of the config, that of parameters without a factor.
+            base_lr: The config's learning rate, used by parameters without a factor.
             scheduler: As in Detectron2.
         """
         super().__init__(scheduler=scheduler)

@@ -1,4 +1,4 @@
-"""Clipping of the gradient's norm, as a hook."""
+"""A hook that clips the norm of the gradient."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from torch import nn
 
 
 class GradientClippingHook(HookBase):
-    """Scales the gradient down when its norm over all parameters is too large.
+    """Scales the gradient down if its norm over all parameters is too large.
 
-    Runs between the backward pass and the optimiser's step. Under float16 AMP the gradient is
+    Runs between the backward pass and the optimizer step. Under float16 AMP the gradient is
     unscaled first, so that ``max_norm`` means the same with and without AMP.
     """
 
@@ -17,7 +17,7 @@ class GradientClippingHook(HookBase):
         """
         Args:
             model: The trained model.
-            max_norm: Largest L2 norm.
+            max_norm: Maximum L2 norm.
 
         Raises:
             ValueError: ``max_norm`` is not positive.

@@ -1,4 +1,4 @@
-"""Memory allocation of training on the CPU."""
+"""Tunes memory allocation for training on the CPU."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ _M_MMAP_MAX = -4
 def keep_freed_memory() -> bool:
     """Tells the C library to keep freed memory for the next allocation, in the whole process.
 
-    For commands that train, not for libraries: what else the process does is affected as well.
-    glibc returns large blocks to the system as soon as they are freed, so that every large tensor
-    of every iteration is mapped and zeroed anew. Keeping them saves that time and costs nothing
-    but memory that stays reserved. Does nothing where the C library is another one.
+    Call it in commands that train, not in libraries, as it affects everything in the process. glibc
+    returns large blocks to the system as soon as they are freed, so every large tensor of every
+    iteration is mapped and zeroed again. Keeping the blocks saves that time; the only cost is that
+    their memory stays reserved. With other C libraries, this function does nothing.
 
     Returns:
-        Whether the C library took the setting.
+        Whether the C library accepted the setting.
     """
     if not sys.platform.startswith("linux"):
         return False

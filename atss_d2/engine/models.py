@@ -1,4 +1,4 @@
-"""Models of a LazyConfig: built, wrapped for autocast or test-time augmentation, with weights."""
+"""Builds a LazyConfig's model, loads its weights, wraps it for autocast or TTA."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ _AUTOCAST_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 def build_model(cfg: DictConfig) -> nn.Module:
     """Instantiates ``model`` on ``train.device`` (without weights from a checkpoint).
 
-    With ``train.channels_last`` its convolutions keep the channels of a pixel side by side in
-    memory, which gives the same results and is faster on many CPUs, and on GPUs under AMP. With
-    ``train.compile.enabled`` backbone and head are compiled at their first call; the other keys of
-    ``train.compile`` are arguments of ``torch.compile``.
+    With ``train.channels_last``, the channels of a pixel are contiguous in memory, which gives the
+    same results and is faster on many CPUs, and on GPUs under AMP. With ``train.compile.enabled``,
+    backbone and head are compiled at their first call; the other keys of ``train.compile`` are
+    arguments of ``torch.compile``.
 
     Raises:
-        ConfigError: A value under ``model`` is refused by the class that takes it.
+        ConfigError: A class rejects its value under ``model``.
     """
     try:
         model = instantiate(cfg.model)
@@ -43,33 +43,33 @@ def build_model(cfg: DictConfig) -> nn.Module:
 
 def build_model_with_tta(cfg: DictConfig, model: nn.Module) -> nn.Module:
     """Instantiates ``test_time_augmentation``, a config without ``model``, around a model."""
-    cfg = copy.deepcopy(cfg)  # the node gets the model
+    cfg = copy.deepcopy(cfg)  # its node gets the model
     cfg.test_time_augmentation.model = model
     return instantiate(cfg.test_time_augmentation)
 
 
 def load_weights(model: nn.Module, path: str) -> dict[str, Any]:
-    """Loads a checkpoint into a model that is to be used as it is.
+    """Loads a checkpoint into a model for use without further training.
 
     Args:
-        model: Of the same number of classes as the file. A model with random weights is what
-            :func:`build_model` returns.
+        model: A model with the same number of classes as the file; :func:`build_model` returns one
+            with random weights.
         path: As for :class:`SafeCheckpointer`.
 
     Returns:
-        What else the file holds, such as ``categories``.
+        The other contents of the file, such as ``categories``.
 
     Raises:
         CheckpointNotFoundError: The file does not exist or cannot be downloaded; the message names
             it.
-        CheckpointError: The file asks for code, is damaged, does not fit the model or lacks some
-            of its weights; or ``path`` is ``""``.
+        CheckpointError: The file would execute code, is damaged, does not fit the model or lacks
+            some of its weights; or ``path`` is ``""``.
     """
     return SafeCheckpointer(model).load_for_use(path)
 
 
 def autocast_dtype(cfg: DictConfig) -> torch.dtype:
-    """Returns the type of ``train.amp.dtype``.
+    """Returns the dtype that ``train.amp.dtype`` names.
 
     Raises:
         ValueError: It is neither "float16" nor "bfloat16".
@@ -81,11 +81,11 @@ def autocast_dtype(cfg: DictConfig) -> torch.dtype:
 
 
 class AutocastModel(nn.Module):
-    """Runs the forward pass of a model under autocast, the backward pass outside of it."""
+    """Runs a model's forward pass under autocast, and its backward pass outside."""
 
     def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
         super().__init__()
-        # inference_on_dataset puts back the mode that it finds here.
+        # inference_on_dataset restores the mode that it finds here.
         self.train(model.training)
         self.model = model
         self._dtype = dtype
@@ -97,5 +97,5 @@ class AutocastModel(nn.Module):
 
 
 def is_enabled(cfg: DictConfig, name: str) -> bool:
-    """Returns ``train.<name>.enabled``, False where the config has no such node."""
+    """Returns ``train.<name>.enabled``; False if the config does not have this node."""
     return bool(cfg.train.get(name, {}).get("enabled", False))

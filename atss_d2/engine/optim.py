@@ -1,19 +1,19 @@
-"""Optimiser pieces that Detectron2's builders take as arguments."""
+"""Optimizer options that Detectron2's builders take as arguments."""
 
 from __future__ import annotations
 
 
 class BackboneLRFactor:
-    """Lets the pretrained part of a model learn more slowly than the new part.
+    """Scales down the learning rate of a model's pretrained part.
 
-    Given as ``lr_factor_func`` to ``detectron2.solver.build.get_default_optimizer_params``.
+    Pass it as ``lr_factor_func`` to ``detectron2.solver.build.get_default_optimizer_params``.
     """
 
     def __init__(self, *, factor: float, prefix: str = "backbone.bottom_up.") -> None:
         """
         Args:
             factor: Learning rate of matching parameters, as a fraction of the base rate.
-            prefix: Beginning of the names of the parameters it applies to.
+            prefix: Prefix of the names of matching parameters.
         """
         self.factor = factor
         self.prefix = prefix

@@ -1,4 +1,4 @@
-"""Random states."""
+"""Preserves random states."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 
 @contextlib.contextmanager
 def preserved_rng() -> Iterator[None]:
-    """Puts the random states of Python, numpy and torch back afterwards."""
+    """Restores the random states of Python, numpy and torch afterwards."""
     python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
     with torch.random.fork_rng():
         try:

@@ -1,4 +1,4 @@
-"""What a job does before anything else: log files and seeds."""
+"""Sets up a job before anything else: log files and seeds."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ logger = logging.getLogger(__name__)
 
 
 def default_setup(cfg: DictConfig | CfgNode, args: argparse.Namespace) -> None:
-    """Detectron2's ``default_setup`` with a quieter console.
+    """Runs Detectron2's ``default_setup`` with a quieter console.
 
-    Environment, command line and config go to ``log.txt`` in the output folder alone.
+    Environment, command line and config go only to ``log.txt`` in the output folder.
 
     Args:
         cfg: A LazyConfig or a yaml config.
@@ -28,12 +28,12 @@ def default_setup(cfg: DictConfig | CfgNode, args: argparse.Namespace) -> None:
     """
     output_dir = view_of(cfg).output_dir
     rank = comm.get_rank()
-    # As detectron2_setup calls it, to the letter: a call that was made once changes nothing.
+    # With exactly the arguments of detectron2_setup, whose own calls then change nothing.
     setup_logger(output_dir, distributed_rank=rank, name="fvcore")
     setup_logger(output_dir, distributed_rank=rank)
     setup_logger(output_dir, distributed_rank=rank, name="atss_d2")
     filter_console("fvcore", "detectron2", "atss_d2")
-    # Warns, while the environment is looked at, that there is no GPU.
+    # This logger warns, while the environment is collected, that there is no GPU.
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     detectron2_setup(cfg, args)
     logger.info(f"Output folder: {output_dir} (log.txt has the environment, config and model)")

@@ -1,4 +1,4 @@
-"""A training loader whose order of images can be taken up where an earlier run stopped."""
+"""A training loader that can continue the order of images where an earlier run stopped."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ logger = logging.getLogger(__name__)
 
 
 class ResumableTrainingSampler(TrainingSampler):
-    """Detectron2's infinite shuffled stream, batch by batch, from any batch on.
+    """Detectron2's infinite shuffled stream in batches, starting at any batch.
 
-    Images of one batch can be made to share a group (landscape or portrait) as Detectron2's
-    ``aspect_ratio_grouping`` does, but here before anything is loaded, so that batches can be
-    skipped without loading them.
+    Batches can be limited to images of one group (landscape or portrait), as with Detectron2's
+    ``aspect_ratio_grouping``, but here before anything is loaded, so that batches can be skipped
+    without loading them.
     """
 
     def __init__(
@@ -40,10 +40,10 @@ class ResumableTrainingSampler(TrainingSampler):
     ) -> None:
         """
         Args:
-            size: Number of images of the data set.
-            batch_size: Images in a batch of this process.
-            skip_batches: Batches at the beginning of the stream to leave out.
-            groups: Group of each image; a batch holds images of one group. Default: any images.
+            size: Number of images in the data set.
+            batch_size: Images per batch in this process.
+            skip_batches: Number of batches to skip at the beginning of the stream.
+            groups: Group of each image; each batch has images of one group. Default: any images.
             seed: Seed of the shuffle, the same on all processes. Default: a random one.
         """
         super().__init__(size, seed=seed)
@@ -56,7 +56,7 @@ class ResumableTrainingSampler(TrainingSampler):
             yield from batch
 
     def _batches(self) -> Iterator[list[int]]:
-        unfinished = defaultdict(list)  # images of each group that wait for a full batch
+        unfinished = defaultdict(list)  # images of each group waiting for a full batch
         for index in super().__iter__():
             group = self._groups[index] if self._groups is not None else 0
             unfinished[group].append(index)
@@ -76,24 +76,23 @@ def build_train_loader(
     start_iter: int = 0,
     **kwargs,
 ):
-    """Detectron2's ``build_detection_train_loader``, whose order can be taken up at any batch.
+    """Builds a loader like ``build_detection_train_loader`` that can start at any batch.
 
     The order of images is Detectron2's. The trainer sets ``order_seed`` and ``start_iter``.
 
     Args:
         dataset: List of dicts in Detectron2's format, or a data set.
         mapper: Makes the model's input from such a dict.
-        total_batch_size: Images of a batch, all processes together; None with
-            ``single_gpu_batch_size``.
-        aspect_ratio_grouping: Whether a batch holds only landscape or only portrait images.
-        num_workers: Processes that load images; 0: this one.
-        sampler: Order of the images. It cannot be taken up: ``start_iter`` has no effect.
+        total_batch_size: Images per batch over all processes; None with ``single_gpu_batch_size``.
+        aspect_ratio_grouping: Whether a batch has only landscape or only portrait images.
+        num_workers: Processes that load images; with 0, this process does.
+        sampler: Order of the images. It cannot be fast-forwarded: ``start_iter`` has no effect.
         order_seed: Seed of the order of images. Without it, resuming starts a new order.
-        start_iter: Iterations that were already trained.
+        start_iter: Number of iterations already trained.
         **kwargs: As for Detectron2's function.
 
     Returns:
-        An iterable of batches of this process.
+        An iterable over the batches of this process.
 
     Raises:
         DataError: Images are missing, or an annotation has no box.
@@ -114,7 +113,7 @@ def build_train_loader(
         )
     if start_iter and order_seed is None:
         logger.warning("train.seed is negative: the order of images does not continue")
-    # As build_detection_train_loader, which reports sizes that are wrong.
+    # As in build_detection_train_loader, which reports wrong sizes.
     batch_size = kwargs.get("single_gpu_batch_size") or (total_batch_size // comm.get_world_size())
     sampler = ResumableTrainingSampler(
         len(dataset),
@@ -123,22 +122,22 @@ def build_train_loader(
         groups=_aspect_ratio_groups(dataset) if aspect_ratio_grouping else None,
         seed=order_seed,
     )
-    # Workers take whole batches in turn, so the order does not depend on their number.
+    # Workers take turns with whole batches, so the order does not depend on their number.
     return build_detection_train_loader(sampler=sampler, aspect_ratio_grouping=False, **kwargs)
 
 
 def instantiate_train_loader(cfg: DictConfig, *, seed: int | None = None, start_iter: int = 0):
-    """Instantiates ``dataloader.train``, beginning with the batch of ``start_iter``.
+    """Instantiates ``dataloader.train``, starting with the batch of ``start_iter``.
 
     Args:
-        cfg: A node for :func:`build_train_loader`. One for Detectron2's
-            ``build_detection_train_loader``, as configs of users and saved ones have, is built by
-            :func:`build_train_loader` with the same arguments; any other loader as it is.
+        cfg: A node for :func:`build_train_loader`. A node for Detectron2's
+            ``build_detection_train_loader``, as in users' configs and saved configs, is built by
+            :func:`build_train_loader` with the same arguments; any other loader is built unchanged.
         seed: Seed of the order of images, unless the node has one.
-        start_iter: Iterations that were already trained.
+        start_iter: Number of iterations already trained.
 
     Returns:
-        An iterable of batches of this process.
+        An iterable over the batches of this process.
     """
     target = locate(cfg._target_) if isinstance(cfg._target_, str) else cfg._target_
     if target not in (build_train_loader, build_detection_train_loader):
@@ -149,7 +148,7 @@ def instantiate_train_loader(cfg: DictConfig, *, seed: int | None = None, start_
 
 
 def _aspect_ratio_groups(dataset) -> list[int] | None:
-    """1 for landscape, 0 for portrait images; None when the sizes are not in the data set."""
+    """Returns 1 for landscape, 0 for portrait images; None if the data set lacks the sizes."""
     groups = []
     for index in range(len(dataset)):
         image = dataset[index]

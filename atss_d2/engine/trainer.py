@@ -1,4 +1,4 @@
-"""Training and evaluation from a LazyConfig with Detectron2's trainer and hooks."""
+"""Trains and evaluates a LazyConfig with Detectron2's trainer and hooks."""
 
 from __future__ import annotations
 
@@ -53,19 +53,19 @@ def do_test(cfg: DictConfig, model: nn.Module, *, with_tta: bool = False) -> dic
             ``test_time_augmentation``.
 
     Returns:
-        The evaluator's results, those of test-time augmentation under keys that end with "_TTA";
-        empty on all processes but the first, and when the config has no evaluator.
+        The evaluator's results; those with test-time augmentation have keys that end with "_TTA".
+        Empty on all processes except the first, and if the config has no evaluator.
     """
     if cfg.dataloader.get("evaluator") is None:
         return {}
     model_with_tta = None
     if with_tta and cfg.get("test_time_augmentation") is not None:
-        model_with_tta = build_model_with_tta(cfg, model)  # before the hours of an evaluation
+        model_with_tta = build_model_with_tta(cfg, model)  # fails before a long evaluation, if ever
     results = _evaluate(cfg, model)
     if model_with_tta is not None:
         logger.info("Running inference with test-time augmentation ...")
         cfg = copy.deepcopy(cfg)
-        if "output_dir" in cfg.dataloader.evaluator:  # not over the files of the first evaluation
+        if "output_dir" in cfg.dataloader.evaluator:  # keeps the first evaluation's files
             cfg.dataloader.evaluator.output_dir += "_TTA"
         results.update(_evaluate(cfg, model_with_tta, suffix="_TTA"))
     return results
@@ -83,7 +83,7 @@ def _evaluate(cfg: DictConfig, model: nn.Module, suffix: str = "") -> dict[str, 
 
 
 def _summary(results: dict[str, Any]) -> str:
-    """The usual metrics of boxes on one line, or the names of the tasks."""
+    """Returns the usual box metrics on one line, or the names of the tasks."""
     metrics = results.get("bbox")
     if not isinstance(metrics, dict):
         return f"{', '.join(results)} evaluated"
@@ -94,24 +94,23 @@ def _summary(results: dict[str, Any]) -> str:
 
 
 def do_train(cfg: DictConfig, *, resume: bool = False) -> dict[str, Any]:
-    """Trains a config to its end.
+    """Trains a config to the end.
 
     Args:
         cfg: A config with Detectron2's five keys. It is not changed.
-        resume: Continue from ``last_checkpoint`` of ``train.output_dir``, if there is one:
-            weights, optimiser, schedule, iteration, and order of images.
+        resume: Continue from ``last_checkpoint`` in ``train.output_dir``, if there is one: weights,
+            optimizer, schedule, iteration, and order of images.
 
     Returns:
         Results of the evaluation after the last iteration.
 
     Raises:
         FileNotFoundError: There is no file ``train.init_checkpoint``.
-        CheckpointError: The checkpoint is refused, damaged, or of another model. Of
-            ``train.init_checkpoint`` the class predictor may be of other classes: it is not loaded.
-        ValueError: ``train.amp``, ``train.ema`` or ``train.clip_gradients`` asks for what is not
-            possible.
+        CheckpointError: The checkpoint is refused, damaged, or from another model. The class
+            predictor in ``train.init_checkpoint`` may have other classes: it is then not loaded.
+        ValueError: ``train.amp``, ``train.ema`` or ``train.clip_gradients`` has invalid values.
     """
-    cfg = copy.deepcopy(cfg)  # the optimiser's node gets the model
+    cfg = copy.deepcopy(cfg)  # the optimizer's node gets the model
     check_categories(cfg)
     model = build_model(cfg)
     logger.info(f"Model:\n{model}", extra=FILE_ONLY)
@@ -121,7 +120,7 @@ def do_train(cfg: DictConfig, *, resume: bool = False) -> dict[str, Any]:
     optimizer = instantiate(cfg.optimizer)
 
     trainer = _build_trainer(cfg, model, optimizer)
-    # After the trainer, which has given the model of all processes the same weights.
+    # Built after the trainer, which gives the models of all processes the same weights.
     ema = EMAHook(model, decay=cfg.train.ema.decay) if is_enabled(cfg, "ema") else None
     evaluated = model if ema is None else ema.model
     checkpointer = SafeCheckpointer(evaluated, cfg.train.output_dir, trainer=trainer)
@@ -129,7 +128,7 @@ def do_train(cfg: DictConfig, *, resume: bool = False) -> dict[str, Any]:
         checkpointer.add_checkpointable("trained_model", model)
     resume = resume and checkpointer.has_checkpoint()
     if not resume:
-        check_checkpoint(cfg.train.init_checkpoint)  # before minutes of looking at data
+        check_checkpoint(cfg.train.init_checkpoint)  # before minutes of checking data
     results: dict[str, Any] = {}
     best = None
     if is_enabled(cfg, "best_checkpoint"):
@@ -152,23 +151,23 @@ def do_train(cfg: DictConfig, *, resume: bool = False) -> dict[str, Any]:
                 best.update(results)
         return results
 
-    # Before the first iteration: what is wrong with the validation set, and how long it takes.
+    # Before the first iteration: finds problems of the validation set, and measures its duration.
     expected_seconds = _try_evaluation(cfg, evaluated)
     trainer.register_hooks(
         _build_hooks(cfg, model, checkpointer, ema, best, evaluate, expected_seconds)
     )
     checkpointer.resume_or_load(cfg.train.init_checkpoint, resume=resume)
-    # The checkpoint holds the iteration that was finished; training starts with the next one.
+    # The checkpoint has the last finished iteration; training starts with the next one.
     start_iter = trainer.iter + 1 if resume else 0
 
     seed = cfg.train.get("seed", -1)
-    if start_iter and seed >= 0:  # not the augmentations of the first iterations once more
+    if start_iter and seed >= 0:  # do not repeat the augmentations of the first iterations
         seed_all_rng(seed + comm.get_rank() + start_iter)
     with explained(cfg, "train"):
         trainer.data_loader = instantiate_train_loader(
             cfg.dataloader.train, seed=seed if seed >= 0 else None, start_iter=start_iter
         )
-    # Data sets that were registered by a function tell their categories now.
+    # The categories of data sets that were registered by a function are known only now.
     checkpointer.categories = check_categories(cfg)
     if best is not None:
         best.categories = checkpointer.categories
@@ -180,10 +179,10 @@ def do_train(cfg: DictConfig, *, resume: bool = False) -> dict[str, Any]:
 
 
 def _try_evaluation(cfg: DictConfig, model: nn.Module) -> float:
-    """Looks at the test set and detects in some of its images.
+    """Checks the test set, and detects objects in a few of its images.
 
     Returns:
-        Seconds that the model takes for all of them; 0 where that is not known.
+        The estimated seconds for all images; 0 if unknown.
 
     Raises:
         DataError: Annotations or images are missing or cannot be read.
@@ -191,11 +190,11 @@ def _try_evaluation(cfg: DictConfig, model: nn.Module) -> float:
     dataset, mapper = load_test_set(cfg)
     if not dataset or mapper is None:
         return 0.0
-    if isinstance(mapper, DatasetMapper):  # others may read anything
+    if isinstance(mapper, DatasetMapper):  # other mappers may read anything
         check_images(dataset, "test")
     with preserved_rng(), inference_context(model), torch.no_grad():
         inputs = [mapper(dataset[i]) for i in range(min(3, len(dataset)))]
-        model(inputs[:1])  # the first call of all takes longer
+        model(inputs[:1])  # the very first call takes longer
         start = time.perf_counter()
         for x in inputs[1:]:
             model([x])
@@ -206,7 +205,7 @@ def _try_evaluation(cfg: DictConfig, model: nn.Module) -> float:
 def _build_trainer(
     cfg: DictConfig, model: nn.Module, optimizer: torch.optim.Optimizer
 ) -> SimpleTrainer:
-    """A trainer that still lacks its data, whose order depends on the checkpoint."""
+    """Builds a trainer without a data loader, as the order of images depends on the checkpoint."""
     device = next(model.parameters()).device
     ddp_args = dict(cfg.train.ddp)
     if device.type == "cpu":
@@ -233,7 +232,7 @@ def _build_hooks(
     evaluate: Callable[[], dict],
     expected_seconds: float,
 ) -> list:
-    """All hooks, in the order in which they run after each step."""
+    """Builds all hooks, in the order in which they run after each step."""
     is_main = comm.is_main_process()
     PathManager.mkdirs(cfg.train.output_dir)
     evaluation = TimedEvalHook(cfg.train.eval_period, evaluate, expected_seconds=expected_seconds)
@@ -245,11 +244,11 @@ def _build_hooks(
         BaseLRScheduler(base_lr=cfg.optimizer.get("lr"), scheduler=instantiate(cfg.lr_multiplier)),
         ema,
         *_own_hooks(cfg),
-        # Before the evaluation, so that the checkpoint is there when evaluation fails.
+        # Before the evaluation, so that the checkpoint is saved even if the evaluation fails.
         hooks.PeriodicCheckpointer(checkpointer, **cfg.train.checkpointer) if is_main else None,
         evaluation,
         best,
-        # Last, so that what the others log is written.
+        # Last, so that it writes what the other hooks log.
         hooks.PeriodicWriter(
             [
                 ProgressPrinter(cfg.train.max_iter, evaluation.seconds),
@@ -264,7 +263,7 @@ def _build_hooks(
 
 
 def _own_hooks(cfg: DictConfig) -> list[HookBase]:
-    """The hooks that ``train.hooks`` describes."""
+    """Instantiates the hooks in ``train.hooks``."""
     nodes = cfg.train.get("hooks")
     own = instantiate(list(nodes)) if isinstance(nodes, ListConfig) else nodes or []
     if not isinstance(own, list) or not all(isinstance(x, HookBase) for x in own):

@@ -1,4 +1,4 @@
-"""Detectron2's trainer of yaml configs, with safe loading and evaluation by type of data set."""
+"""Detectron2's trainer for yaml configs, with safe loading and evaluation by data set type."""
 
 from __future__ import annotations
 
@@ -27,18 +27,19 @@ logger = logging.getLogger(__name__)
 class Trainer(DefaultTrainer):
     """Detectron2's trainer for yaml configs, with safe loading.
 
-    Data sets are evaluated by their type, see :func:`atss_d2.engine.evaluation.build_evaluator`.
+    Data sets are evaluated according to their type, see
+    :func:`atss_d2.engine.evaluation.build_evaluator`.
     """
 
     def load_state_dict(self, state_dict: dict) -> None:
-        """Also of a training that scaled no loss, when ``SOLVER.AMP.ENABLED``."""
+        """Loads a state; with ``SOLVER.AMP.ENABLED`` also that of a run without loss scaling."""
         if isinstance(self._trainer, Detectron2AMPTrainer):
             state = with_grad_scaler(state_dict["_trainer"], self._trainer)
             state_dict = {**state_dict, "_trainer": state}
         super().load_state_dict(state_dict)
 
     def build_hooks(self) -> list:
-        """Detectron2's hooks; before them our checkpointer, which they take, takes its place."""
+        """Builds Detectron2's hooks after replacing the checkpointer, which they use, by ours."""
         self.checkpointer = SafeCheckpointer(
             self._trainer.model, self.cfg.OUTPUT_DIR, trainer=weakref.proxy(self)
         )
@@ -47,14 +48,14 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> Iterable[list[dict]]:
-        """Detectron2's, with our mapper: grey images of 16 bits keep their contrast."""
+        """Builds Detectron2's loader with our mapper, which keeps the contrast of 16-bit gray."""
         mapper = BoxDatasetMapper(cfg, is_train=True)
         with explained(cfg, "train"):
             return build_detection_train_loader(cfg, mapper=mapper)
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Iterable[list[dict]]:
-        """The same for a test set."""
+        """Builds Detectron2's test loader with our mapper."""
         mapper = BoxDatasetMapper(cfg, is_train=False)
         with explained(cfg, "test"):
             return build_detection_test_loader(cfg, dataset_name, mapper=mapper)
@@ -67,7 +68,7 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def test_with_TTA(cls, cfg: CfgNode, model: nn.Module) -> dict:
-        """As in Detectron2's train_net.py: results under keys that end with "_TTA"."""
+        """Evaluates with test-time augmentation; as in Detectron2, keys end with "_TTA"."""
         logger.info("Running inference with test-time augmentation ...")
         evaluators = [
             cls.build_evaluator(cfg, name, folder="inference_TTA") for name in cfg.DATASETS.TEST
