@@ -1,4 +1,4 @@
-"""Trained detectors for other programs: TorchScript, torch.export, ONNX and AOTInductor files.
+"""Exports trained detectors to TorchScript, torch.export, ONNX and AOTInductor files.
 
 ::
 

@@ -1,4 +1,4 @@
-"""AOTInductor: a ``.pt2`` package of machine code for this kind of processor."""
+"""Exports to AOTInductor: a ``.pt2`` package of machine code for this kind of processor."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def export_aot_inductor(
     with_nms: bool = True,
     dtype: torch.dtype = torch.float32,
 ) -> Path:
-    """Compiles a model and writes a package that torch and torchvision alone can run.
+    """Compiles a model and writes a package that needs only torch and torchvision.
 
     Compiling takes minutes. ::
 
@@ -34,11 +34,11 @@ def export_aot_inductor(
         boxes, scores, classes, num_detections = run(images)
 
     Args:
-        model: In evaluation mode.
-        sample: An image (1, 3, H, W), 0..255. Its type, uint8 or float32, is the one that the
-            package takes; its size does not matter.
-        path: Ends in ``.pt2``. Missing folders are made.
-        metadata: What is written beside the model. Fields that this function determines are filled
+        model: A model in evaluation mode.
+        sample: An image (1, 3, H, W), 0..255. Its type, uint8 or float32, becomes the input type of
+            the package; its size does not matter.
+        path: The file, ending in ``.pt2``. Missing folders are created.
+        metadata: Metadata to save with the model. Fields that this function determines are filled
             in.
         with_nms: See :class:`ExportableDetector`.
         dtype: Type of backbone and head: float32, bfloat16 or, on a GPU, float16.
@@ -47,7 +47,7 @@ def export_aot_inductor(
         ``path``.
 
     Raises:
-        ValueError: ``model`` cannot be exported, or an argument is impossible.
+        ValueError: ``model`` cannot be exported, or an argument is invalid.
         RuntimeError: There is no C++ compiler, or this torch is too old.
     """
     path = check_suffix(path, ".pt2")
@@ -58,7 +58,7 @@ def export_aot_inductor(
     program = export_program(model, sample, with_nms=with_nms, dtype=dtype)
     metadata = complete_metadata(metadata, sample, with_nms=with_nms, dtype=dtype)
     with replacing(path) as temporary, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the compiler speaks of its own code
+        warnings.simplefilter("ignore")  # the compiler warns about its own code
         torch._inductor.aoti_compile_and_package(
             program,
             package_path=str(temporary),

@@ -1,4 +1,4 @@
-"""What cannot be exported, said before an exporter runs."""
+"""Checks whether a model can be exported, before an exporter runs."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ from ..modeling import ATSS
 from ..modeling.anchor_generator import lays_out_cells
 from ..modeling.deform_conv import DeformConv2d
 
-# onnxscript translates torchvision's operator from this opset on; below, files come out invalid.
+# Minimum opset at which onnxscript translates torchvision's operator to a valid file.
 MIN_OPSET = 18
 MIN_OPSET_DEFORM = 19
 
 
 def check_exportable(model: ATSS) -> None:
-    """Checks what :class:`ExportableDetector` takes for granted.
+    """Checks the assumptions of :class:`ExportableDetector`.
 
     Raises:
-        ValueError: The model is none of ours, is in training mode, or has a part that cannot be
+        ValueError: The model is not an ATSS, is in training mode, or has a part that cannot be
             exported.
     """
     if not isinstance(model, ATSS):
@@ -57,7 +57,7 @@ def check_sample(sample: Tensor) -> None:
     """Checks the image that an exporter runs the model on.
 
     Raises:
-        ValueError: It is no (1, 3, H, W) uint8 or float32 image.
+        ValueError: It is not a (1, 3, H, W) uint8 or float32 image.
     """
     if not isinstance(sample, Tensor) or str(sample.dtype) not in ("torch.uint8", "torch.float32"):
         kind = sample.dtype if isinstance(sample, Tensor) else type(sample).__name__
@@ -72,16 +72,16 @@ def check_sample(sample: Tensor) -> None:
 def check_same_path(network: Callable[[Tensor], object], sample: Tensor) -> None:
     """Checks that a network calls the same functions for images of all sizes.
 
-    A graph has the functions that were called for one image only, and would be silently wrong for
-    images of sizes for which Python code takes another branch. Nothing is computed.
+    A graph records only the functions called for one image, and would be silently wrong for sizes
+    at which Python code takes another branch. The check runs without computing values.
 
     Args:
         network: Takes images (N, 3, H, W).
-        sample: Gives type and device of the images.
+        sample: Sets the type and device of the images.
 
     Raises:
-        ValueError: It does not, or what it calls depends on what is in an image; the message names
-            the sizes and the functions.
+        ValueError: The functions depend on the size or on the content of an image; the message
+            names the sizes and the functions.
     """
     calls = {}
     with FakeTensorMode(allow_non_fake_inputs=True):
@@ -107,12 +107,12 @@ def check_same_path(network: Callable[[Tensor], object], sample: Tensor) -> None
                 )
 
 
-# One cell on every level, one in each direction, many.
+# A single cell on every level, a single row, a single column, and many cells.
 _SIZES = ((1, 1), (1, 1500), (1500, 1), (1500, 1600))
 
 
 class _Recorder(TorchFunctionMode):
-    """Notes which functions of torch Python code calls."""
+    """Records which torch functions Python code calls."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -124,12 +124,12 @@ class _Recorder(TorchFunctionMode):
 
 
 def check_free_sizes(program: ExportedProgram) -> None:
-    """Checks that no size of the example became a part of a program.
+    """Checks that no size of the example became a constant in a program.
 
     Raises:
         ValueError: One did; the message says where.
     """
-    # Other guards speak of memory layouts of maps with one cell; nothing computed depends on them.
+    # Other guards are about the memory layout of maps with one cell; no result depends on it.
     for guard in getattr(program, "_guards_code", ()):
         if re.search(r"== \d+$", guard):
             raise ValueError(
@@ -139,7 +139,7 @@ def check_free_sizes(program: ExportedProgram) -> None:
 
 
 def check_suffix(path: str | os.PathLike[str], suffix: str) -> Path:
-    """Checks the name of a file to be written.
+    """Checks the name of an output file.
 
     Raises:
         ValueError: It does not end in ``suffix``.
@@ -151,16 +151,16 @@ def check_suffix(path: str | os.PathLike[str], suffix: str) -> Path:
 
 
 def check_dtype(dtype: torch.dtype, format_name: str, device: torch.device) -> None:
-    """Checks that a format runs backbone and head in this type where it is exported for.
+    """Checks that a format supports this dtype of backbone and head on the given device.
 
     Raises:
-        ValueError: It does not; the message says what does.
+        ValueError: It does not; the message lists the supported dtypes.
     """
     allowed = {
         "torchscript": [torch.float32, torch.bfloat16],
         "pt2": [torch.float32, torch.bfloat16],
         "aot_inductor": [torch.float32, torch.bfloat16],
-        "onnx": [torch.float32, torch.float16],  # ONNX Runtime convolves no bfloat16 on a CPU
+        "onnx": [torch.float32, torch.float16],  # ONNX Runtime has no bfloat16 convolution on CPUs
     }[format_name]
     if device.type != "cpu":
         allowed = [torch.float32, torch.float16, torch.bfloat16]
@@ -172,10 +172,10 @@ def check_dtype(dtype: torch.dtype, format_name: str, device: torch.device) -> N
 
 
 def check_opset(model: ATSS, opset: int) -> None:
-    """Checks that ONNX of this opset knows all operators of the model.
+    """Checks that this ONNX opset has all operators of the model.
 
     Raises:
-        ValueError: It does not; the message says from which on it does.
+        ValueError: It does not; the message names the minimum opset.
     """
     if opset < MIN_OPSET:
         raise ValueError(f"opset must be >= {MIN_OPSET}, got {opset}")
@@ -187,16 +187,16 @@ def check_opset(model: ATSS, opset: int) -> None:
 
 
 def check_cpp_compiler() -> None:
-    """Checks that there is what AOTInductor compiles with.
+    """Checks that there is a C++ compiler for AOTInductor.
 
     Raises:
-        RuntimeError: There is not.
+        RuntimeError: There is none.
     """
     from torch._inductor.cpp_builder import get_cpp_compiler
 
     try:
         get_cpp_compiler()
-    except Exception as error:  # torch's own class for this has moved before
+    except Exception as error:  # torch has moved its own class for this error before
         raise RuntimeError(
             "AOTInductor needs a C++ compiler and found none: install g++ (apt install g++), name "
             "one in the environment variable CXX, or export to pt2 or onnx instead"
@@ -204,12 +204,12 @@ def check_cpp_compiler() -> None:
 
 
 def has_deform_conv(model: ATSS) -> bool:
-    """Whether any layer of the model is a deformable convolution."""
+    """Returns whether any layer of the model is a deformable convolution."""
     return any(isinstance(module, DeformConv2d) for module in model.modules())
 
 
 def import_optional(name: str) -> ModuleType:
-    """Imports a package that only exports need.
+    """Imports a package that is needed only for exports.
 
     Raises:
         ImportError: It is not installed; the message says how to install it.

@@ -1,4 +1,4 @@
-"""The detector as everything but training wants it: a batch of images in, plain tensors out.
+"""The detector in a form for exporters: a batch of images in, plain tensors out.
 
 Shapes: N images, L levels of size Hi x Wi, K classes, A anchors per location, Ri = Hi x Wi x A, T
 pre-NMS detections, D detections.
@@ -21,12 +21,12 @@ from .checks import check_exportable
 
 
 class ExportableDetector(nn.Module):
-    """An :class:`ATSS` whose inference no exporter stumbles over.
+    """An :class:`ATSS` whose inference can be exported.
 
-    It normalises and pads as the model does, runs the same backbone and head, and takes the same
-    :func:`.pre_nms_detections`, with fixed shapes; only NMS is a function of its own,
-    :func:`.detections_of_batch`. No shape but those of the input and no branch depends on a value,
-    so batch, height and width of an exported detector are free: images of one pixel and more.
+    It normalizes and pads as the model does, runs the same backbone and head, and computes the same
+    :func:`.pre_nms_detections`, with fixed shapes; only NMS differs, :func:`.detections_of_batch`.
+    No branch depends on a value, and shapes depend only on the shape of the input. So an exported
+    detector takes any batch, height and width, down to images of one pixel.
 
     The model is shared, not copied.
     """
@@ -40,11 +40,11 @@ class ExportableDetector(nn.Module):
     ) -> None:
         """
         Args:
-            model: In evaluation mode. Its backbone and head may be of half precision, see
-                :func:`to_precision`; what comes before and after them is done in float32.
-            with_nms: Whether to give detections, or all pre-NMS detections for an NMS elsewhere.
-            kept_by_nms: For a runtime with an NMS of its own, another function like
-                :func:`atss_d2.modeling.nms.kept_by_nms`.
+            model: A model in evaluation mode. Its backbone and head may have half precision, see
+                :func:`to_precision`; everything before and after them is computed in float32.
+            with_nms: Whether to return detections, or all pre-NMS detections for an NMS elsewhere.
+            kept_by_nms: A replacement for :func:`atss_d2.modeling.nms.kept_by_nms`, for a runtime
+                with its own NMS.
 
         Raises:
             ValueError: ``model`` cannot be exported; the message says why.
@@ -58,7 +58,8 @@ class ExportableDetector(nn.Module):
         self.eval()
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """
+        """Detects objects in a batch of images.
+
         Args:
             images: (N, 3, H, W), 0..255, uint8 or float32, channels in the order of the model's
                 ``input_format``.
@@ -68,25 +69,25 @@ class ExportableDetector(nn.Module):
             and num_detections (N,) int64, D = ``max_detections_per_image``. The best score comes
             first; rows from num_detections on have box 0, score 0 and class -1.
 
-            Without NMS it is the same for T = L x ``test_topk_candidates`` pre-NMS detections.
+            Without NMS, D is T = L x ``test_topk_candidates``, for pre-NMS detections.
         """
         return self.postprocess(self.predict(self.prepare(images)), images.shape[-2:])
 
     def prepare(self, images: Tensor) -> Tensor:
-        """Normalised images, padded by zeros as Detectron2's ``ImageList.from_tensors`` does."""
+        """Normalizes images, and zero-pads them as Detectron2's ``ImageList.from_tensors`` does."""
         model = self.model
         images = (images.float() - model.pixel_mean) / model.pixel_std
         return self._pad(images).to(self.dtype)
 
     def predict(self, images: Tensor) -> list[list[Tensor]]:
-        """The maps of the head: L logits, L deltas, and L of centerness if it is predicted."""
+        """Returns the head's maps: L logits, L deltas, and L centerness maps if predicted."""
         features = self.model.backbone(images)
         return self.model.head([features[name] for name in self.model.head_in_features])
 
     def postprocess(
         self, predictions: list[list[Tensor]], image_size: tuple[int, int]
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """What :meth:`forward` returns, from the maps and the size of the images given."""
+        """Computes the outputs of :meth:`forward` from the maps and the size of the images."""
         model = self.model
         boxes, scores, classes = pre_nms_detections(
             model.as_predictions(predictions),
@@ -121,17 +122,17 @@ class ExportableDetector(nn.Module):
         if divisor <= 1:
             return images
         height, width = images.shape[-2:]
-        # Not -width % divisor: sizes of maps would be such long formulas that files load slowly.
+        # Not -width % divisor: map sizes would become formulas so long that files load slowly.
         new_height, new_width = (
             (side + divisor - 1) // divisor * divisor for side in (height, width)
         )
         return F.pad(images, (0, new_width - width, 0, new_height - height))
 
     def _anchors(self, maps: list[Tensor]) -> list[Tensor]:
-        """The anchors (Ri, 4) of Detectron2's generator, which exporters cannot follow.
+        """Computes the anchors (Ri, 4) of Detectron2's generator, which cannot be exported.
 
-        It makes Boxes, which look whether they are empty, and a number of grid lines from quotients
-        of floating point numbers.
+        The generator makes Boxes, which check whether they are empty, and computes the number of
+        grid lines from floating point quotients.
         """
         generator = self.model.anchor_generator
         anchors = []
@@ -148,9 +149,9 @@ class ExportableDetector(nn.Module):
 
 
 def to_precision(model: ATSS, dtype: torch.dtype) -> ATSS:
-    """A copy of ``model`` whose backbone and head have parameters of this type.
+    """Returns a copy of ``model`` whose backbone and head have parameters of this dtype.
 
-    All else stays in float32: normalised pixels, anchors and boxes need its precision.
+    Everything else stays in float32: normalized pixels, anchors and boxes need its precision.
     """
     model = copy.deepcopy(model)
     model.backbone.to(dtype)

@@ -1,4 +1,4 @@
-"""An exported file in the place of the model, for Detectron2's evaluation."""
+"""Wraps an exported file as a model, for Detectron2's evaluation."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from .runtime import ExportedDetector
 
 
 class ExportedModel(nn.Module):
-    """Takes and gives what a Detectron2 detector takes and gives.
+    """An exported file with the inputs and outputs of a Detectron2 detector.
 
-    A file without NMS gets it here, so that its detections can be evaluated too.
+    For a file without NMS, NMS is applied here, so that its detections can be evaluated.
     """
 
     def __init__(self, exported: ExportedDetector) -> None:
         """
         Args:
-            exported: As :func:`load_exported` gives it.
+            exported: As returned by :func:`load_exported`.
         """
         super().__init__()
         self.exported = exported
 
     def forward(self, batched_inputs: list[dict]) -> list[dict[str, Instances]]:
-        """Detections of each image, in pixels of its ``height`` and ``width``."""
+        """Returns the detections of each image, in pixels of its ``height`` and ``width``."""
         return [{"instances": self._detect(x)} for x in batched_inputs]
 
     def _detect(self, inputs: dict) -> Instances:

@@ -1,4 +1,4 @@
-"""What a program must know besides the file of an exported detector; it travels inside of it."""
+"""Metadata, saved inside the file of an exported detector, for programs that run it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ..data.augmentation import ResizeByFactor
 from ..modeling import ATSS
 
 FORMAT_VERSION = 1
-# Name of the entry in a file: ``metadata_props`` of ONNX, ``extra_files`` of the others.
+# Name of the entry in a file: in ONNX's ``metadata_props``, or ``extra_files`` of other formats.
 KEY = "atss_d2"
 
 INPUT_FORMATS = ("BGR", "RGB")
@@ -28,33 +28,32 @@ DTYPES = ("float32", "float16", "bfloat16", "int8")
 
 @dataclass(frozen=True)
 class Metadata:
-    """How to prepare an image for an exported detector, and how to read what comes out.
+    """How to prepare an image for an exported detector, and how to interpret its outputs.
 
-    An image is resized (bilinearly), its channels are put in order, and it is given as (N, 3, H, W)
-    of values 0..255; the detector itself normalises and pads. Boxes come in pixels of the resized
-    image.
+    Resize an image (bilinearly), put its channels in order, and pass it as (N, 3, H, W) with values
+    0..255; the detector itself normalizes and pads. Boxes are in pixels of the resized image.
 
     Args:
         class_names: Names of the K classes.
-        category_ids: Ids of the classes in the data set, such as COCO's; empty for those that are
-            the classes' numbers, from 0.
+        category_ids: Ids of the classes in the data set, such as COCO's; empty if they are the
+            class numbers, from 0.
         input_format: Order of the channels, "BGR" or "RGB".
         shortest_edge: Length to which the shorter side is resized, as Detectron2's
-            ``ResizeShortestEdge`` does; None for no such resizing.
-        max_size: Most length of the longer side with ``shortest_edge``; None for no limit.
-        resize_factor: Instead of these, the factor by which both sides are resized; None for none.
-        min_size: Least height and width of an image that the file takes.
-        input_dtype: Type of the images that the file takes, "uint8" or "float32".
+            ``ResizeShortestEdge`` does; None if it is not used.
+        max_size: Maximum length of the longer side with ``shortest_edge``; None for no limit.
+        resize_factor: Instead, the factor by which both sides are resized; None if it is not used.
+        min_size: Minimum height and width of an image.
+        input_dtype: Type of the images, "uint8" or "float32".
         dtype: Type of backbone and head: "float32", "float16", "bfloat16", or "int8" for dynamic
-            quantisation.
-        with_nms: Whether the file gives detections; otherwise pre-NMS detections.
-        max_detections: Most detections per image.
-        iou_thresh: IoU above which NMS removes the box of lower score.
+            quantization.
+        with_nms: Whether the file returns detections; otherwise pre-NMS detections.
+        max_detections: Maximum number of detections per image.
+        iou_thresh: IoU above which NMS removes the box with the lower score.
         score_thresh: Minimum class score of a pre-NMS detection.
-        config: Name of the config that the model is from; "" if there is none.
-        atss_d2_version: Of the exporting package.
-        torch_version: Of the exporting program.
-        format_version: Of this description.
+        config: Name of the model's config; "" if there is none.
+        atss_d2_version: Version of the package that exported the file.
+        torch_version: Version of torch that exported the file.
+        format_version: Version of this description.
     """
 
     class_names: tuple[str, ...]
@@ -79,7 +78,7 @@ class Metadata:
         """Checks types and values.
 
         Raises:
-            ValueError: One does not fit; the message names it.
+            ValueError: A field has a wrong type or value; the message names it.
         """
         for name in ("class_names", "category_ids"):
             if isinstance(getattr(self, name), list):  # as JSON has it
@@ -129,16 +128,16 @@ class Metadata:
     def from_model(
         cls, model: ATSS, *, class_names: Sequence[str] | None = None, **fields: Any
     ) -> Metadata:
-        """What a model itself knows.
+        """Creates metadata with the fields that a model determines.
 
         Args:
-            model: The model to be exported.
-            class_names: Default: the numbers of the classes.
-            fields: Others, such as those of :func:`resizing_of`, or ``config``.
+            model: The model to export.
+            class_names: Names of the classes. Default: their numbers.
+            fields: Other fields, such as those of :func:`resizing_of`, or ``config``.
 
         Raises:
-            ValueError: There are other class names than the model has classes, or a field does not
-                fit.
+            ValueError: The number of class names is not the model's number of classes, or a field
+                has a wrong type or value.
         """
         if class_names is None:
             class_names = [str(i) for i in range(model.num_classes)]
@@ -159,19 +158,19 @@ class Metadata:
         return cls(**{**known, **fields})
 
     def replace(self, **fields: Any) -> Metadata:
-        """The same with other values of some fields."""
+        """Returns a copy with new values for some fields."""
         return dataclasses.replace(self, **fields)
 
     def to_json(self) -> str:
-        """As it stands in a file."""
+        """Returns the text that is saved in a file."""
         return json.dumps(dataclasses.asdict(self), ensure_ascii=False)
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Metadata:
-        """Reads what :meth:`to_json` wrote.
+        """Reads the text of :meth:`to_json`.
 
         Raises:
-            ValueError: It is something else; the message says what is wrong with it.
+            ValueError: The text is invalid; the message says why.
         """
         try:
             fields = json.loads(text)
@@ -179,7 +178,7 @@ class Metadata:
             raise ValueError(f"metadata is no JSON: {error}") from error
         if not isinstance(fields, dict):
             raise ValueError(f"metadata must be a JSON object, got {type(fields).__name__}")
-        # Of a later format nothing but its number can be judged.
+        # For a later format, only its number can be checked.
         known = {field.name for field in dataclasses.fields(cls)}
         if fields.get("format_version") == FORMAT_VERSION:
             unknown = sorted(set(fields) - known)
@@ -207,16 +206,16 @@ def _has_type(value: object, hint: Any) -> bool:
 
 
 def resizing_of(augmentations: Sequence) -> dict[str, Any]:
-    """The fields that describe how a config resizes its test images.
+    """Returns the fields that describe how a config resizes its test images.
 
     Args:
-        augmentations: Those of the config's test mapper, instantiated.
+        augmentations: The instantiated augmentations of the config's test mapper.
 
     Returns:
         ``shortest_edge`` and ``max_size``, or ``resize_factor``, or nothing.
 
     Raises:
-        ValueError: It is more than a resizing that metadata can describe.
+        ValueError: Metadata cannot describe the augmentations.
     """
     fields: dict[str, Any] = {}
     for augmentation in augmentations:
@@ -235,7 +234,7 @@ def resizing_of(augmentations: Sequence) -> dict[str, Any]:
                     f"with {sorted(lengths)}"
                 )
             fields = {"shortest_edge": int(lengths.pop())}
-            if augmentation.max_size < 2**31:  # sys.maxsize stands for no limit
+            if augmentation.max_size < 2**31:  # sys.maxsize means no limit
                 fields["max_size"] = int(augmentation.max_size)
         else:
             raise ValueError(

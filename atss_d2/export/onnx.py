@@ -1,4 +1,4 @@
-"""ONNX: images of any size and batches of any number, NMS inside; ONNX Runtime needs no torch."""
+"""Exports to ONNX, with NMS inside, for images and batches of any size; runs without torch."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def export_onnx(
     dtype: torch.dtype = torch.float32,
     opset: int = 20,
 ) -> Path:
-    """Writes an ``.onnx`` file with input ``images`` and the outputs of a detector by name.
+    """Writes an ``.onnx`` file with input ``images`` and a detector's named outputs.
 
     ::
 
@@ -47,11 +47,11 @@ def export_onnx(
         boxes, scores, classes, num_detections = session.run(None, {"images": images})
 
     Args:
-        model: In evaluation mode.
-        sample: An image (1, 3, H, W), 0..255. Its type, uint8 or float32, is the one of the input;
+        model: A model in evaluation mode.
+        sample: An image (1, 3, H, W), 0..255. Its type, uint8 or float32, becomes the input type;
             its size does not matter.
-        path: Ends in ``.onnx``. Missing folders are made.
-        metadata: What is written into ``metadata_props``, as JSON. Fields that this function
+        path: The file, ending in ``.onnx``. Missing folders are created.
+        metadata: Metadata, written to ``metadata_props`` as JSON. Fields that this function
             determines are filled in.
         with_nms: See :class:`ExportableDetector`.
         dtype: Type of backbone and head: float32, or float16 for runtimes on a GPU. (On a CPU, ONNX
@@ -62,7 +62,7 @@ def export_onnx(
         ``path``.
 
     Raises:
-        ValueError: ``model`` cannot be exported, or an argument is impossible.
+        ValueError: ``model`` cannot be exported, or an argument is invalid.
         ImportError: onnx or onnxscript is not installed.
         RuntimeError: This torch is too old.
     """
@@ -103,7 +103,7 @@ def export_onnx(
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Silences what the exporter and its packages say of their own code."""
+    """Silences warnings of the exporter and its packages about their own code."""
     logger = logging.getLogger("onnx_ir")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -116,7 +116,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _tidy(proto: onnx.ModelProto) -> None:
-    """Names the free sizes, and drops what the exporter notes of source files of this machine."""
+    """Names the free sizes, and removes the exporter's notes on this machine's source files."""
     graph = proto.graph
     sizes = graph.input[0].type.tensor_type.shape.dim
     names = {sizes[i].dim_param: name for i, name in ((0, "batch"), (2, "height"), (3, "width"))}

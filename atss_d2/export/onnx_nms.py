@@ -1,4 +1,4 @@
-"""NMS by ONNX's own operator, which knows images and classes.
+"""NMS with ONNX's own operator, which separates images and classes.
 
 Shapes: N images, T boxes, K classes, P planes.
 """
@@ -14,15 +14,15 @@ from torch import Tensor
 
 from ..modeling.nms import kept_by_nms
 
-# Classes that the operator is told apart; a score of each takes memory for each box.
+# Maximum number of classes that the operator separates; each takes memory for a score per box.
 _MAX_PLANES = 64
 
 
 def onnx_kept_by_nms(num_classes: int) -> Callable[..., Tensor]:
-    """A function like :func:`.nms.kept_by_nms` for a graph that becomes ONNX.
+    """Returns a function like :func:`.nms.kept_by_nms` for a graph that becomes ONNX.
 
-    ONNX's operator suppresses within an image and a class, for any number of images. Classes
-    beyond its P = 64 share planes, where they are shifted apart.
+    ONNX's operator applies NMS per image and class, for any number of images. With more than P = 64
+    classes, several share a plane, in which their boxes are shifted apart.
 
     Args:
         num_classes: K.
@@ -35,7 +35,7 @@ def onnx_kept_by_nms(num_classes: int) -> Callable[..., Tensor]:
     ) -> Tensor:
         planes = classes % num_planes  # (N, T)
         if row_length > 1:
-            # A square lattice rather than a row: coordinates stay small enough for float32.
+            # A square grid rather than a row, so that coordinates stay small enough for float32.
             cells = classes // num_planes
             shifts = torch.stack((cells % row_length, cells // row_length), dim=-1)
             boxes = boxes + (shifts * (boxes.max().ceil() + 1)).repeat(1, 1, 2)
@@ -48,7 +48,7 @@ def onnx_kept_by_nms(num_classes: int) -> Callable[..., Tensor]:
 
 @torch.library.custom_op("atss_d2::kept_per_plane", mutates_args=())
 def _kept_per_plane(boxes: Tensor, scores: Tensor, iou_thresh: float) -> Tensor:
-    """Which boxes (N, T) stay of (N, T, 4) with scores (N, P, T), -1 where a box is none of one."""
+    """Returns which boxes (N, T, 4) NMS keeps, (N, T); scores (N, P, T) are -1 in other planes."""
     scores, planes = scores.max(dim=1)
     return kept_by_nms(boxes, scores, planes, scores > -0.5, iou_thresh)
 
@@ -59,11 +59,11 @@ def _(boxes: Tensor, scores: Tensor, iou_thresh: float) -> Tensor:
 
 
 def onnx_translations() -> dict[Callable, Callable]:
-    """For ``torch.onnx.export(custom_translation_table=...)``; needs onnxscript."""
+    """Returns a table for ``torch.onnx.export(custom_translation_table=...)``; needs onnxscript."""
     from onnxscript import opset18 as op
 
     def kept_per_plane(boxes, scores, iou_thresh: float):
-        # In float32 an IoU of 3/5 is above 0.6, as in torchvision.
+        # In float32, an IoU of 3/5 is above 0.6, as in torchvision.
         threshold = np.float32(iou_thresh)
         if float(threshold) > iou_thresh:
             threshold = np.nextafter(threshold, np.float32(0))

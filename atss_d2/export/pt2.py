@@ -1,4 +1,4 @@
-"""torch.export: a ``.pt2`` file for images of any size and batches of any number."""
+"""Exports with torch.export to a ``.pt2`` file, for images and batches of any size."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def export_pt2(
     with_nms: bool = True,
     dtype: torch.dtype = torch.float32,
 ) -> Path:
-    """Writes a ``.pt2`` file, which torch and torchvision alone can run.
+    """Writes a ``.pt2`` file, which needs only torch and torchvision to run.
 
     ::
 
@@ -49,15 +49,15 @@ def export_pt2(
         program = torch.export.load("model.pt2")
         boxes, scores, classes, num_detections = program.module(check_guards=False)(images)
 
-    The guards that are left out speak of the layout of maps of a single cell, which small images
-    have; nothing depends on it.
+    The guards that are turned off are about the memory layout of maps with a single cell, as small
+    images have; no result depends on it.
 
     Args:
-        model: In evaluation mode.
-        sample: An image (1, 3, H, W), 0..255. Its type, uint8 or float32, is the one that the
-            exported detector takes; its size does not matter.
-        path: Ends in ``.pt2``. Missing folders are made.
-        metadata: What is written beside the model. Fields that this function determines are filled
+        model: A model in evaluation mode.
+        sample: An image (1, 3, H, W), 0..255. Its type, uint8 or float32, becomes the input type;
+            its size does not matter.
+        path: The file, ending in ``.pt2``. Missing folders are created.
+        metadata: Metadata to save with the model. Fields that this function determines are filled
             in.
         with_nms: See :class:`ExportableDetector`.
         dtype: Type of backbone and head: float32, bfloat16 or, on a GPU, float16.
@@ -66,7 +66,7 @@ def export_pt2(
         ``path``.
 
     Raises:
-        ValueError: ``model`` cannot be exported, or an argument is impossible.
+        ValueError: ``model`` cannot be exported, or an argument is invalid.
         RuntimeError: This torch is too old.
     """
     path = check_suffix(path, ".pt2")
@@ -83,7 +83,7 @@ def export_pt2(
 
 @contextlib.contextmanager
 def _quiet_serializer() -> Iterator[None]:
-    """Silences a warning of the empty list of further arguments of the loop over images."""
+    """Silences a warning about the empty list of extra arguments of the loop over images."""
     logger = logging.getLogger("torch._export.serde.serialize")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -95,7 +95,7 @@ def _quiet_serializer() -> Iterator[None]:
 
 @functools.lru_cache
 def _exports_loops() -> bool:
-    """Whether this torch exports an NMS inside of a loop over images; 2.11 does not, 2.14 does."""
+    """Returns whether this torch exports NMS in a loop over images; 2.11 does not, 2.14 does."""
 
     class Loop(nn.Module):
         def forward(self, boxes: Tensor, scores: Tensor) -> Tensor:
@@ -111,7 +111,7 @@ def _exports_loops() -> bool:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             torch.export.export(Loop(), example, dynamic_shapes=({0: Dim.DYNAMIC},) * 2)
-    except Exception:  # torch's internal errors have no class in common but this
+    except Exception:  # the only common base class of torch's internal errors
         return False
     finally:
         for logger, level in zip(loggers, levels):
@@ -128,15 +128,15 @@ def export_program(
     dtype: torch.dtype = torch.float32,
     kept_by_nms: Callable[..., Tensor] | None = None,
 ) -> ExportedProgram:
-    """A model as a graph whose batch, height and width are free, see :func:`export_pt2`.
+    """Exports a model as a graph for any batch, height and width, see :func:`export_pt2`.
 
     Args:
         model: See :func:`export_pt2`, as for the next three.
         sample: An image.
-        with_nms: Whether NMS is inside.
+        with_nms: Whether the graph includes NMS.
         dtype: Type of backbone and head.
-        kept_by_nms: See :class:`ExportableDetector`. Default: an NMS of each image by itself, where
-            this torch can export that.
+        kept_by_nms: See :class:`ExportableDetector`. Default: NMS image by image if this torch can
+            export it, otherwise a joint one.
 
     Raises:
         ValueError: ``model`` or ``sample`` cannot be exported.
@@ -150,19 +150,19 @@ def export_program(
     check_sample(sample)
     if kept_by_nms is None:
         kept_by_nms = kept_in_each_image if _exports_loops() else kept_by_joint_nms
-    # In the usual layout: of one by channels, exporters note that sides must not be 1.
+    # In the usual memory layout: with channels last, exporters require that sides are not 1.
     model = to_precision(model, dtype).to(memory_format=torch.contiguous_format)
     use_any_size_attention(model)
     detector = ExportableDetector(model, with_nms=with_nms, kept_by_nms=kept_by_nms)
-    # Nothing is computed on it. Sides differ from each other and are long enough for several cells
-    # (and windows of a Swin transformer) on every level, so that no size equals another by chance.
+    # The values of the example do not matter. Its sides differ and are long enough for several
+    # cells (and Swin windows) on every level, so that no two sizes are equal by chance.
     side = 8 * max(model.anchor_generator.strides)
     example = sample.new_zeros((2, 3, side + 1, side + 3), device=model.device)
     free = {0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC}
-    # Otherwise sizes of 1, such as those of the upper levels of small images, would be refused.
+    # Otherwise sizes of 1, as on the upper levels of small images, would be rejected.
     with fx_config.patch(backed_size_oblivious=True), warnings.catch_warnings():
         check_same_path(lambda images: detector.predict(detector.prepare(images)), example)
-        warnings.simplefilter("ignore")  # the exporter and torchvision speak of their own code
+        warnings.simplefilter("ignore")  # the exporter and torchvision warn about their own code
         program = torch.export.export(detector, (example,), dynamic_shapes=(free,))
     check_free_sizes(program)
     _allow_single_cells(program)
@@ -171,10 +171,10 @@ def export_program(
 
 
 def _allow_single_cells(program: ExportedProgram) -> None:
-    """Lets a program take the small images that it would refuse for the memory layout of maps.
+    """Lets a program take small images that it would reject because of the memory layout of maps.
 
-    Networks that permute their maps, such as ConvNeXt, bring the exporter to ask for more than one
-    cell, of which it is undecided in which layout it lies. Nothing computed depends on that:
+    For networks that permute their maps, such as ConvNeXt, the exporter requires more than one
+    cell, as the layout of a single cell is ambiguous. No result depends on that, see
     :func:`check_same_path`.
     """
     images = next(node for node in program.graph.nodes if node.name == "images")
@@ -185,9 +185,9 @@ def _allow_single_cells(program: ExportedProgram) -> None:
 
 
 def _drop_unused_symbols(program: ExportedProgram) -> None:
-    """Drops sizes that the exporter left from looking at the loop over images a second time.
+    """Drops sizes that are left over from a second trace of the loop over images.
 
-    Loading a file warns of each.
+    Loading a file would warn about each of them.
     """
     used = set()
     for module in program.graph_module.modules():
@@ -205,7 +205,7 @@ def _drop_unused_symbols(program: ExportedProgram) -> None:
 def complete_metadata(
     metadata: Metadata, sample: Tensor, *, with_nms: bool, dtype: torch.dtype
 ) -> Metadata:
-    """Fills in what the arguments of an export determine."""
+    """Fills in the fields that an export's arguments determine."""
     return metadata.replace(
         input_dtype=str(sample.dtype).removeprefix("torch."),
         dtype=str(dtype).removeprefix("torch."),

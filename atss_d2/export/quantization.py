@@ -1,4 +1,4 @@
-"""Dynamic quantisation of an exported ONNX file: convolutions of 8-bit integers."""
+"""Dynamic quantization of an exported ONNX file: convolutions of 8-bit integers."""
 
 from __future__ import annotations
 
@@ -15,32 +15,31 @@ from .metadata import KEY, Metadata
 if TYPE_CHECKING:
     from onnx import GraphProto, NodeProto
 
-# Name of the zero point of all weights. They are stored around 128 as uint8, with which ONNX
-# Runtime computes faster than with int8.
+# Name of the zero point of all weights. They are stored as uint8 around 128, as ONNX Runtime is
+# faster with uint8 than with int8.
 _ZERO_POINT = "weight_zero_point"
 
 
 def quantize_onnx(source: str | os.PathLike[str], path: str | os.PathLike[str]) -> Path:
-    """Quantises the convolutions of a file that :func:`export_onnx` wrote.
+    """Quantizes the convolutions of a file written by :func:`export_onnx`.
 
-    Weights become 8-bit integers with one scale for each output channel, a quarter of their size.
-    What goes into a convolution is quantised while the model runs, by its range in the whole batch.
-    Detections change a little: measure it. (``onnxruntime.quantization`` has one scale for all
-    channels of a convolution, which normalisation folded into the weights does not bear.)
+    Weights become 8-bit integers with one scale per output channel, a quarter of their size. The
+    input of a convolution is quantized while the model runs, by its range over the whole batch.
+    Detections change slightly: measure it. (``onnxruntime.quantization`` has one scale for all
+    channels of a convolution, which is too coarse once normalization is folded into the weights.)
 
-    Convolutions in groups, such as those of one channel each, stay in float32: they would be
-    slower.
+    Grouped convolutions, such as depthwise ones, stay in float32: they would be slower.
 
     Args:
-        source: An ``.onnx`` file of float32.
-        path: Where to write the quantised one, ends in ``.onnx``. Missing folders are made.
+        source: A float32 ``.onnx`` file.
+        path: The quantized file to write, ending in ``.onnx``. Missing folders are created.
 
     Returns:
         ``path``.
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: ``source`` is not of ours, or not of float32.
+        ValueError: ``source`` was not written by :func:`export_onnx`, or is not float32.
         ImportError: onnx is not installed.
     """
     source, path = Path(source), check_suffix(path, ".onnx")
@@ -67,7 +66,7 @@ def _quantize_convolutions(graph: GraphProto) -> None:
     from onnx import numpy_helper
 
     constants = {x.name: numpy_helper.to_array(x) for x in graph.initializer}
-    quantized: set[str] = set()  # the head has the same weights for all levels
+    quantized: set[str] = set()  # the head shares its weights between levels
     new_constants = {_ZERO_POINT: np.array(128, dtype=np.uint8)}
     nodes: list[NodeProto] = []
     for node in graph.node:
@@ -99,7 +98,7 @@ def _is_quantizable(node: NodeProto, constants: dict[str, np.ndarray]) -> bool:
 
 
 def _quantize_weight(name: str, weight: np.ndarray) -> dict[str, np.ndarray]:
-    """Weights (O, C, kh, kw) as uint8 around 128, and their scales (O, 1, 1)."""
+    """Returns weights (O, C, kh, kw) as uint8 around 128, and their scales (O, 1, 1)."""
     largest = np.abs(weight).max(axis=(1, 2, 3), keepdims=True)
     scale = (np.where(largest > 0, largest, 1) / 127).astype(np.float32)
     integers = (np.rint(weight / scale) + 128).astype(np.uint8)
@@ -114,7 +113,7 @@ def _quantize_input(name: str) -> NodeProto:
 
 
 def _integer_convolution(node: NodeProto) -> list[NodeProto]:
-    """What gives the output of a convolution from its quantised input and weight."""
+    """Returns nodes that compute a convolution from its quantized input and weight."""
     from onnx import TensorProto, helper
 
     x, weight, *bias = node.input

@@ -1,6 +1,7 @@
-"""Runs exported detectors, whatever their format, behind one call.
+"""Runs exported detectors of any format through one interface.
 
-Programs without torch and this package: ``examples/onnx_detect.py``, ``tools/predict_exported.py``.
+For programs without torch and this package, see ``examples/onnx_detect.py`` and
+``tools/predict_exported.py``.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from .metadata import KEY, Metadata
 
 
 class Detections(NamedTuple):
-    """What a detector found in N images, D places for each, see :class:`ExportableDetector`."""
+    """Detections in N images, padded to D per image, see :class:`ExportableDetector`."""
 
     boxes: np.ndarray  # (N, D, 4) float32, XYXY in pixels of the given images
     scores: np.ndarray  # (N, D) float32
@@ -31,11 +32,11 @@ class Detections(NamedTuple):
 
 
 class ExportedDetector(ABC):
-    """A detector from a file; :func:`load_exported` finds the right one.
+    """A detector loaded from a file; :func:`load_exported` chooses the right subclass.
 
     Attributes:
         format: "onnx", "pt2", "aot_inductor" or "torchscript".
-        metadata: What was written beside the model.
+        metadata: The metadata saved with the model.
     """
 
     format: str
@@ -45,17 +46,17 @@ class ExportedDetector(ABC):
         """Detects objects.
 
         Args:
-            images: (N, 3, H, W), 0..255, uint8 or float32, numpy array or tensor, resized and with
-                channels in order as ``metadata`` says.
+            images: (N, 3, H, W), 0..255, uint8 or float32, numpy array or tensor, with the size and
+                the order of channels that ``metadata`` describes.
 
         Raises:
-            ValueError: It is something else.
+            ValueError: ``images`` has another shape or type.
         """
         return Detections(*map(np.asarray, self._run(self._check(np.asarray(images)))))
 
     @abstractmethod
     def _run(self, images: np.ndarray) -> Sequence[np.ndarray]:
-        """Four arrays for images of the type that the file takes."""
+        """Returns four arrays, for images of the type that the file takes."""
 
     def _check(self, images: np.ndarray) -> np.ndarray:
         if images.ndim != 4 or images.shape[1] != 3:
@@ -86,7 +87,7 @@ class OnnxDetector(ExportedDetector):
         """
         Args:
             path: The file.
-            num_threads: Default: as ONNX Runtime chooses.
+            num_threads: Number of threads. Default: ONNX Runtime's choice.
         """
         onnxruntime = import_optional("onnxruntime")
         options = onnxruntime.SessionOptions()
@@ -96,7 +97,7 @@ class OnnxDetector(ExportedDetector):
             self._session = onnxruntime.InferenceSession(
                 os.fspath(path), options, providers=onnxruntime.get_available_providers()
             )
-        except Exception as error:  # its errors have no class in common but this
+        except Exception as error:  # the only common base class of its errors
             raise ValueError(f"'{path}' is no model that ONNX Runtime can run: {error}") from error
         properties = self._session.get_modelmeta().custom_metadata_map
         self.metadata = _read_metadata(path, properties.get(KEY))
@@ -106,7 +107,7 @@ class OnnxDetector(ExportedDetector):
 
 
 class _TorchDetector(ExportedDetector):
-    """Runs a function of tensors on one device."""
+    """Runs a function on tensors on one device."""
 
     def __init__(self, device: str) -> None:
         self._device = torch.device(device)
@@ -127,7 +128,7 @@ class Pt2Detector(_TorchDetector):
         """
         Args:
             path: The file.
-            device: The one that the file was exported on.
+            device: The device that the file was exported on.
         """
         super().__init__(device)
         extra_files = {KEY: ""}
@@ -139,7 +140,7 @@ class Pt2Detector(_TorchDetector):
 
 
 class AotInductorDetector(_TorchDetector):
-    """Runs a package of AOTInductor."""
+    """Runs an AOTInductor package."""
 
     format = "aot_inductor"
 
@@ -147,7 +148,7 @@ class AotInductorDetector(_TorchDetector):
         """
         Args:
             path: The file.
-            device: The one that it was compiled for.
+            device: The device that it was compiled for.
         """
         super().__init__(device)
         self._function = torch._inductor.aoti_load_package(os.fspath(path))
@@ -163,7 +164,7 @@ class TorchScriptDetector(_TorchDetector):
         """
         Args:
             path: The file.
-            device: Where to run it.
+            device: The device to run it on.
         """
         super().__init__(device)
         extra_files = {KEY: ""}
@@ -174,15 +175,15 @@ class TorchScriptDetector(_TorchDetector):
 
 
 def load_exported(path: str | os.PathLike[str], **options: Any) -> ExportedDetector:
-    """Loads a file that one of the export functions wrote; its content tells the format.
+    """Loads a file written by one of the export functions; detects the format from its content.
 
     Args:
         path: The file.
-        options: Of the format's class, such as ``device`` or ``num_threads``.
+        options: Arguments of the format's class, such as ``device`` or ``num_threads``.
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: It is no file of ours; the message says why not.
+        ValueError: The file is not an exported detector; the message says why.
     """
     path = Path(path)
     if not path.is_file():
@@ -196,7 +197,7 @@ def _class_of(path: Path) -> type[ExportedDetector]:
             return OnnxDetector
         raise ValueError(f"'{path}' is no exported detector, or it is damaged: export it again")
     with zipfile.ZipFile(path) as archive:
-        # All are in a folder of their own, named after the file.
+        # All entries are in one folder, named after the file.
         names = [name.partition("/")[2] for name in archive.namelist()]
     if any(name.startswith("data/aotinductor/") for name in names):
         return AotInductorDetector

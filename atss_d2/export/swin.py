@@ -1,9 +1,9 @@
 """Swin's attention without a branch on the size of its input, for exporters.
 
-torchvision's does not shift the windows in a direction that has room for one of them only. A graph
-keeps the branch that was taken for one image, and would be wrong for images of other sizes.
+torchvision's attention does not shift windows along a direction in which only one window fits. A
+graph keeps the branch taken for one image, and would be wrong for images of other sizes.
 
-Shapes: N images, Hp x Wp padded cells, h x w cells of a window, P = h x w, B windows of an image, A
+Shapes: N images, Hp x Wp padded cells, h x w cells per window, P = h x w, B windows per image, A
 heads of C / A channels.
 """
 
@@ -18,10 +18,11 @@ from torchvision.models.swin_transformer import ShiftedWindowAttention, ShiftedW
 
 
 def use_any_size_attention(model: nn.Module) -> None:
-    """Lets torchvision's Swin transformers in ``model`` compute the same in an exportable way.
+    """Replaces the attention of torchvision's Swin transformers by an exportable equivalent.
 
     Args:
-        model: In evaluation mode; changed in place, so give a copy. Its parameters stay.
+        model: A model in evaluation mode; changed in place, so pass a copy. It keeps its
+            parameters.
     """
     for module in model.modules():
         if type(module) in _ANY_SIZE:
@@ -32,7 +33,7 @@ class _AnySize:
     """Attention within windows, for inference; mixed into torchvision's modules."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, H, W, C) -> (N, H, W, C)."""
+        """Maps (N, H, W, C) to (N, H, W, C)."""
         height, width = x.shape[1:3]
         (h, w), channels = self.window_size, x.shape[3]
         is_shifted = any(shift > 0 for shift in self.shift_size)
@@ -58,7 +59,7 @@ class _AnySize:
             scores = scores * logit_scale.clamp(max=math.log(100)).exp()
         scores = scores + self.get_relative_position_bias()  # (N, B, A, P, P)
         if is_shifted:
-            # Cells that were not neighbours before the shift do not see each other.
+            # Cells that were not neighbors before the shift do not attend to each other.
             regions = (3 * rows.regions[:, None] + columns.regions)[None, :, :, None]
             regions = _to_windows(regions, h, w)[0, :, :, 0]  # (B, P)
             is_apart = (regions[:, :, None] != regions[:, None])[:, None]
@@ -88,20 +89,21 @@ _ANY_SIZE = {
 
 
 class _Shifted:
-    """Cells of one direction, moved round by a shift if there is more than one window."""
+    """Cells along one direction, shifted cyclically if there is more than one window."""
 
     def __init__(self, num_windows: int, size: int, shift: int, device: torch.device) -> None:
         cells = torch.arange(num_windows * size, device=device)
-        length = cells[-1] + 1  # not len(), which gives exporters a constant
+        length = cells[-1] + 1  # not len(), which exporters would turn into a constant
         shift = torch.where(length > size, shift, 0)
         self.sources = (cells + shift) % length
         self.targets = (cells + length - shift) % length
-        # All windows but the last; of the last what was its neighbour before, and what was not.
+        # Region 0: all windows but the last; 1 and 2: the parts of the last one before and after
+        # the wrap-around.
         in_last = cells >= length - size
         self.regions = in_last.long() + (cells >= length - shift)
 
 
 def _to_windows(x: Tensor, h: int, w: int) -> Tensor:
-    """(N, Hp, Wp, C) -> (N, B, P, C)."""
+    """Maps (N, Hp, Wp, C) to (N, B, P, C)."""
     x = x.unflatten(2, (-1, w)).unflatten(1, (-1, h))
     return x.permute(0, 1, 3, 2, 4, 5).flatten(3, 4).flatten(1, 2)

@@ -1,12 +1,12 @@
-"""TorchScript files: run by Python, C++ and mobile programs that have torch and torchvision.
+"""Exports to TorchScript, for Python, C++ and mobile programs with torch and torchvision.
 
-Such a program needs neither this package nor Detectron2, but must load torchvision's operators
-before the file: ``import torchvision`` in Python.
+They need neither this package nor Detectron2, but must load torchvision's operators before the
+file: ``import torchvision`` in Python.
 
 Shapes: N images of height H and width W, L levels.
 """
 
-# Without `from __future__ import annotations`: the compiler wants types, not their names.
+# No `from __future__ import annotations`: the compiler needs types, not their names.
 import os
 from pathlib import Path
 
@@ -36,7 +36,7 @@ def export_torchscript(
     with_nms: bool = True,
     dtype: torch.dtype = torch.float32,
 ) -> Path:
-    """Writes a TorchScript file, which torch and torchvision alone can run.
+    """Writes a TorchScript file, which needs only torch and torchvision to run.
 
     ::
 
@@ -45,14 +45,14 @@ def export_torchscript(
         boxes, scores, classes, num_detections = model(images)
 
     Args:
-        model: In evaluation mode; it is not changed.
-        sample: An image (1, 3, H, W), 0..255, uint8 or float32. The file takes both types and
-            batches of any number and size.
-        path: Ends in ``.ts``. Missing folders are made.
-        metadata: What is written beside the model. Fields that this function determines are filled
+        model: A model in evaluation mode; it is not changed.
+        sample: An image (1, 3, H, W), 0..255, uint8 or float32. The file takes both types, and
+            images and batches of any size.
+        path: The file, ending in ``.ts``. Missing folders are created.
+        metadata: Metadata to save with the model. Fields that this function determines are filled
             in.
-        method: "tracing" records what happens to the sample; "scripting" compiles backbone and
-            head, for those that have branches of their own.
+        method: "tracing" records the operations on the sample; "scripting" compiles backbone and
+            head, for models with data-dependent branches.
         with_nms: See :class:`ExportableDetector`.
         dtype: Type of backbone and head: float32, bfloat16 or, on a GPU, float16.
 
@@ -60,14 +60,14 @@ def export_torchscript(
         ``path``.
 
     Raises:
-        ValueError: ``model`` cannot be exported, or an argument is impossible.
+        ValueError: ``model`` cannot be exported, or an argument is invalid.
         RuntimeError: Backbone or head cannot be compiled, or Python is too new for it.
     """
     check_choice("method", method, METHODS)
     path = check_suffix(path, ".ts")
     check_sample(sample)
     check_dtype(dtype, "torchscript", model.device)
-    # A copy even in float32: scripting renames parameters.
+    # to_precision copies the model even in float32, as scripting renames parameters.
     detector = ExportableDetector(to_precision(model, dtype), with_nms=with_nms)
     metadata = complete_metadata(metadata, sample, with_nms=with_nms, dtype=dtype)
     sample = sample.to(model.device)
@@ -108,7 +108,7 @@ class _ScriptableDetector(nn.Module):
         return boxes, scores, classes, num_detections
 
 
-# What is traced may not have the backbone and the head among its submodules.
+# Traced modules must not have the backbone and the head among their submodules.
 class _Preparation(nn.Module):
     def __init__(self, detector: ExportableDetector) -> None:
         super().__init__()
