@@ -1,5 +1,5 @@
-"""Images, tiles, pictures and results with numpy and Pillow alone.
+"""Images, tiles, pictures and results with only numpy and Pillow.
 
-What the detector and programs without torch have in common. Nothing here imports torch, Detectron2
-or another part of this package.
+This code is shared by the detector and by programs without torch. It imports neither torch nor
+Detectron2 nor other parts of this package.
 """

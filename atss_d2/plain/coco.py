@@ -1,4 +1,4 @@
-"""Detections in COCO's format: what every command of this project writes."""
+"""Writes detections in COCO format, for every command of this project."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from .files import replacing
 
 
 def unnamed_categories(num_classes: int) -> list[dict[str, Any]]:
-    """Categories of a model whose names are unknown: the classes' numbers, from 0."""
+    """Returns categories for a model without class names: the class numbers, from 0."""
     return [{"id": i, "name": str(i)} for i in range(num_classes)]
 
 
 class ImageIds:
-    """Numbers of images in an annotation file, so that results can be compared with it."""
+    """Image ids from an annotation file, so that results can be compared with it."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         """
         Args:
-            path: A JSON file in COCO's format.
+            path: A JSON file in COCO format.
 
         Raises:
-            OSError: It cannot be read.
-            ValueError: It is something else.
+            OSError: The file cannot be read.
+            ValueError: The file is not in COCO format.
         """
         self._path = path
         try:
@@ -40,10 +40,10 @@ class ImageIds:
             ) from error
 
     def __getitem__(self, file_name: str) -> int:
-        """The id of the image whose ``file_name`` this path ends with.
+        """Returns the id of the image whose ``file_name`` is the end of this path.
 
         Raises:
-            ValueError: There is none.
+            ValueError: There is no such image.
         """
         parts = Path(file_name).parts
         for start in range(len(parts)):
@@ -54,7 +54,7 @@ class ImageIds:
 
 
 class CocoResults:
-    """``images``, ``categories`` and ``annotations`` with scores, as COCO's ground truth has them.
+    """``images``, ``categories`` and ``annotations`` as in COCO's ground truth, plus scores.
 
     ``pycocotools.coco.COCO(file)`` reads the file, and ``COCOeval(ground_truth, COCO(file),
     "bbox")`` evaluates it.
@@ -66,7 +66,7 @@ class CocoResults:
         """
         Args:
             categories: ``id`` and ``name`` of the classes 0..K-1.
-            image_ids: Numbers of the images; default: from 1 in the order in which they are added.
+            image_ids: Ids of the images. Default: from 1, in the order in which they are added.
         """
         self._image_ids = image_ids
         self._categories = [{"id": x["id"], "name": x["name"]} for x in categories]
@@ -75,12 +75,12 @@ class CocoResults:
 
     @property
     def num_images(self) -> int:
-        """Images so far."""
+        """The number of images so far."""
         return len(self._images)
 
     @property
     def num_detections(self) -> int:
-        """Detections so far."""
+        """The number of detections so far."""
         return len(self._annotations)
 
     def add(
@@ -93,10 +93,10 @@ class CocoResults:
         """Adds an image with its detections, best first.
 
         Args:
-            file_name: As it was given.
+            file_name: File name as given by the user.
             image_size: (width, height).
-            detections: In pixels of the image.
-            more: Further entries of the image, such as ``frame_index``.
+            detections: Detections in pixels of the image.
+            more: Other entries of the image, such as ``frame_index``.
         """
         image_id = len(self._images) + 1
         if self._image_ids is not None:
@@ -108,7 +108,7 @@ class CocoResults:
         for (x0, y0, x1, y1), score, c in zip(*(x.tolist() for x in detections.best_first())):
             self._annotations.append(
                 {
-                    "id": len(self._annotations) + 1,  # COCOeval takes the id 0 for no match
+                    "id": len(self._annotations) + 1,  # COCOeval reads id 0 as no match
                     "image_id": image_id,
                     "category_id": self._categories[c]["id"],
                     "bbox": [x0, y0, x1 - x0, y1 - y0],
@@ -119,7 +119,7 @@ class CocoResults:
             )
 
     def write(self, path: str | os.PathLike[str]) -> None:
-        """Writes the file, an image or detection a line; its folder is made.
+        """Writes the file, with one image or detection per line; creates its folder.
 
         Raises:
             OSError: The file cannot be written.

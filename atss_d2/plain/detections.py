@@ -1,4 +1,4 @@
-"""Detections of one image as plain arrays, and non-maximum suppression.
+"""Detections in one image as plain arrays, and non-maximum suppression.
 
 Shapes: D detections.
 """
@@ -11,7 +11,7 @@ import numpy as np
 
 
 class Detections(NamedTuple):
-    """D detections of an image.
+    """D detections in an image.
 
     Args:
         boxes: (D, 4) XYXY in pixels of the image.
@@ -24,27 +24,27 @@ class Detections(NamedTuple):
     classes: np.ndarray
 
     def select(self, keep: np.ndarray) -> Detections:
-        """Those of a mask (D,) or of indices, in their order."""
+        """Returns the detections of a mask (D,), or of indices in their order."""
         return Detections(*(x[keep] for x in self))
 
     def best_first(self) -> Detections:
-        """Sorted by score."""
+        """Returns the detections sorted by score."""
         return self.select(np.argsort(-self.scores, kind="stable"))
 
 
 def concatenate(parts: list[Detections]) -> Detections:
-    """All detections of at least one part, in the order of the parts."""
+    """Concatenates the detections of one or more parts, in the order of the parts."""
     return Detections(*(np.concatenate(x) for x in zip(*parts)))
 
 
 def nms(boxes: np.ndarray, scores: np.ndarray, classes: np.ndarray, thresh: float) -> np.ndarray:
-    """Indices (D,) of boxes that overlap no better box of their class, best first.
+    """Returns indices (D,) of boxes that overlap no better box of their class, best first.
 
     Args:
         boxes: (T, 4) XYXY.
         scores: (T,).
         classes: (T,).
-        thresh: IoU above which the box of lower score is removed.
+        thresh: IoU above which the box with the lower score is removed.
     """
     areas = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
     order = np.argsort(-scores, kind="stable")
@@ -56,7 +56,7 @@ def nms(boxes: np.ndarray, scores: np.ndarray, classes: np.ndarray, thresh: floa
             boxes[best, :2], boxes[order, :2]
         )
         overlaps = sides.clip(min=0).prod(axis=1)
-        # As a product, so that nothing is divided by areas of 0.
+        # Written as a product to avoid division by zero areas.
         is_double = overlaps > thresh * (areas[best] + areas[order] - overlaps)
         order = order[~(is_double & (classes[order] == classes[best]))]
     return np.array(keep, dtype=np.int64)

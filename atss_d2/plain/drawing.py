@@ -1,4 +1,4 @@
-"""Boxes with labels on a picture, readable with a hundred small objects."""
+"""Draws boxes with labels that stay readable with a hundred small objects."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ from PIL import Image, ImageDraw, ImageFont
 
 Color = tuple[float, float, float]  # RGB in [0, 1]
 
-_RIM = (0, 0, 0, 110)  # beside a line, so that it is seen on bright ground too
+_RIM = (0, 0, 0, 110)  # next to a line, so that it is also visible on bright pixels
 _BACKGROUND = (0, 0, 0, 190)
-# Of a label within its box: at most this part of the box's area.
+# Maximum fraction of a box's area that a label inside it covers.
 _MOST_OF_BOX = 0.12
 _SMALL_TYPE = 10  # pixels
 
 
 def class_color(index: int) -> Color:
-    """A bright RGB color for a class; neighbors differ clearly. The first is yellow."""
+    """Returns a bright RGB color for a class; neighboring classes differ clearly, 0 is yellow."""
     golden_ratio = 0.618034  # spreads any number of hues evenly
     return colorsys.hsv_to_rgb((0.15 + golden_ratio * index) % 1.0, 0.85, 1.0)
 
 
 def class_name(index: int, class_names: Sequence[str] | None) -> str:
-    """The name of a class, or its number where there are no names."""
+    """Returns the name of a class, or its number if there are no names."""
     return class_names[index] if class_names else str(index)
 
 
 def detection_labels(
     classes: Sequence[int], scores: Sequence[float], class_names: Sequence[str] | None
 ) -> list[tuple[str, ...]]:
-    """Labels of detections for :func:`draw_boxes`: name and score, or the score alone."""
+    """Returns labels of detections for :func:`draw_boxes`: name and score, or only the score."""
     return [
         (f"{class_name(c, class_names)} {score:.0%}", f"{score:.0%}")
         for c, score in zip(classes, scores)
@@ -50,23 +50,23 @@ def draw_boxes(
 ) -> Image.Image:
     """Draws boxes, small ones on top of large ones, and then their labels.
 
-    Of a box's labels the first that fits stands inside of it, on dark ground at its upper left
-    corner. Where none fits, one stands in small type above or below the box: the first that hides
+    The first label that fits is drawn inside its box, on a dark background in the upper left
+    corner. If none fits, one is drawn in small type above or below the box: the first that hides
     neither another box nor another label, or else the last one.
 
     Args:
-        image: RGB. It stays as it is.
-        boxes: (M, 4) XYXY in pixels; they may reach out of the image.
-        labels: Of each box, the longest first; empty for none.
-        colors: Of each box.
-        is_dashed: Of each box; default: none is.
+        image: An RGB image. It is not changed.
+        boxes: (M, 4) XYXY in pixels; they may extend outside the image.
+        labels: Labels of each box, the longest first; empty for none.
+        colors: Color of each box.
+        is_dashed: Whether each box is dashed. Default: none is.
         label_small: Whether boxes without room for a label get one outside.
 
     Returns:
         A picture of the same size.
     """
     picture = image.copy()
-    canvas = ImageDraw.Draw(picture, "RGBA")  # RGBA: what is drawn may be translucent
+    canvas = ImageDraw.Draw(picture, "RGBA")  # RGBA for translucent drawing
     longer_side = max(image.size)
     boxes = np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
     sides = (boxes[:, 2:] - boxes[:, :2]).clip(min=0).prod(axis=1) ** 0.5  # (M,)
@@ -128,14 +128,14 @@ class _Labeler:
         self._labels: list[tuple[float, ...]] = []
 
     def write_inside(self, i: int, labels: tuple[str, ...], color: Color, size: int) -> bool:
-        """Writes the first label for which box ``i`` has room, and says whether it has."""
+        """Writes the first label that fits into box ``i``; returns whether one does."""
         sides = self._boxes[i, 2:] - self._boxes[i, :2]
         for label in labels:
             for font_size in dict.fromkeys((size, _SMALL_TYPE)):
                 font = _font(font_size)
                 extent = _extent(font, label)
                 if extent[0] <= sides[0] and extent.prod() <= _MOST_OF_BOX * sides.prod():
-                    # A box may reach out of the picture, its label not.
+                    # A box may extend outside the picture, but its label must not.
                     x, y = self._boxes[i, :2].clip(0, (self._image_size - extent).clip(min=0))
                     place = (x, y, x + extent[0], y + extent[1])
                     self._canvas.rectangle(place, fill=_BACKGROUND)
@@ -148,7 +148,7 @@ class _Labeler:
         """Writes a label above or below box ``i``."""
         font = _font(_SMALL_TYPE)
         x0, y0, _, y1 = self._boxes[i]
-        # Boxes that lie around this one, such as the crown of a tree with a nest, are no obstacle.
+        # Boxes that enclose this one, such as a tree crown around a nest, are not obstacles.
         others = np.delete(self._boxes, i, axis=0)
         is_around = (others[:, :2] <= (x0, y0)).all(1) & (others[:, 2:] >= self._boxes[i, 2:]).all(
             1
@@ -169,7 +169,7 @@ class _Labeler:
                     if not is_hidden.any():
                         self._write(label, place, color, font)
                         return
-        # The last label, above if there is room; in a box as high as the picture at its top.
+        # The last label, above the box if there is room; at the top inside a box of full height.
         last = [place for label, place in places if label == labels[-1]]
         y = float(np.clip(y0, 0, room[1]))
         inside = (x, y, x + extent[0], y + extent[1])
@@ -195,7 +195,7 @@ def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
 
 
 def _extent(font: ImageFont.ImageFont, text: str) -> np.ndarray:
-    """Width and height of a label with its padding; the same height for every text."""
+    """Returns width and height of a label with padding; the height is the same for every text."""
     left, _, right, _ = font.getbbox(text, anchor="la")
     _, _, _, bottom = font.getbbox("Ag", anchor="la")
     return np.array([int(right - left) + 4, int(bottom) + 3])
@@ -206,5 +206,5 @@ def _rgb(color: Color) -> tuple[int, int, int]:
 
 
 def _light(color: Color) -> tuple[int, int, int]:
-    """The color of text on dark ground: halfway to white, so that blue can be read as well."""
+    """Returns the color of text on a dark background: halfway to white, so that blue is legible."""
     return _rgb(tuple((1 + x) / 2 for x in color))

@@ -1,4 +1,4 @@
-"""Files: which images are meant, what annotated pictures are called, and how both are written."""
+"""Finds image files, names annotated pictures, and writes files."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-# What Pillow both reads and writes without loss of colours. The value holds options of `save`:
-# no chroma subsampling, which would smear lines that are one pixel thin.
+# Suffixes that Pillow reads and writes with full colors. The values are options of `save`: no
+# chroma subsampling, which would blur lines of one pixel.
 _WRITABLE = {
     ".bmp": {},
     ".jpeg": {"quality": 92, "subsampling": 0},
@@ -24,21 +24,21 @@ _WRITABLE = {
     ".tiff": {},
     ".webp": {"quality": 92},
 }
-# What is taken from folders and patterns; a file given by its name is always tried.
+# Suffixes taken from folders and patterns; a file given by name is always tried.
 _READABLE = (".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpeg", ".jpg", ".pgm", ".png", ".ppm")
 _READABLE += (".tif", ".tiff", ".webp")
 
 
 @contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yields a temporary path beside ``path`` that replaces it if the block succeeds.
+    """Yields a temporary path next to ``path`` that replaces it if the block succeeds.
 
-    So a file appears complete or not at all. Missing folders are made.
+    So a file appears either complete or not at all. Missing folders are created.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # A name of its own for each process that writes the same file at the same time. The suffix
-    # stays, because writers such as cv2.imwrite choose the format by it.
+    # A unique name, as several processes may write the same file at the same time. The suffix is
+    # kept, as writers such as cv2.imwrite choose the format by it.
     temporary = path.with_name(f".{path.stem}.{uuid.uuid4().hex}{path.suffix}")
     try:
         yield temporary
@@ -51,7 +51,7 @@ def find_images(inputs: Sequence[str]) -> tuple[list[str], list[str]]:
     """Expands files, patterns and folders.
 
     Returns:
-        Paths of files, each once; and a sentence for each input that gives none.
+        Paths of files without duplicates, and a sentence for each input without files.
     """
     paths, problems = {}, []
     for name in map(os.path.expanduser, inputs):
@@ -74,15 +74,15 @@ def find_images(inputs: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def write_image(path: str | os.PathLike, image: np.ndarray | Image.Image) -> None:
-    """Writes a picture; the suffix says the format, folders are made.
+    """Writes a picture in the format of the suffix; creates missing folders.
 
     Args:
-        path: Ends in .bmp, .jpeg, .jpg, .png, .tif, .tiff or .webp.
-        image: (H, W, 3) uint8, BGR, or an RGB image of Pillow.
+        path: The file, ending in .bmp, .jpeg, .jpg, .png, .tif, .tiff or .webp.
+        image: (H, W, 3) uint8, BGR, or a Pillow RGB image.
 
     Raises:
         OSError: The file cannot be written; the message names it.
-        ValueError: The suffix is none of those above.
+        ValueError: The suffix is not one of those above.
     """
     path = Path(path)
     if path.suffix.lower() not in _WRITABLE:
@@ -97,14 +97,14 @@ def write_image(path: str | os.PathLike, image: np.ndarray | Image.Image) -> Non
 
 
 def output_names(paths: Sequence[str | os.PathLike]) -> list[str]:
-    """Names below an output folder for pictures made of the files ``paths``, all different.
+    """Returns unique names, relative to an output folder, for pictures made from ``paths``.
 
-    A file keeps its name. Files of the same name go to sub-folders named as their own:
-    ``a/1.jpg`` and ``b/1.jpg`` become ``a/1.jpg`` and ``b/1.jpg``. Formats that
-    :func:`write_image` does not write get ``.png`` appended.
+    A file keeps its name. Files with the same name keep their folders: ``a/1.jpg`` and ``b/1.jpg``
+    stay ``a/1.jpg`` and ``b/1.jpg``. Formats that :func:`write_image` does not write get ``.png``
+    appended.
 
     Args:
-        paths: Different files.
+        paths: Files without duplicates.
 
     Returns:
         One relative path for each of ``paths``.
@@ -113,7 +113,7 @@ def output_names(paths: Sequence[str | os.PathLike]) -> list[str]:
     names = [
         path.name if path.suffix.lower() in _WRITABLE else f"{path.name}.png" for path in absolute
     ]
-    # Some file systems take "A.png" and "a.png" for the same file.
+    # In some file systems, "A.png" and "a.png" are the same file.
     counts = Counter(name.casefold() for name in names)
     shared = [path.parent for path, n in zip(absolute, names) if counts[n.casefold()] > 1]
     root = os.path.commonpath(shared) if shared else ""

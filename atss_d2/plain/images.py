@@ -1,4 +1,4 @@
-"""Image files as 8-bit RGB: one way to read them for training, evaluation, demo and exports."""
+"""Reads image files as 8-bit RGB, in one way for training, evaluation, demo and exports."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ _TRANSPOSITIONS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-# Bits per pixel of cameras, scanners and detectors that write 16-bit files.
+# Bit depths of cameras, scanners and detectors that write 16-bit files.
 _BIT_DEPTHS = (8, 10, 12, 14, 16)
 
 
 def open_rgb(file: str | os.PathLike[str] | BinaryIO) -> Image.Image:
-    """Reads an image, turned as its EXIF data says, as 8-bit RGB; see :func:`to_rgb`.
+    """Reads an image as 8-bit RGB, and applies its EXIF orientation; see :func:`to_rgb`.
 
     Args:
         file: A path or an open file.
@@ -34,7 +34,7 @@ def open_rgb(file: str | os.PathLike[str] | BinaryIO) -> Image.Image:
     with Image.open(file) as image:
         try:
             orientation = image.getexif().get(_EXIF_ORIENTATION)
-        except Exception:  # damaged EXIF data raise all kinds; the pixels are fine
+        except Exception:  # damaged EXIF data raises any type; the pixels are fine
             orientation = None
         rgb = to_rgb(image)
     transposition = _TRANSPOSITIONS.get(orientation)
@@ -44,26 +44,26 @@ def open_rgb(file: str | os.PathLike[str] | BinaryIO) -> Image.Image:
 def to_rgb(image: Image.Image) -> Image.Image:
     """Converts an image of any of Pillow's modes to 8-bit RGB.
 
-    Grey images of more than 8 bits are scaled by :func:`to_8_bit`, where Pillow would clip them to
-    white. Transparency is dropped, as by Detectron2.
+    Gray images of more than 8 bits are scaled by :func:`to_8_bit`, as Pillow would clip them to
+    white. Transparency is dropped, as in Detectron2.
     """
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         return Image.fromarray(to_8_bit(np.asarray(image))).convert("RGB")
     if image.mode == "P" and isinstance(image.info.get("transparency"), bytes):
-        image = image.convert("RGBA")  # directly to RGB would give the same, and a warning
+        image = image.convert("RGBA")  # converting directly to RGB gives the same, with a warning
     return image.convert("RGB")
 
 
 def to_8_bit(values: np.ndarray) -> np.ndarray:
-    """Scales grey values of more than 8 bits to 0..255.
+    """Scales gray values of more than 8 bits to 0..255.
 
-    Integers from 0 to 65535 are divided by the largest value of their bit depth: the smallest of 8,
-    10, 12, 14 and 16 bits that holds the image's brightest pixel, since 12-bit images are stored in
-    16-bit files too. Floating-point values from 0 to 1 are multiplied by 255. Values of any other
-    range are scaled so that the lowest becomes 0 and the highest 255.
+    Integers from 0 to 65535 are divided by the maximum of their bit depth: the smallest of 8, 10,
+    12, 14 and 16 bits that fits the image's brightest pixel, since 12-bit images are also stored in
+    16-bit files. Floating-point values from 0 to 1 are multiplied by 255. Values in any other range
+    are scaled so that the lowest becomes 0 and the highest 255.
 
     Args:
-        values: (H, W) of any number type. NaN and infinite values count as the lowest finite one.
+        values: (H, W) of any number type. NaN and infinite values count as the lowest finite value.
 
     Returns:
         (H, W) uint8.

@@ -1,4 +1,4 @@
-"""Suggestions for misspelt names."""
+"""Suggestions for misspelled names."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from collections.abc import Iterable
 def did_you_mean(
     word: str, known: Iterable[str], *, num: int = 3, cutoff: float = 0.6, otherwise: str = ""
 ) -> str:
-    """Returns "did you mean a, b?" with the names nearest to a word.
+    """Returns "did you mean a, b?" with the names closest to a word.
 
     Args:
-        word: What was typed.
-        known: The names there are.
+        word: The word that was typed.
+        known: The valid names.
         num: Maximum number of names.
         cutoff: Minimum similarity of a name, 0..1.
         otherwise: Returned if no name is similar.

@@ -1,6 +1,6 @@
-"""Detection in tiles of a large photograph: where the tiles lie, and what becomes of their boxes.
+"""Detects objects in tiles of a large photograph: places the tiles and merges their boxes.
 
-A window is (x0, y0, x1, y1) in whole pixels of the photograph, x1 and y1 excluded.
+A window is (x0, y0, x1, y1) in whole pixels of the photograph, excluding x1 and y1.
 
 Shapes: D detections.
 """
@@ -21,9 +21,9 @@ NMS = Callable[[np.ndarray, np.ndarray, np.ndarray, float], np.ndarray]
 
 TILE_SIZE = 640
 TILE_OVERLAP = 0.25
-# A box that ends so near to a tile's border, as a fraction of the tile's size, may be cut by it.
+# A box that ends within this fraction of the tile size from a border may be cut by it.
 _MARGIN = 0.01
-# Part of a cut box's area that a larger box of its class must cover to replace it.
+# Fraction of a cut box's area that a larger box of its class must cover to replace it.
 _COVERED = 0.6
 
 
@@ -36,7 +36,7 @@ def cover_overlapping(start: int, stop: int, size: int, overlap: int) -> list[tu
     [(0, 640), (360, 1000)]
 
     Raises:
-        ValueError: The interval is empty, or ``size`` or ``overlap`` is impossible.
+        ValueError: The interval is empty, or ``size`` or ``overlap`` is invalid.
     """
     check_sizes(start, stop, size)
     if not 0 <= overlap < size:
@@ -50,7 +50,8 @@ def cover_overlapping(start: int, stop: int, size: int, overlap: int) -> list[tu
 
 
 def check_sizes(start: int, stop: int, size: int) -> None:
-    """
+    """Checks an interval and a tile size.
+
     Raises:
         ValueError: The interval [start, stop) is empty, or ``size`` is not positive.
     """
@@ -61,16 +62,16 @@ def check_sizes(start: int, stop: int, size: int) -> None:
 
 
 class Tiling:
-    """Overlapping tiles of a photograph, and how their detections are merged.
+    """Overlapping tiles of a photograph, and the merging of their detections.
 
-    Every object up to ``overlap`` pixels wide and high lies whole in at least one tile. Boxes of
-    larger ones come from :attr:`overview_size`, the whole photograph made as small as a tile.
+    Every object up to ``overlap`` pixels wide and high is complete in at least one tile. Boxes of
+    larger objects come from the overview, the whole photograph scaled down to the size of a tile.
 
     Attributes:
-        windows: The tiles, row by row, all of one size.
-        overlap: Pixels that neighboring tiles share at least.
-        overview_size: (width, height) of the photograph with its longer side as long as a tile;
-            None if the photograph is a single tile.
+        windows: The tiles, row by row, all of the same size.
+        overlap: Minimum number of pixels that neighboring tiles share.
+        overview_size: (width, height) of the overview, whose longer side is that of a tile; None if
+            the photograph is a single tile.
     """
 
     def __init__(
@@ -78,13 +79,13 @@ class Tiling:
     ) -> None:
         """
         Args:
-            width: Of the photograph, pixels.
-            height: Of the photograph, pixels.
-            size: Side of a tile, pixels of the photograph; less where the photograph is smaller.
-            overlap: Fraction of ``size`` that neighboring tiles share at least, in [0, 1).
+            width: Width of the photograph, pixels.
+            height: Height of the photograph, pixels.
+            size: Side of a tile, in pixels of the photograph; limited by the photograph's sides.
+            overlap: Minimum fraction of ``size`` that neighboring tiles share, in [0, 0.9].
 
         Raises:
-            ValueError: ``size`` or ``overlap`` is impossible.
+            ValueError: ``size`` or ``overlap`` is invalid.
         """
         check_tile_options(size, overlap)
         self.overlap = int(size * overlap)
@@ -114,16 +115,16 @@ class Tiling:
 
         Args:
             image: (H, W, 3) uint8, the photograph.
-            detect: The detector: of images gives the detections.
+            detect: The detector: maps images to detections.
             iou_thresh: As for :meth:`merge`.
             score_thresh: Detections below this score are left out.
-            max_detections: The most that the detector gives for an image; None if there is no such
-                number.
+            max_detections: The detector's maximum number of detections per image; None if there is
+                no limit.
             nms: As for :meth:`merge`.
 
         Returns:
-            Detections in pixels of the photograph, best first; and in how many images the detector
-            gave ``max_detections``, all of ``score_thresh`` or more, so that there may be others.
+            Detections in pixels of the photograph, best first; and the number of images with
+            ``max_detections`` detections of at least ``score_thresh``, which may have more objects.
         """
         images = [image[y0:y1, x0:x1] for x0, y0, x1, y1 in self.windows]
         if self.overview_size is not None:
@@ -143,20 +144,20 @@ class Tiling:
         iou_thresh: float,
         nms: NMS = nms,
     ) -> Detections:
-        """Detections of the photograph from those of its tiles.
+        """Merges the detections in the tiles into those of the photograph.
 
-        * A box that ends at an inner border of its tile is dropped if the neighbor there sees the
-          object from its other end on, and so sees more of it.
-        * Of the overview only boxes longer than the overlap count: no tile need see them whole.
-        * NMS per class removes what was found twice, of a whole and a cut box the cut one.
-        * What then remains of boxes cut by a border is dropped where a larger box of the class
-          covers it.
+        * A box that ends at an inner border of its tile is dropped if its other end is inside the
+          neighboring tile, which therefore sees more of the object.
+        * Only boxes longer than the overlap are taken from the overview: they may be incomplete in
+          every tile.
+        * NMS per class removes duplicates; a cut box is removed rather than a complete one.
+        * Remaining cut boxes are dropped if a larger box of their class covers them.
 
         Args:
-            tiles: Detections of each of :attr:`windows`, in pixels of the tile.
-            overview: Those of the overview, in its pixels; None if there is none.
-            iou_thresh: IoU above which NMS removes the box of lower score.
-            nms: Another function with the contract of :func:`~atss_d2.plain.detections.nms`.
+            tiles: Detections in each of :attr:`windows`, in pixels of the tile.
+            overview: Detections in the overview, in its pixels; None if there is none.
+            iou_thresh: IoU above which NMS removes the box with the lower score.
+            nms: A function with the contract of :func:`~atss_d2.plain.detections.nms`.
 
         Returns:
             Detections in pixels of the photograph, best first.
@@ -174,14 +175,14 @@ class Tiling:
             parts.append(overview._replace(boxes=boxes).select(is_large))
             are_cut.append(np.zeros(is_large.sum(), bool))
         merged, is_cut = concatenate(parts), np.concatenate(are_cut)
-        # Boxes that may be cut come after all others, whatever their scores.
+        # Boxes that may be cut are ranked after all others, regardless of their scores.
         ranks = merged.scores - 2 * is_cut.astype(merged.scores.dtype)
         keep = nms(merged.boxes, ranks, merged.classes, iou_thresh)
         merged, is_cut = merged.select(keep), is_cut[keep]
         return merged.select(~_is_covered(merged, is_cut)).best_first()
 
     def _cuts(self, boxes: np.ndarray, window: Window) -> tuple[np.ndarray, np.ndarray]:
-        """Masks (D,): boxes that a border may cut, and those that a neighbor sees more of."""
+        """Returns masks (D,): boxes that a border may cut, and boxes seen better by a neighbor."""
         is_cut = np.zeros(len(boxes), bool)
         is_seen_better = np.zeros(len(boxes), bool)
         for axis, spans in ((0, self._columns), (1, self._rows)):
@@ -200,7 +201,8 @@ class Tiling:
 
 
 def check_tile_options(size: int, overlap: float) -> None:
-    """
+    """Checks the size and the overlap of tiles.
+
     Raises:
         ValueError: A tile is smaller than 32 pixels, or ``overlap`` is outside [0, 0.9].
     """
@@ -211,7 +213,7 @@ def check_tile_options(size: int, overlap: float) -> None:
 
 
 def _is_covered(detections: Detections, is_cut: np.ndarray) -> np.ndarray:
-    """(D,) bool, cut boxes most of whose area a larger box of the class covers."""
+    """Returns (D,) bool: cut boxes mostly covered by a larger box of their class."""
     is_covered = np.zeros(len(is_cut), bool)
     cut = np.flatnonzero(is_cut)
     if len(cut) == 0:
