@@ -1,4 +1,4 @@
-"""Pictures for the eye: detections beside ground truth, and curves of a training run."""
+"""Draws detections beside ground truth, and the curves of a training run."""
 
 from ..plain.files import output_names, write_image
 from .comparisons import save_comparisons, side_by_side

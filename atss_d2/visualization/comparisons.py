@@ -1,4 +1,4 @@
-"""Ground truth beside detections: what was found, what was missed, what is a false alarm."""
+"""Draws ground truth beside detections: objects found, objects missed, false alarms."""
 
 import json
 import os
@@ -25,10 +25,10 @@ from .matching import match_detections
 FOUND: Color = (0.25, 1.0, 0.25)
 FALSE_ALARM: Color = (1.0, 0.6, 0.0)
 MISSED: Color = (1.0, 0.25, 0.3)
-NEUTRAL: Color = (0.85, 0.85, 0.85)  # crowd regions and what lies in them: not counted
+NEUTRAL: Color = (0.85, 0.85, 0.85)  # crowd regions and detections in them: not counted
 _TEXT: Color = (1.0, 1.0, 1.0)
 
-# Longer side of one panel, pixels: enough to see small objects, not more than a screen shows.
+# Longer side of one panel, pixels: large enough for small objects, small enough for a screen.
 _MIN_PANEL_SIDE, _MAX_PANEL_SIDE = 800, 1280
 _IOU_THRESH = 0.5
 
@@ -44,19 +44,19 @@ def side_by_side(
     score_thresh: float = 0.5,
     titles: tuple[str, str] = ("ground truth", "detections"),
 ) -> np.ndarray:
-    """Draws the ground truth on the left, detections on the right, and a line of counts above.
+    """Draws ground truth on the left, detections on the right, and a line of counts above.
 
-    A box is found (green) when a detection of its class matches it with an IoU of at least 0.5, as
-    in AP50; the other boxes are missed (red), the other detections are false alarms (orange). Crowd
-    regions and detections in them are grey and not counted.
+    A box is found (green) if a detection of its class matches it with an IoU of at least 0.5, as in
+    AP50; other boxes are missed (red), and other detections are false alarms (orange). Crowd
+    regions and detections in them are gray and not counted.
 
     Args:
         image: (H, W, 3) uint8, BGR.
-        annotations: ``"annotations"`` of a dict of Detectron2's ``DatasetCatalog``.
+        annotations: ``"annotations"`` of a dict from Detectron2's ``DatasetCatalog``.
         instances: Detections in pixels of ``image``.
-        class_names: By class, for the labels.
-        score_thresh: Detections below this score are left out, also of the counts.
-        titles: Begin the two captions.
+        class_names: Names by class, for the labels.
+        score_thresh: Detections below this score are neither drawn nor counted.
+        titles: First words of the two captions.
 
     Returns:
         uint8, BGR: two panels whose longer side is 800 to 1280 pixels, below a caption.
@@ -101,19 +101,19 @@ def save_comparisons(
     """Writes a :func:`side_by_side` picture for each image of a registered data set.
 
     Args:
-        dataset_name: In Detectron2's ``DatasetCatalog``.
-        results: Detections in COCO's format, or the JSON file with them that ``COCOEvaluator``
-            leaves: ``inference/coco_instances_results.json``.
-        output_dir: Gets one PNG file for each image, named after it.
+        dataset_name: Name in Detectron2's ``DatasetCatalog``.
+        results: Detections in COCO format, or the JSON file that ``COCOEvaluator`` writes:
+            ``inference/coco_instances_results.json``.
+        output_dir: Folder for one PNG file per image, named after it.
         score_thresh: Detections below this score are left out.
-        max_images: Draw only this many images, the first of the data set; None for all.
-        progress: Show a progress bar, if standard error is a terminal.
+        max_images: Draw only the first images of the data set, up to this number; None for all.
+        progress: Whether to show a progress bar, if standard error is a terminal.
 
     Returns:
         The files, in the order of the data set.
 
     Raises:
-        ValueError: The results are of another data set, or ``max_images`` is negative.
+        ValueError: The results are from another data set, or ``max_images`` is negative.
     """
     if max_images is not None and max_images < 0:
         raise ValueError(f"max_images must be >= 0 or None, got {max_images}")
@@ -133,7 +133,7 @@ def save_comparisons(
 
 
 class ImageResults(NamedTuple):
-    """An image of a data set, its ground truth and what was detected in it."""
+    """An image of a data set with its ground truth and detections."""
 
     dataset_dict: dict
     results: list[dict]
@@ -148,12 +148,12 @@ class ImageResults(NamedTuple):
         return self.dataset_dict.get("annotations", [])
 
     def instances(self) -> Instances:
-        """The detections. Their image size is unknown, (0, 0), where the data set lacks it."""
+        """Returns the detections; their image size is (0, 0) if the data set lacks it."""
         size = self.dataset_dict.get("height", 0), self.dataset_dict.get("width", 0)
         return _to_instances(self.results, size, self.metadata)
 
     def draw(self, path: Path, *, score_thresh: float) -> None:
-        """Writes the image as :func:`side_by_side`."""
+        """Writes the :func:`side_by_side` picture of the image."""
         image = read_image(self.file_name)
         picture = side_by_side(
             image,
@@ -168,10 +168,10 @@ class ImageResults(NamedTuple):
 def load_results(
     dataset_name: str, results: str | os.PathLike | Sequence[dict]
 ) -> list[ImageResults]:
-    """Brings detections in COCO's format to the images of a registered data set.
+    """Assigns detections in COCO format to the images of a registered data set.
 
     Raises:
-        ValueError: The results are of another data set.
+        ValueError: The results are from another data set.
     """
     if isinstance(results, str | os.PathLike):
         with PathManager.open(os.fspath(results)) as f:
@@ -193,7 +193,7 @@ def load_results(
 def _to_instances(
     results: list[dict], image_size: tuple[int, int], metadata: Metadata
 ) -> Instances:
-    """COCO-format results of one image as Instances."""
+    """Converts COCO-format results of one image to Instances."""
     contiguous_ids = metadata.get("thing_dataset_id_to_contiguous_id")
     classes = [x["category_id"] for x in results]
     if contiguous_ids is not None:
@@ -242,9 +242,9 @@ def _captions(titles, matches, is_crowd, score_thresh: float) -> tuple[Caption, 
 
 
 def _caption_bar(captions: tuple[Caption, Caption], panel_width: int, width: int) -> np.ndarray:
-    """(h, width, 3) uint8, BGR: a dark bar with one caption above each panel."""
+    """Draws a dark bar (h, width, 3) uint8, BGR, with one caption above each panel."""
     margin = 8
-    # Matplotlib brings this font with it; Pillow alone may lack one of this size.
+    # Matplotlib includes this font; Pillow alone may lack one of this size.
     font_file = os.path.join(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")
     for size in range(17, 6, -1):  # the largest that fits
         font = ImageFont.truetype(font_file, size)

@@ -1,4 +1,4 @@
-"""A page about a data set: images with their boxes and names, sizes of objects, classes."""
+"""Draws a page about a data set: images with boxes and class names, object sizes, classes."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ logger = logging.getLogger(__name__)
 
 _WIDTH, _MARGIN, _GAP = 14.0, 0.35, 0.08  # inches
 _DPI = 110
-_ROW_HEIGHT = 2.7  # inches, of a row of images at most
-_MAX_ASPECT = 3.0  # wider or higher images are shown with bars beside them
+_ROW_HEIGHT = 2.7  # inches, maximum height of a row of images
+_MAX_ASPECT = 3.0  # wider or taller images are padded with bars
 _MAX_BARS = 25
 _INK, _FAINT = "#222222", "#888888"
 
@@ -34,10 +34,10 @@ class LabeledImage:
     """An image of the page.
 
     Args:
-        path: Of the file.
+        path: Path of the file.
         boxes: (M, 4) x y w h in pixels.
-        classes: (M,) from 0.
-        is_crowd: (M,) bool, drawn dashed.
+        classes: (M,) class of each box, from 0.
+        is_crowd: (M,) bool, whether the box is drawn dashed.
     """
 
     path: Path
@@ -60,14 +60,14 @@ def draw_data_page(
     """Draws the page.
 
     Args:
-        output_png: The picture; its folder is made.
-        images: Shown in rows, in this order; what cannot be read is left out with a warning.
+        output_png: The picture; its folder is created.
+        images: Images to show in rows, in this order; unreadable ones are left out with a warning.
         title: Line at the top.
         class_names: K names.
         sizes: Square roots of the objects' areas in pixels of the images, by part (train, val).
         class_counts: (K,) numbers of objects, by part.
-        resize_factor: From pixels of the images to those of the model, for a second scale.
-        anchor_sides: In pixels of the model, marked on that scale.
+        resize_factor: Factor from pixels of the images to pixels of the model's input.
+        anchor_sides: Sides of the anchors in pixels of the model's input, to mark among the sizes.
 
     Returns:
         Path of the picture.
@@ -76,7 +76,7 @@ def draw_data_page(
     for image in images:
         try:
             panels.append((_thumbnail(read_image(str(image.path), format="RGB")), image))
-        except Exception as error:  # a codec's; the page is worth having without the image
+        except Exception as error:  # codecs raise any type; the page is useful without the image
             logger.warning(f"'{image.path}' is not on the page: {error}")
     rows = _arrange([thumbnail.aspect for thumbnail, _ in panels])
     num_bars = min(len(class_names), _MAX_BARS)
@@ -87,7 +87,7 @@ def draw_data_page(
     figure = Figure(figsize=(_WIDTH, height), dpi=_DPI, facecolor="white")
 
     def add_axes(x: float, y: float, w: float, h: float) -> Axes:
-        """Axes at inches from the upper left corner."""
+        """Adds axes at a position in inches from the upper left corner."""
         return figure.add_axes((x / _WIDTH, 1 - (y + h) / height, w / _WIDTH, h / height))
 
     figure.text(
@@ -118,7 +118,7 @@ def draw_data_page(
     output_png = Path(output_png)
     output_png.parent.mkdir(parents=True, exist_ok=True)
     with warnings.catch_warnings():
-        # Letters that Matplotlib's font lacks become boxes.
+        # Characters missing from Matplotlib's font are drawn as boxes.
         warnings.filterwarnings("ignore", r"Glyph .* missing from", UserWarning)
         figure.savefig(output_png)
     return output_png
@@ -126,7 +126,7 @@ def draw_data_page(
 
 @dataclass(frozen=True)
 class _Thumbnail:
-    """Pixels (h, w, 3) of an image at ``scale``; ``aspect`` is that of its place on the page."""
+    """Pixels (h, w, 3) of an image at ``scale``; ``aspect`` is that of its panel on the page."""
 
     pixels: np.ndarray
     scale: float
@@ -135,7 +135,7 @@ class _Thumbnail:
 
 def _thumbnail(pixels: np.ndarray) -> _Thumbnail:
     height, width = pixels.shape[:2]
-    # As many pixels as the page has for it, and a few more.
+    # Slightly more pixels than the page has for it.
     scale = min(1.3 * _ROW_HEIGHT * _DPI / min(height, width), 1.0)
     size = max(round(width * scale), 1), max(round(height * scale), 1)
     small = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA) if scale < 1 else pixels
@@ -143,7 +143,7 @@ def _thumbnail(pixels: np.ndarray) -> _Thumbnail:
 
 
 def _arrange(aspects: Sequence[float]) -> list[tuple[list[int], float]]:
-    """Rows (members, height in inches) that fill the width, each of images of equal height."""
+    """Returns rows (members, height in inches) of images of equal height that fill the width."""
     total = _WIDTH - 2 * _MARGIN
     rows, members = [], []
     for i in range(len(aspects)):
@@ -152,7 +152,7 @@ def _arrange(aspects: Sequence[float]) -> list[tuple[list[int], float]]:
         if height <= _ROW_HEIGHT:
             rows.append((members, height))
             members = []
-    # The last row keeps its height; where it would leave most of the width empty, it is left out.
+    # The last row has the maximum height, and is left out if it would be mostly empty.
     if members and (not rows or sum(aspects[j] for j in members) * _ROW_HEIGHT > 0.6 * total):
         rows.append((members, _ROW_HEIGHT))
     return rows
@@ -182,7 +182,7 @@ def _draw_image(
                 (x - 0.5, y - 0.5), w, h, fill=False, ec=color, lw=line, ls=style, path_effects=rim
             )
         )
-        # A name takes about 0.55 of its size a letter: only where it does not cover its neighbours.
+        # A letter is about 0.55 of the font size wide: draw only names that do not cover neighbors.
         name = _shorten(class_names[image.classes[i]], 18)
         if (
             num_labels < 15
@@ -304,7 +304,7 @@ def _plot_classes(
 
 
 def _names_width(class_names: Sequence[str]) -> float:
-    """Inches that names of classes take beside their bars."""
+    """Returns the width in inches of the class names beside their bars."""
     return 0.25 + 0.072 * max(len(_shorten(name, 30)) for name in class_names)
 
 

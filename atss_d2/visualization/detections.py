@@ -1,4 +1,4 @@
-"""Detections and ground truth of Detectron2 on a picture."""
+"""Draws Detectron2's detections and ground truth on an image."""
 
 from collections.abc import Sequence
 
@@ -21,21 +21,22 @@ def draw_detections(
     colors: Sequence[Color] | None = None,
     scale: float = 1.0,
 ) -> np.ndarray:
-    """Draws the boxes of detections, with class and score, or the score alone on small boxes.
+    """Draws the boxes of detections, with class and score, or only the score on small boxes.
 
     Args:
-        image: (H, W, 3) uint8, BGR. It stays as it is.
-        instances: With ``pred_boxes`` in pixels of ``image``, ``pred_classes`` and ``scores``.
-        class_names: By class; without them a label shows the number of the class.
+        image: (H, W, 3) uint8, BGR. It is not changed.
+        instances: Detections with ``pred_boxes`` in pixels of ``image``, ``pred_classes`` and
+            ``scores``.
+        class_names: Names by class; without them, labels show the class number.
         score_thresh: Detections below this score are left out.
-        colors: RGB in [0, 1] of each of ``instances``; by default one color for each class.
-        scale: Of the result, relative to ``image``.
+        colors: RGB in [0, 1] of each of ``instances``. Default: one color per class.
+        scale: Scale of the result relative to ``image``.
 
     Returns:
         (scale H, scale W, 3) uint8, BGR.
 
     Raises:
-        ValueError: ``image`` is something else, or ``colors`` has another length.
+        ValueError: ``image`` has another shape or type, or ``colors`` has the wrong length.
     """
     instances = instances.to("cpu")
     if colors is None:
@@ -67,17 +68,17 @@ def draw_ground_truth(
     """Draws the boxes of a data set; crowd regions are dashed.
 
     Args:
-        image: (H, W, 3) uint8, BGR. It stays as it is.
-        annotations: ``"annotations"`` of a dict of Detectron2's ``DatasetCatalog``.
+        image: (H, W, 3) uint8, BGR. It is not changed.
+        annotations: ``"annotations"`` of a dict from Detectron2's ``DatasetCatalog``.
         class_names: As in :func:`draw_detections`.
-        colors: RGB in [0, 1] of each of ``annotations``; by default one for each class.
-        scale: Of the result, relative to ``image``.
+        colors: RGB in [0, 1] of each of ``annotations``. Default: one color per class.
+        scale: Scale of the result relative to ``image``.
 
     Returns:
         (scale H, scale W, 3) uint8, BGR.
 
     Raises:
-        ValueError: ``image`` is something else, or ``colors`` has another length.
+        ValueError: ``image`` has another shape or type, or ``colors`` has the wrong length.
     """
     boxes, gt_classes, is_crowd = parse_annotations(annotations)
     classes = gt_classes.tolist()
@@ -101,7 +102,7 @@ def draw_ground_truth(
 
 
 def parse_annotations(annotations: Sequence[dict]) -> tuple[Boxes, Tensor, Tensor]:
-    """Boxes, classes (M,) and ``iscrowd`` (M,) bool of a dict of ``DatasetCatalog``."""
+    """Returns boxes, classes (M,) and ``iscrowd`` (M,) bool of Detectron2's annotations."""
     boxes = [
         BoxMode.convert(list(x["bbox"]), BoxMode(x["bbox_mode"]), BoxMode.XYXY_ABS)
         for x in annotations
@@ -123,7 +124,7 @@ def _draw_boxes(
     scale: float,
     label_small: bool,
 ) -> np.ndarray:
-    """:func:`~atss_d2.plain.drawing.draw_boxes` on a BGR array that is enlarged before."""
+    """Applies :func:`~atss_d2.plain.drawing.draw_boxes` to a rescaled BGR array."""
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
         raise ValueError(f"image must be (H, W, 3) uint8, got {image.shape} {image.dtype}")
     height, width = (max(round(side * scale), 1) for side in image.shape[:2])

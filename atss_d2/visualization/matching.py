@@ -1,4 +1,4 @@
-"""Which detections are right: COCO's matching of detections to ground truth at one IoU."""
+"""COCO's matching of detections to ground truth at one IoU, to tell right from wrong."""
 
 from dataclasses import dataclass
 
@@ -12,9 +12,9 @@ class Matches:
     """Result of :func:`match_detections` for D detections and M boxes, all on the CPU.
 
     Args:
-        is_hit: (D,) bool, the detections that found a box of the ground truth.
-        is_ignored: (D,) bool, those inside a crowd region: neither right nor wrong.
-        is_found: (M,) bool, the boxes that a detection found; never true for a crowd region.
+        is_hit: (D,) bool, detections that match a ground-truth box.
+        is_ignored: (D,) bool, detections inside a crowd region: neither right nor wrong.
+        is_found: (M,) bool, boxes that a detection matches; never true for a crowd region.
     """
 
     is_hit: Tensor
@@ -35,15 +35,15 @@ def match_detections(
     *,
     iou_thresh: float = 0.5,
 ) -> Matches:
-    """Matches as COCOeval does: the highest score chooses first, a box is found once.
+    """Matches as COCOeval does: highest scores first, each box only once.
 
     Args:
         instances: D detections of an image with ``pred_boxes``, ``scores`` and ``pred_classes``.
         gt_boxes: M boxes.
-        gt_classes: (M,) their classes; only equal classes match.
-        is_crowd: (M,) bool, COCO's ``iscrowd``. Any number of detections may lie in such a region,
-            by the part of their own area that is inside.
-        iou_thresh: Least IoU of a match.
+        gt_classes: (M,) classes of the boxes; only equal classes match.
+        is_crowd: (M,) bool, COCO's ``iscrowd``. Any number of detections may match such a region,
+            by the fraction of their own area inside it.
+        iou_thresh: Minimum IoU of a match.
     """
     instances = instances.to("cpu")
     boxes, classes = instances.pred_boxes, instances.pred_classes

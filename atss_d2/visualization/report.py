@@ -1,4 +1,4 @@
-"""The pictures that a training run ends with: its worst validation images."""
+"""Draws the worst validation images at the end of a training run."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .comparisons import ImageResults, load_results
 from .detections import parse_annotations
 from .matching import match_detections
 
-# Images that are looked at to choose the score threshold and the worst: matching takes a while.
+# Maximum number of images evaluated for the report, as matching takes time.
 _MAX_IMAGES = 500
 
 
@@ -21,7 +21,7 @@ class Report(NamedTuple):
     """Result of :func:`draw_worst_images`.
 
     Args:
-        score_thresh: Score from which on detections have the best F1 at IoU 0.5.
+        score_thresh: Score threshold with the best F1 at IoU 0.5.
         f1: That F1, in 0..1.
         pictures: Files, the worst image first.
     """
@@ -32,14 +32,14 @@ class Report(NamedTuple):
 
 
 class _Counts(NamedTuple):
-    """What counts of an image: detections outside of crowd regions, and objects."""
+    """An image's detections outside crowd regions, and its number of objects."""
 
     scores: torch.Tensor  # (D,)
     is_hit: torch.Tensor  # (D,) bool
     num_objects: int
 
     def f1(self, score_thresh: float) -> float:
-        """1 for an image without objects and detections."""
+        """Returns the F1; 1 for an image without objects and detections."""
         shown = self.scores >= score_thresh
         num_hits, num_shown = int((self.is_hit & shown).sum()), int(shown.sum())
         total = num_shown + self.num_objects
@@ -58,20 +58,20 @@ def draw_worst_images(
     *,
     num_pictures: int,
 ) -> Report:
-    """Draws ground truth beside detections, the image of the lowest F1 first.
+    """Draws ground truth beside detections, starting with the image with the lowest F1.
 
-    Detections are shown from the score on that gives the best F1 over all images (at most 500 of
-    them, evenly chosen), since that is the threshold that a person would choose.
+    Shows detections above the score threshold with the best F1 over all images (a maximum of 500,
+    evenly spaced), which is the threshold that a user would choose.
 
     Args:
-        dataset_name: In Detectron2's ``DatasetCatalog``.
-        results: Detections in COCO's format, or a JSON file with them.
-        output_dir: Gets PNG files whose names begin with their rank. Those of an earlier call are
-            removed.
-        num_pictures: Most pictures.
+        dataset_name: Name in Detectron2's ``DatasetCatalog``.
+        results: Detections in COCO format, or a JSON file with them.
+        output_dir: Folder for the PNG files, whose names begin with their rank. Those of an earlier
+            call are removed.
+        num_pictures: Maximum number of pictures.
 
     Raises:
-        ValueError: The results are of another data set.
+        ValueError: The results are from another data set.
     """
     images = load_results(dataset_name, results)
     images = images[:: max(1, -(-len(images) // _MAX_IMAGES))]
@@ -96,7 +96,7 @@ def draw_worst_images(
 
 
 def best_f1(counts: list[_Counts]) -> tuple[float, float]:
-    """The score threshold of the best F1, and that F1; (0.5, 0) without a right detection."""
+    """Returns the score threshold with the best F1, and that F1; (0.5, 0) if nothing is right."""
     if not counts:
         return 0.5, 0.0
     scores, order = torch.cat([c.scores for c in counts]).sort(descending=True)
@@ -106,10 +106,10 @@ def best_f1(counts: list[_Counts]) -> tuple[float, float]:
     num_objects = sum(c.num_objects for c in counts)
     num_shown = torch.arange(1, len(scores) + 1)
     f1 = 2 * is_hit.cumsum(0) / (num_shown + num_objects)  # showing the best 1, 2, ... of them
-    # Of equal scores all are shown or none.
+    # Detections with equal scores are all shown or all hidden.
     is_last = torch.cat([scores[1:] != scores[:-1], torch.ones(1, dtype=torch.bool)])
     best = int(f1.masked_fill(~is_last, -1).argmax())
-    # Rounded down to what a person types; nothing below it is shown that was not before.
+    # Rounded down to two digits, so that all detections at the best threshold are still shown.
     return float(int(float(scores[best]) * 100) / 100), float(f1[best])
 
 

@@ -1,4 +1,4 @@
-"""Curves of a training run from Detectron2's ``metrics.json``."""
+"""Plots the curves of a training run from Detectron2's ``metrics.json``."""
 
 import json
 import logging
@@ -27,16 +27,16 @@ _LEVEL_KEY = re.compile(r"atss/num_positives_(?P<level>.+)")
 
 
 def read_metrics(metrics_json: str | os.PathLike) -> dict[int, dict[str, float]]:
-    """Reads Detectron2's ``metrics.json``: one JSON object a line, appended to by every run.
+    """Reads Detectron2's ``metrics.json``: one JSON object per line, appended by every run.
 
-    A run that was resumed, or started again in the same folder, wins over what an earlier run wrote
-    about the same and later iterations. Lines that a killed run cut off are skipped with a warning.
+    A run that is resumed or restarted in the same folder overrides an earlier run's rows for the
+    same and later iterations. Lines truncated when a run was killed are skipped with a warning.
 
     Args:
         metrics_json: Path of the file.
 
     Returns:
-        Iteration to the scalars that were written there, by name; in the order of iterations.
+        Iteration -> scalars by name, in the order of the iterations.
 
     Raises:
         ValueError: No line could be read.
@@ -52,7 +52,7 @@ def read_metrics(metrics_json: str | os.PathLike) -> dict[int, dict[str, float]]
                 num_skipped += 1
                 continue
             if "total_loss" in row:
-                if iteration <= last_training_row:  # resumed: what follows there is overruled
+                if iteration <= last_training_row:  # resumed: replaces the rows from here on
                     rows = {i: x for i, x in rows.items() if i < iteration}
                 last_training_row = iteration
             rows.setdefault(iteration, {}).update(row)
@@ -66,15 +66,15 @@ def read_metrics(metrics_json: str | os.PathLike) -> dict[int, dict[str, float]]
 def plot_training_curves(
     metrics_json: str | os.PathLike, output_png: str | os.PathLike, *, small: bool = False
 ) -> Path:
-    """Draws the curves of a training run into a picture.
+    """Plots the curves of a training run.
 
-    Losses (as logged, faint, and smoothed), AP at the evaluations, learning rate, and what ATSS
-    logs about its positives; whatever the file has of these.
+    Plots losses (smoothed, and faint as logged), AP at the evaluations, learning rate, and ATSS's
+    statistics of positives, as far as the file has them.
 
     Args:
-        metrics_json: Written by Detectron2's ``JSONWriter``.
-        output_png: The picture; its folder is made.
-        small: Only losses and AP, for a README.
+        metrics_json: File written by Detectron2's ``JSONWriter``.
+        output_png: The picture; its folder is created.
+        small: Whether to plot only losses and AP, for a README.
 
     Returns:
         Path of the picture.
@@ -106,14 +106,14 @@ def _draw(rows: dict[int, dict[str, float]], *, small: bool) -> Figure:
 
 
 def _curve(rows: dict[int, dict[str, float]], key: str) -> tuple[np.ndarray, np.ndarray]:
-    """Iterations and finite values of a scalar."""
+    """Returns the iterations and finite values of a scalar."""
     points = [(i, row[key]) for i, row in rows.items() if key in row and math.isfinite(row[key])]
     iterations, values = np.asarray(points, dtype=float).reshape(-1, 2).T
     return iterations, values
 
 
 def _smooth(values: np.ndarray) -> np.ndarray:
-    """Mean over a window of a tenth of the curve, shorter at the ends."""
+    """Returns the mean over a window of a tenth of the curve, shorter at the ends."""
     window = np.ones(max(len(values) // 10, 1))
     return np.convolve(values, window, "same") / np.convolve(np.ones_like(values), window, "same")
 
@@ -127,7 +127,7 @@ def _note(axis: Axes, text: str) -> None:
 
 
 def _plot(axis: Axes, iterations: np.ndarray, values: np.ndarray, **style) -> None:
-    """``axis.plot``, where a single point, which makes no line, is seen as well."""
+    """Calls ``axis.plot``, with a marker for a single point, which would be invisible."""
     axis.plot(iterations, values, **({"marker": "."} if len(values) == 1 else {}) | style)
 
 
@@ -138,7 +138,7 @@ def _plot_losses(axis: Axes, rows: dict[int, dict[str, float]]) -> None:
         iterations, values = _curve(rows, key)
         if len(values):
             smoothed = _smooth(values)
-            # Not the spikes of the first iterations, beside which all else would be flat.
+            # Without the spikes of the first iterations, which would flatten the rest.
             highest = max(highest, np.quantile(values, 0.98), smoothed[-1])
             _plot(axis, iterations, values, color=color, alpha=0.25, linewidth=1)
             _plot(axis, iterations, smoothed, color=color, label=key)
@@ -167,7 +167,7 @@ def _plot_ap(axis: Axes, rows: dict[int, dict[str, float]]) -> None:
                 linestyle=("-", "--", ":", "-.")[place % 4],
                 marker="osD^"[place % 4],
                 markersize=4,
-                clip_on=False,  # the last evaluation lies on the frame
+                clip_on=False,  # the last evaluation is on the frame
                 label=f"{name} (last {values[-1]:.1f})",
             )
     if not axis.lines:
@@ -210,8 +210,8 @@ def _plot_positives(axis: Axes, rows: dict[int, dict[str, float]]) -> None:
     if not lines:
         _note(axis, "nothing logged about positives")
         return
-    # The counts of levels differ by orders of magnitude, and 0 occurs. Above, room for the legend.
+    # Counts per level differ by orders of magnitude and may be 0. The legend needs room above.
     axis.set_yscale("symlog", linthresh=1)
     axis.set_ylim(0, 100 * max(axis.dataLim.y1, 1))
-    # On the axis that is drawn last, so that no curve crosses it.
+    # Put the legend on the axis that is drawn last, so that no curve crosses it.
     top.legend(handles=lines, fontsize="small", ncols=3, loc="upper center")
