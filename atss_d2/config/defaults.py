@@ -90,7 +90,7 @@ def add_atss_config(cfg: CN) -> None:
     _C.IOU_MATCHER = CN()
     # IoU below which an anchor is background, and IoU from which it is positive.
     _C.IOU_MATCHER.THRESHOLDS = (0.4, 0.5)
-    # Whether the best anchors of a box are positive whatever their IoU.
+    # Whether the best anchors of a box are positive regardless of their IoU.
     _C.IOU_MATCHER.ALLOW_LOW_QUALITY_MATCHES = True
     # Whether positives whose center is not inside their box are ignored.
     _C.IOU_MATCHER.CENTER_IN_GT = False
