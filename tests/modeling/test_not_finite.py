@@ -6,15 +6,15 @@ own, since what goes wrong kills it; the last line that it prints says where.
 
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
-import pytest
+import torch.fx.experimental._config as fx_config
 
 ROOT = Path(__file__).parents[2]
 
 OPERATOR = """
 import logging, sys
-import onnxruntime
 import torch
 from torch import nn
 from atss_d2.modeling.deform_conv import DeformConv2d
@@ -22,11 +22,11 @@ from atss_d2.modeling.deform_conv import DeformConv2d
 logging.disable(logging.WARNING)
 
 
-def check(route, modulated):
+def check(route, version):
     torch.manual_seed(0)
     conv = DeformConv2d(4, 6, 3, padding=1, deformable_groups=2).eval()
     x, offset, mask = torch.randn(2, 4, 7, 8), torch.randn(2, 36, 7, 8), torch.rand(2, 18, 7, 8)
-    inputs = (x, offset, mask) if modulated else (x, offset)
+    inputs = (x, offset, mask) if version == "v2" else (x, offset)
     run = conv
     if route == "traced":
         run = torch.jit.trace(conv, inputs, check_trace=False)
@@ -35,6 +35,7 @@ def check(route, modulated):
     elif route == "pt2":
         run = torch.export.export(conv, inputs).module()
     elif route == "onnx":
+        import onnxruntime
         program = torch.onnx.export(conv, inputs, dynamo=True, opset_version=20, verbose=False)
         session = onnxruntime.InferenceSession(program.model_proto.SerializeToString())
         names = [x.name for x in session.get_inputs()]
@@ -82,14 +83,9 @@ def check(route, modulated):
                 assert run(x, torch.full_like(offset, number), *inputs[2:]).isnan().all()
 
 
-ROUTES = ("eager", "traced", "scripted", "pt2", "onnx")
-for route in ROUTES:
-    if route == "scripted" and sys.version_info >= (3, 14):
-        continue  # TorchScript's compiler does not know this Python
-    for modulated in (False, True):
-        print(route, "v2" if modulated else "v1", flush=True)
-        check(route, modulated)
-print("survived")
+for route in sys.argv[1:]:
+    print(route, flush=True)
+    check(*route.split())
 """
 
 MODEL = """
@@ -114,9 +110,9 @@ def build(family):
         bottom_up.stages.update(
             norm="BN", stem_out_channels=8, res2_out_channels=16, width_per_group=8
         )
-        if family == "resnext":
+        if family.startswith("resnext"):
             bottom_up.stages.update(num_groups=4, width_per_group=2, stride_in_1x1=False)
-        if family.startswith("dcn") or family == "resnext":
+        if "dcn" in family:
             bottom_up.stages.update(
                 deform_on_per_stage=[False, True, True, True], deform_modulated=family != "dcn v1"
             )
@@ -130,9 +126,9 @@ def build(family):
 
 
 def broken(kind):
-    image = torch.randint(0, 256, (3, 96, 128)).float()
+    image = torch.randint(0, 256, (3, 64, 64)).float()
     if kind == "a NaN":
-        image[1, 40, 60] = torch.nan
+        image[1, 40, 30] = torch.nan
     elif kind == "both":
         image[:] = torch.tensor([torch.nan, torch.inf, -torch.inf])[torch.randint(3, image.shape)]
     elif kind != "healthy":
@@ -149,11 +145,11 @@ def check(family):
     maps = []
     model.head.register_forward_hook(lambda module, inputs, outputs: maps.append(outputs))
 
-    for kind in ("healthy", "nan", "inf", "-inf", "a NaN", "both"):
+    for kind in ("healthy", "nan", "-inf", "a NaN", "both"):
         inputs = []
         for image in (broken("healthy"), broken(kind)):
             instances = Instances(image.shape[-2:])
-            instances.gt_boxes = Boxes(torch.tensor([[10.0, 12, 70, 80], [60, 20, 120, 90]]))
+            instances.gt_boxes = Boxes(torch.tensor([[5.0, 6, 40, 44], [20, 10, 60, 50]]))
             instances.gt_classes = torch.tensor([0, 0])
             inputs.append({"image": image, "instances": instances})
 
@@ -195,18 +191,27 @@ def check(family):
         sum(model(inputs).values()).backward()
 
 
-for family in ("resnet", "dcn v1", "dcn v2", "resnext", "mobilenetv2"):
+for family in ("resnet", "dcn v1", "resnext with dcn v2", "mobilenetv2"):
     print(family, flush=True)
     check(family)
 print("survived")
 """
 
 
-@pytest.mark.parametrize("program", [OPERATOR, MODEL], ids=["offsets", "images"])
-def test_what_is_no_number_stays_where_it_is(program):
+def routes():
+    """Ways to run the operator that this Python, this torch and what is installed know."""
+    yield from ("eager v1", "eager v2", "traced v2")
+    if sys.version_info < (3, 14):
+        yield "scripted v1"
+    if hasattr(fx_config, "backed_size_oblivious"):  # graphs for all sizes: torch 2.7
+        yield "pt2 v2"
+        if find_spec("onnxscript") and find_spec("onnxruntime"):
+            yield from ("onnx v1", "onnx v2")
+
+
+def test_what_is_no_number_stays_where_it_is():
     """NaN and infinity give NaN at their place; offsets that point far out read zeros."""
-    result = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", program], capture_output=True, text=True, cwd=ROOT
-    )
+    command = [sys.executable, "-W", "ignore", "-c", OPERATOR + MODEL, *routes()]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert result.returncode == 0, result.stdout + result.stderr
     assert result.stdout.endswith("survived\n"), result.stdout
