@@ -13,7 +13,7 @@ quick = settings(max_examples=20, derandomize=True)
 
 
 @all_rules
-@settings(max_examples=60, derandomize=True)
+@settings(max_examples=50, derandomize=True)
 @given(data=st.data())
 def test_equals_the_loops(rule, data):
     scene = data.draw(scenes(rule))
@@ -212,8 +212,8 @@ def test_boxes_too_large_for_float32_areas(rule):
 
 
 @all_rules
-@pytest.mark.parametrize("num_anchors", [1, 3, 9])
-def test_hundreds_of_boxes_in_an_image(rule, num_anchors):
+def test_hundreds_of_boxes_in_an_image(rule):
+    num_anchors = 3
     sides = [(1 + i / 2, 4 / (1 + i / 2)) for i in range(num_anchors)]
     anchors = grid([(4, 4), (2, 2)], [8, 16], sides)
     corners = torch.randint(0, 40, (300, 2)).float()

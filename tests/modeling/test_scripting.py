@@ -127,10 +127,9 @@ def test_models_are_scripted_inside_of_other_modules():
     torch.testing.assert_close(found["scores"], expected.scores)
 
 
-@pytest.mark.parametrize("name", ["shufflenet_v2_x0_5", "swin_t"])
-def test_torchvision_backbones_are_scripted(name):
+def test_torchvision_backbones_are_scripted():
     """Swin's maps have their channels last."""
-    backbone = TorchvisionBackbone(name=name).eval()
+    backbone = TorchvisionBackbone(name="swin_t").eval()
     scripted = torch.jit.script(copy.deepcopy(backbone))
     images = torch.randn(2, 3, 64, 96)
     with torch.no_grad():
