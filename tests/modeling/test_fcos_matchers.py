@@ -197,24 +197,6 @@ def test_the_nearest_candidates_by_hand():
     assert (matched[0] == 0).nonzero().flatten().tolist() == [27, 28]
 
 
-def test_center_sampling_takes_from_what_the_plain_rule_takes():
-    generator = torch.Generator().manual_seed(0)
-    anchors = pyramid()
-    alone = list(random_boxes(60, generator)[:, None])  # each in an image of its own
-    plain = ScaleRangeMatcher()(anchors, alone) >= 0
-    before = torch.zeros_like(plain)
-    for radius in (0.6, 1.0, 1.5, 3.0, 1000.0):
-        positive = CenterSamplingMatcher(radius=radius)(anchors, alone) >= 0
-        assert (before <= positive).all()
-        before = positive
-    assert torch.equal(before, plain)
-    for topk in (1, 4, 9, 25, 9216):
-        positive = CenterSamplingMatcher(radius=None, topk=topk)(anchors, alone) >= 0
-        assert (positive <= plain).all()
-        assert positive.sum(dim=1).max() <= 2 * topk  # a box has places on two levels at most
-    assert torch.equal(positive, plain)
-
-
 # ----------------------------------------------------------------------------------- errors
 
 
