@@ -36,6 +36,17 @@ class ToyBackbone(Backbone):
         return dict(zip(self._out_features, features, strict=True))
 
 
+def toy_head(num_levels=2, num_anchors=1, num_classes=3, **options):
+    """A head of one convolution a tower."""
+    return ATSSHead(
+        input_shape=[ShapeSpec(channels=CHANNELS)] * num_levels,
+        num_classes=num_classes,
+        num_anchors=num_anchors,
+        conv_dims=[CHANNELS],
+        **options,
+    )
+
+
 def build(num_levels=2, num_anchors=1, num_classes=3, anchor_scale=4, seed=0, **options):
     """A toy ATSS with weights that give scores of all sizes."""
     torch.manual_seed(seed)
@@ -44,12 +55,7 @@ def build(num_levels=2, num_anchors=1, num_classes=3, anchor_scale=4, seed=0, **
     octaves = [2 ** (i / 3) for i in range(num_anchors // num_ratios)]
     parts = {
         "backbone": ToyBackbone(num_levels),
-        "head": ATSSHead(
-            input_shape=[ShapeSpec(channels=CHANNELS)] * num_levels,
-            num_classes=num_classes,
-            num_anchors=num_anchors,
-            conv_dims=[CHANNELS],
-        ),
+        "head": toy_head(num_levels, num_anchors, num_classes),
         "anchor_generator": DefaultAnchorGenerator(
             sizes=[[anchor_scale * s * octave for octave in octaves] for s in strides],
             aspect_ratios=[1.0] if num_ratios == 1 else [0.5, 1.0, 2.0],

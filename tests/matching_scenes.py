@@ -79,6 +79,12 @@ def simple(rule: str, num_levels: int, num_anchors: int = 1, **options) -> Dense
     return RULES[rule][0](**options)
 
 
+def options_of(matcher: DenseMatcher) -> dict[str, Any]:
+    """The arguments that ``simple`` gave to a rule, for its loops."""
+    names = ("num_anchors", "strides", "range_factor", "radius", "topk")
+    return {name: value for name, value in vars(matcher).items() if name in names}
+
+
 def rule_options(rule: str, strides: list[int], num_anchors: int) -> st.SearchStrategy[dict]:
     """Draws the arguments of a rule."""
     of = st.sampled_from

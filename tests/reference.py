@@ -144,45 +144,6 @@ def decode(deltas: Sequence[float], anchor: Box) -> list[float]:
     return [x - width / 2, y - height / 2, x + width / 2, y + height / 2]
 
 
-def losses(
-    anchors: Sequence[Box],
-    logits: Sequence[Sequence[Sequence[float]]],
-    labels: Sequence[Sequence[int]],
-    deltas: Sequence[Sequence[Sequence[float]]],
-    boxes: Sequence[Sequence[Box]],
-    centerness_logits: Sequence[Sequence[float]],
-    *,
-    alpha: float = 0.25,
-    gamma: float = 2.0,
-    box_weight: float = 2.0,
-    centerness_weight: float = 1.0,
-) -> dict[str, float]:
-    """The three losses of a batch (Sec. 3.1): N images, each with R labels and matched boxes.
-
-    Classification and centerness are averaged over the positives, GIoU is averaged with the
-    centerness targets as weights.
-    """
-    num_classes = len(logits[0][0])
-    cls = box = ctr = sum_centerness = 0.0
-    num_positives = 0
-    for n in range(len(labels)):
-        cls += focal_loss(logits[n], labels[n], alpha=alpha, gamma=gamma)
-        for r, anchor in enumerate(anchors):
-            if not 0 <= labels[n][r] < num_classes:
-                continue
-            x, y = (anchor[0] + anchor[2]) / 2, (anchor[1] + anchor[3]) / 2
-            target = centerness(x, y, boxes[n][r])
-            num_positives += 1
-            sum_centerness += target
-            box += target * (1 - giou(decode(deltas[n][r], anchor), boxes[n][r]))
-            ctr += binary_cross_entropy(centerness_logits[n][r], target)
-    return {
-        "loss_cls": cls / max(num_positives, 1),
-        "loss_box_reg": box_weight * box / sum_centerness if sum_centerness else 0.0,
-        "loss_centerness": centerness_weight * ctr / max(num_positives, 1),
-    }
-
-
 def detections(
     levels: Sequence[Sequence[Box]],
     logits: Sequence[Sequence[Sequence[float]]],

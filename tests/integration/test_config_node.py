@@ -87,15 +87,6 @@ def test_undoing(name):
     assert changed == cfg
 
 
-def test_the_whole_zoo_config_keeps_everything_else():
-    cfg, changed = (d2.zoo_config("retinanet") for _ in range(2))
-    use_atss(changed.model)
-    for key in ("model_class", "matcher", "anchor_scale"):
-        del changed.model[key]
-    changed.model._target_ = RetinaNet
-    assert changed == cfg
-
-
 def test_a_node_of_a_matcher():
     node = L(CenterSamplingMatcher)(radius=2.5)
     cfg = zoo("retinanet")

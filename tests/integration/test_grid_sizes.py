@@ -1,8 +1,5 @@
 """``use_atss`` tells the matcher the sizes of the maps: no look at anchors, no wait for a GPU."""
 
-import copy
-import pickle
-
 import pytest
 import torch
 from detectron2.config import instantiate
@@ -182,21 +179,6 @@ def test_anchors_on_no_such_grid_are_labelled_as_they_lie(make, num_anchors):
     assert not torch.equal(torch.stack(wrong), torch.stack(expected))
 
 
-def test_a_subclass_that_labels_other_anchors():
-    class Backwards(RetinaNet):
-        def forward_training(self, images, features, predictions, gt_instances):
-            anchors = [Boxes(a.tensor.flip(0)) for a in self.anchor_generator(features)]
-            self.seen = anchors, self.label_anchors(anchors, gt_instances)[0]
-            return {}
-
-    batch = [d2.image(d2.BOXES)]
-    model = use_atss(d2.retinanet(1, model_class=Backwards), topk=4)
-    d2.losses_of(model, batch)
-    anchors, labels = model.seen
-    assert torch.equal(labels[0], expected_labels(model, anchors, batch)[0])
-    assert (labels[0] < d2.NUM_CLASSES).any()
-
-
 # --------------------------------------------------------------------- nothing of a step remains
 
 
@@ -208,19 +190,6 @@ def test_labelling_by_hand_after_a_step():
         labels, _ = model.label_anchors(d2.anchors_of(model, size), batch)
         expected, _ = use_atss(d2.fcos()).label_anchors(d2.anchors_of(model, size), batch)
         assert torch.equal(labels[0], expected[0])
-
-
-@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
-@pytest.mark.parametrize("build", BUILDERS)
-def test_a_copy_gives_the_sizes_to_its_own_matcher(build, duplicate, no_look):
-    model = use_atss(build())
-    twin = duplicate(model)
-    model.label_anchors = None  # not used by the twin
-    del model.forward_training
-    d2.losses_of(twin)
-    _, *parts = twin.forward_training.args
-    assert twin.forward_training.args[0] is twin
-    assert parts == [twin.label_anchors]
 
 
 def test_another_rule_takes_the_place_of_the_first(no_look):

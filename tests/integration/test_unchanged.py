@@ -1,12 +1,9 @@
 """What ``use_atss`` and ``use_matcher`` leave alone: weights, inference, copies, export."""
 
-import copy
-import io
 import pickle
 
 import pytest
 import torch
-from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.export import TracingAdapter, scripting_with_instances
 from detectron2.modeling.meta_arch.fcos import FCOS
 from detectron2.modeling.meta_arch.retinanet import RetinaNet
@@ -20,42 +17,24 @@ BUILDERS = [d2.retinanet, d2.fcos]
 
 
 @pytest.mark.parametrize("build", BUILDERS)
-def test_weights_checkpoints_and_detections_do_not_change(build, tmp_path):
+def test_weights_and_detections_do_not_change(build):
     stock, model = build(), build()
     before = d2.detections_of(model)
     assert use_atss(model) is model
     assert type(model) is type(stock)
     assert list(model.state_dict()) == list(stock.state_dict())
     assert [name for name, _ in model.named_modules()] == [n for n, _ in stock.named_modules()]
-    DetectionCheckpointer(model, str(tmp_path)).save("model")
-    with torch.no_grad():
-        for parameter in stock.parameters():
-            parameter.zero_()
-    DetectionCheckpointer(stock).load(str(tmp_path / "model.pth"))
-    for a, b, c in zip(before, d2.detections_of(model), d2.detections_of(stock), strict=True):
+    for a, b in zip(before, d2.detections_of(model), strict=True):
         assert len(a) > 3
         assert torch.equal(a.pred_boxes.tensor, b.pred_boxes.tensor)
         assert torch.equal(a.scores, b.scores)
-        assert torch.equal(a.pred_boxes.tensor, c.pred_boxes.tensor)
-
-
-def through_a_file(model):
-    file = io.BytesIO()
-    torch.save(model, file)
-    file.seek(0)
-    return torch.load(file, weights_only=False)
 
 
 @pytest.mark.parametrize("build", BUILDERS)
 @pytest.mark.parametrize(
     "duplicate",
-    [
-        copy.deepcopy,
-        lambda x: pickle.loads(pickle.dumps(x)),
-        through_a_file,
-        lambda x: EMAHook(x).model,
-    ],
-    ids=["deepcopy", "pickle", "torch.save", "EMA"],
+    [lambda x: pickle.loads(pickle.dumps(x)), lambda x: EMAHook(x).model],
+    ids=["pickle", "EMA"],
 )
 def test_copies_are_changed_too_and_refer_to_themselves(build, duplicate):
     stock, model = build(), use_atss(build(), topk=4)

@@ -19,7 +19,7 @@ from tests.matching_scenes import by_loops, grid
 # ------------------------------------------------------------------------------ generated scenes
 
 
-@settings(max_examples=500, derandomize=True)
+@settings(max_examples=100, derandomize=True)
 @given(scene=scenes(max_topk=MAX_TOPK))
 def test_candidates_equal_those_of_all_distances(scene):
     near = AnchorGrid(scene.sizes, topk=scene.topk, num_anchors=scene.num_anchors)
@@ -28,7 +28,7 @@ def test_candidates_equal_those_of_all_distances(scene):
     torch.testing.assert_close(candidates, expected, rtol=0, atol=0)
 
 
-@settings(max_examples=500, derandomize=True)
+@settings(max_examples=100, derandomize=True)
 @given(scene=scenes(), min_positives=st.sampled_from([0, 2]))
 def test_labels_equal_those_of_all_distances(scene, min_positives):
     matcher = ATSSMatcher(
@@ -40,7 +40,7 @@ def test_labels_equal_those_of_all_distances(scene, min_positives):
     assert torch.equal(matched, matcher(scene.anchors, gt_boxes))  # sizes found from the values
 
 
-@settings(max_examples=500, derandomize=True)
+@settings(max_examples=100, derandomize=True)
 @given(scene=scenes(max_side=6, max_topk=20, max_boxes=3))
 def test_labels_equal_the_loops(scene):
     matcher = ATSSMatcher(topk=scene.topk, num_anchors=scene.num_anchors)
@@ -94,32 +94,6 @@ def test_candidates_of_boxes_too_far_away_are_anchors_at_that_border(center):
     columns = candidates % 40
     assert len(set(candidates[0].tolist())) == 9
     assert (columns >= 31).all() if center > 0 else (columns < 9).all()
-
-
-def test_boxes_that_are_none_get_no_positive():
-    sizes = [(6, 6), (3, 3)]
-    anchors = grid(sizes, [8, 16], [(2, 2)])
-    good = torch.tensor([[8.0, 8, 28, 24]])
-    none = torch.tensor(
-        [
-            [math.nan] * 4,
-            [math.inf] * 4,
-            [-math.inf, -math.inf, math.inf, math.inf],
-            [9.0, 9, 9, 30],
-            [30.0, 30, 9, 9],
-        ]
-    )
-    matcher = ATSSMatcher()
-    matched = matcher(anchors, [torch.cat((none, good))], grid_sizes=sizes)
-    alone = matcher(anchors, [good], grid_sizes=sizes)
-    assert torch.equal(matched, torch.where(alone == 0, 5, alone))
-
-
-def test_no_boxes():
-    sizes = [(6, 6), (1, 3)]
-    anchors = torch.cat(grid(sizes, [8, 16]))
-    near = AnchorGrid(sizes, topk=9, num_anchors=1)
-    assert near.nearest_anchors(anchors, torch.zeros(0, 4)).shape == (0, 9 + 3)
 
 
 # ------------------------------------------------------------------------------------- the cost

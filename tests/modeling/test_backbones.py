@@ -1,15 +1,13 @@
 import pytest
 import torch
-import torch.nn.functional as F
-from detectron2.config import LazyCall, get_cfg, instantiate
+from detectron2.config import get_cfg
 from detectron2.layers import FrozenBatchNorm2d, ShapeSpec
 from detectron2.modeling import build_backbone
 from detectron2.modeling.backbone import BasicStem, ResNet, build_resnet_backbone
 from detectron2.modeling.backbone.fpn import build_retinanet_resnet_fpn_backbone
-from omegaconf import OmegaConf
 
 from atss_d2 import add_atss_config
-from atss_d2.modeling.backbones import build_fpn_with_p6p7, make_resnet_stages
+from atss_d2.modeling.backbones import make_resnet_stages
 from atss_d2.modeling.deform_conv import DeformBottleneckBlock
 
 RES2_TO_RES5 = ["res2", "res3", "res4", "res5"]
@@ -115,24 +113,22 @@ def test_fpn_differs_from_retinanets_in_the_input_of_p6():
     assert ours.size_divisibility == 32
 
 
-def test_p6_comes_from_p5_and_p7_from_relu_of_p6():
+@pytest.mark.parametrize("p7_relu", [True, False])
+def test_p6_comes_from_p5_and_p7_from_p6_with_or_without_relu(p7_relu):
     cfg = _cfg(**NARROW)
+    add_atss_config(cfg)
     cfg.MODEL.FPN.OUT_CHANNELS = 32
     cfg.MODEL.FPN.NORM = "GN"
+    cfg.MODEL.ATSS.FPN.P7_RELU = p7_relu
     fpn = build_backbone(cfg)
-    image = torch.randn(1, 3, 64, 96)
     with torch.no_grad():
-        features = fpn(image)
-        assert [tuple(features[f"p{i}"].shape) for i in range(3, 8)] == [
-            (1, 32, 8, 12),
-            (1, 32, 4, 6),
-            (1, 32, 2, 3),
-            (1, 32, 1, 2),
-            (1, 32, 1, 1),
-        ]
+        features = fpn(torch.randn(1, 3, 64, 96))
+        sizes = [(8, 12), (4, 6), (2, 3), (1, 2), (1, 1)]
+        assert [tuple(x.shape) for x in features.values()] == [(1, 32, *size) for size in sizes]
         p6 = fpn.top_block.p6(features["p5"])
         torch.testing.assert_close(features["p6"], p6)
-        torch.testing.assert_close(features["p7"], fpn.top_block.p7(F.relu(p6)))
+        assert (p6 < 0).any()
+        torch.testing.assert_close(features["p7"], fpn.top_block.p7(p6.relu() if p7_relu else p6))
 
 
 def test_fpn_keys_have_an_effect():
@@ -192,44 +188,6 @@ def test_deformable_network_starts_as_the_plain_one_and_learns_offsets():
         if isinstance(module, DeformBottleneckBlock):
             assert module.conv2_offset.weight.grad.isfinite().all()
             assert module.conv2_offset.weight.grad.abs().sum() > 0
-
-
-def test_lazy_config_gives_the_network_of_the_yaml_config():
-    lazy = LazyCall(build_fpn_with_p6p7)(
-        bottom_up=LazyCall(ResNet)(
-            stem=LazyCall(BasicStem)(in_channels=3, out_channels=64, norm="FrozenBN"),
-            stages=LazyCall(make_resnet_stages)(
-                depth=50, deform_on_per_stage=[False, True, True, True]
-            ),
-            out_features=["res3", "res4", "res5"],
-            freeze_at=2,
-        ),
-        in_features=["res3", "res4", "res5"],
-        out_channels=64,
-    )
-    OmegaConf.resolve(lazy)
-    cfg = _cfg(DEFORM_ON_PER_STAGE=[False, True, True, True], DEFORM_MODULATED=True)
-    cfg.MODEL.FPN.OUT_CHANNELS = 64
-    with torch.device("meta"):
-        from_lazy, from_yaml = instantiate(lazy), build_backbone(cfg)
-    assert _shapes(from_lazy) == _shapes(from_yaml)
-    assert [p.requires_grad for p in from_lazy.parameters()] == [
-        p.requires_grad for p in from_yaml.parameters()
-    ]
-    assert type(from_lazy.in_features) is tuple
-
-
-@pytest.mark.parametrize("p7_relu", [True, False])
-def test_p7_is_made_of_p6_with_or_without_relu(p7_relu):
-    cfg = _cfg(**NARROW)
-    add_atss_config(cfg)
-    cfg.MODEL.ATSS.FPN.P7_RELU = p7_relu
-    backbone = build_backbone(cfg)
-    with torch.no_grad():
-        features = backbone(torch.randn(1, 3, 128, 128))
-        p6 = features["p6"].relu() if p7_relu else features["p6"]
-        assert (features["p6"] < 0).any()
-        torch.testing.assert_close(features["p7"], backbone.top_block.p7(p6))
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from detectron2.modeling.box_regression import Box2BoxTransform, Box2BoxTransfor
 from atss_d2.modeling.box_coding import PointDistances, TwoSidedBox2BoxTransform
 
 coordinates = st.integers(0, 400).map(float)
+quick = hypothesis.settings(max_examples=60, derandomize=True)
 
 
 @st.composite
@@ -68,6 +69,7 @@ def test_an_inset_shortens_all_distances():
     torch.testing.assert_close(coder.apply_deltas(distances, anchors), boxes)
 
 
+@quick
 @hypothesis.given(
     boxes_around_points(), st.sampled_from([1.0, 4.0, 8.0]), st.sampled_from([0.0, 0.5])
 )
@@ -80,6 +82,7 @@ def test_point_distances_are_their_own_inverse(scene, anchor_scale, inset):
     torch.testing.assert_close(coder.apply_deltas(deltas, anchors), boxes, rtol=1e-5, atol=1e-3)
 
 
+@quick
 @hypothesis.given(boxes_around_points())
 def test_with_scale_1_it_is_the_coder_of_detectron2s_fcos(scene):
     """Its anchors have the side of their stride."""
@@ -93,15 +96,6 @@ def test_with_scale_1_it_is_the_coder_of_detectron2s_fcos(scene):
     )
 
 
-@hypothesis.given(boxes_around_points())
-def test_box_deltas_are_their_own_inverse(scene):
-    anchors, boxes = scene
-    boxes = boxes + torch.tensor([0.0, 0, 1, 1])  # of positive area
-    coder = Box2BoxTransform((10.0, 10.0, 5.0, 5.0))
-    decoded = coder.apply_deltas(coder.get_deltas(anchors, boxes), anchors)
-    torch.testing.assert_close(decoded, boxes, rtol=1e-4, atol=0.01)
-
-
 @pytest.mark.parametrize("weights", [(10.0, 10.0, 5.0, 5.0), (1.0, 2.0, 3.0, 4.0)])
 def test_with_a_clamp_on_both_sides_only_tiny_boxes_are_larger(weights):
     one_sided = Box2BoxTransform(weights=weights)
@@ -110,7 +104,6 @@ def test_with_a_clamp_on_both_sides_only_tiny_boxes_are_larger(weights):
     anchors = torch.tensor([[-500.0, -500, 500, 500]]).repeat(200, 1)
     dw, dh = torch.empty(2, 200).uniform_(-2 * limit, 2 * limit)
     deltas = torch.stack((torch.randn(200), torch.randn(200), dw * weights[2], dh * weights[3]), 1)
-    before = deltas.clone()
     boxes = two_sided.apply_deltas(deltas, anchors)
     sides = boxes[:, 2:] - boxes[:, :2]
     log_sides = torch.stack((dw, dh), dim=1).clamp(-limit, limit)
@@ -123,7 +116,6 @@ def test_with_a_clamp_on_both_sides_only_tiny_boxes_are_larger(weights):
     torch.testing.assert_close(
         boxes[:, :2] + boxes[:, 2:], theirs[:, :2] + theirs[:, 2:], rtol=1e-4, atol=0.1
     )
-    torch.testing.assert_close(deltas, before, rtol=0, atol=0)
     decoded = boxes[~is_tiny]
     torch.testing.assert_close(
         two_sided.get_deltas(anchors[~is_tiny], decoded),
@@ -135,18 +127,13 @@ def test_with_a_clamp_on_both_sides_only_tiny_boxes_are_larger(weights):
 
 def test_no_anchors():
     nothing = torch.zeros(0, 4)
-    assert PointDistances().get_deltas(nothing, nothing).shape == (0, 4)
-    assert PointDistances().apply_deltas(nothing, nothing).shape == (0, 4)
-    coder = TwoSidedBox2BoxTransform((10.0, 10.0, 5.0, 5.0))
-    assert coder.apply_deltas(nothing, nothing).shape == (0, 4)
+    for coder in (PointDistances(), TwoSidedBox2BoxTransform((10.0, 10.0, 5.0, 5.0))):
+        assert coder.get_deltas(nothing, nothing).shape == (0, 4)
+        assert coder.apply_deltas(nothing, nothing).shape == (0, 4)
 
 
-@pytest.mark.parametrize("anchor_scale", [0, -8.0])
-def test_the_scale_is_positive(anchor_scale):
-    with pytest.raises(ValueError, match=f"anchor_scale must be > 0, got {anchor_scale}"):
-        PointDistances(anchor_scale=anchor_scale)
-
-
-def test_the_inset_is_not_negative():
+def test_arguments_out_of_range():
+    with pytest.raises(ValueError, match="anchor_scale must be > 0, got 0"):
+        PointDistances(anchor_scale=0)
     with pytest.raises(ValueError, match="inset must be >= 0, got -1"):
         PointDistances(inset=-1)

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from detectron2.layers import FrozenBatchNorm2d, get_norm
+from detectron2.layers import get_norm
 from detectron2.modeling.backbone.resnet import BottleneckBlock
 from torch import nn
 
@@ -119,12 +119,8 @@ def test_whole_offsets_shift_the_image_down_and_right():
     "kwargs",
     [
         {},
-        {"stride": 2},
-        {"dilation": 2, "padding": 2},
-        {"groups": 2},
-        {"deform_groups": 2},
-        {"bias": False},
-        {"kernel_size": 5, "padding": 2},
+        {"bias": False, "deform_groups": 2},
+        {"kernel_size": 5, "padding": 2, "stride": 2, "groups": 2},
     ],
     ids=str,
 )
@@ -141,22 +137,6 @@ def test_pack_starts_as_a_plain_convolution(modulated, kwargs):
         nn.init.normal_(conv.bias)
         expected = expected + conv.bias.view(1, -1, 1, 1)
     torch.testing.assert_close(pack(x), expected)
-
-
-def test_pack_has_the_authors_parameters():
-    shapes = {key: tuple(v.shape) for key, v in ModulatedDeformConvPack(16, 8).state_dict().items()}
-    assert shapes == {
-        "offset.weight": (27, 16, 3, 3),
-        "offset.bias": (27,),
-        "conv.weight": (8, 16, 3, 3),
-        "conv.bias": (8,),
-    }
-    v1 = ModulatedDeformConvPack(16, 8, bias=False, deform_groups=2, modulated=False)
-    assert {key: tuple(v.shape) for key, v in v1.state_dict().items()} == {
-        "offset.weight": (36, 16, 3, 3),
-        "offset.bias": (36,),
-        "conv.weight": (8, 16, 3, 3),
-    }
 
 
 def test_pack_reads_offsets_from_the_first_and_the_mask_from_the_last_third():
@@ -240,9 +220,7 @@ def test_norm_and_activation_come_after_the_bias():
     torch.testing.assert_close(conv(x, torch.zeros(1, 18, 5, 5)), expected)
 
 
-@pytest.mark.parametrize(
-    ("offset_channels", "mask_channels"), [(18, 9), (36, 9), (36, 27), (72, 18), (35, 18)]
-)
+@pytest.mark.parametrize(("offset_channels", "mask_channels"), [(18, 9), (36, 9), (35, 18)])
 def test_wrong_offsets_are_refused(offset_channels, mask_channels):
     conv = DeformConv2d(4, 4, 3, padding=1, deformable_groups=2)
     offset, mask = torch.zeros(1, offset_channels, 5, 5), torch.zeros(1, mask_channels, 5, 5)
@@ -252,7 +230,7 @@ def test_wrong_offsets_are_refused(offset_channels, mask_channels):
         conv(torch.zeros(1, 4, 5, 5), offset, mask)
 
 
-@pytest.mark.parametrize("kwargs", [{"groups": 3}, {"deformable_groups": 3}, {"groups": 0}])
+@pytest.mark.parametrize("kwargs", [{"groups": 3}, {"deformable_groups": 3}])
 def test_channels_that_cannot_be_grouped_are_refused(kwargs):
     with pytest.raises(ValueError, match="in_channels=4 cannot be divided into"):
         DeformConv2d(4, 6, 3, **kwargs)
@@ -262,33 +240,7 @@ BLOCK = {"bottleneck_channels": 8, "stride": 2, "stride_in_1x1": False, "norm": 
 NORM = ("weight", "bias", "running_mean", "running_var")
 
 
-@pytest.mark.parametrize(
-    ("modulated", "groups", "channels"),
-    [(True, 1, 27), (True, 2, 54), (False, 1, 18), (False, 2, 36)],
-)
-def test_block_has_detectron2s_parameters(modulated, groups, channels):
-    block = DeformBottleneckBlock(
-        4, 16, deform_modulated=modulated, deform_num_groups=groups, num_groups=2, **BLOCK
-    )
-    expected = {
-        "shortcut.weight": (16, 4, 1, 1),
-        "conv1.weight": (8, 4, 1, 1),
-        "conv2_offset.weight": (channels, 8, 3, 3),
-        "conv2_offset.bias": (channels,),
-        "conv2.weight": (8, 4, 3, 3),
-        "conv3.weight": (16, 8, 1, 1),
-    }
-    assert {key: tuple(p.shape) for key, p in block.named_parameters()} == expected
-    # Optimizer states are kept by position.
-    assert [key for key, _ in block.named_parameters()] == list(expected)
-    norms = {
-        f"{key}.norm.{what}" for key in ("shortcut", "conv1", "conv2", "conv3") for what in NORM
-    }
-    assert set(block.state_dict()) == set(expected) | norms
-
-
-@pytest.mark.parametrize("stride_in_1x1", [False, True])
-@pytest.mark.parametrize("dilation", [1, 2])
+@pytest.mark.parametrize(("stride_in_1x1", "dilation"), [(False, 2), (True, 1)])
 def test_block_starts_as_the_plain_block(stride_in_1x1, dilation):
     torch.manual_seed(0)
     kwargs = {**BLOCK, "stride_in_1x1": stride_in_1x1, "dilation": dilation, "num_groups": 2}
@@ -315,12 +267,6 @@ def test_modulated_block_computes_the_documented_sum():
     out.sum().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in block.parameters())
     assert block.conv2_offset.weight.grad.abs().sum() > 0
-
-
-def test_block_freezes_like_detectron2s():
-    block = DeformBottleneckBlock(4, 16, deform_modulated=True, **{**BLOCK, "norm": "BN"}).freeze()
-    assert not any(p.requires_grad for p in block.parameters())
-    assert isinstance(block.conv2.norm, FrozenBatchNorm2d)
 
 
 @needs_extension

@@ -2,13 +2,11 @@
 
 import pytest
 import torch
-from detectron2.layers import ShapeSpec
 from detectron2.utils.analysis import FlopCountAnalysis, flop_count_operators
 from fvcore.nn import FlopCountAnalysis as ModuleFlopCountAnalysis
 
-from atss_d2.modeling import ATSSHead
 from atss_d2.modeling.deform_conv import DeformConv2d
-from tests.detector import CHANNELS, build
+from tests.detector import CHANNELS, build, toy_head
 
 OPERATOR = "deform_conv2d"
 
@@ -28,15 +26,9 @@ def test_v2_by_hand():
     assert ModuleFlopCountAnalysis(conv, inputs).by_operator() == {OPERATOR: expected}
 
 
-@pytest.mark.parametrize("size", [(64, 96), (32, 32)])
-def test_of_a_detector(size):
-    head = ATSSHead(
-        input_shape=[ShapeSpec(channels=CHANNELS)] * 2,
-        num_classes=3,
-        conv_dims=[CHANNELS],
-        deform_last_conv=True,
-    )
-    deformable, plain = build(head=head).eval(), build().eval()
+def test_of_a_detector():
+    size = (64, 96)
+    deformable, plain = build(head=toy_head(deform_last_conv=True)).eval(), build().eval()
     inputs = [{"image": torch.zeros(3, *size)}]
     flops = FlopCountAnalysis(deformable, inputs)
     height, width = size[0] // 8, size[1] // 8

@@ -1,6 +1,5 @@
 """RetinaNet's rule: Detectron2's Matcher, "in-GT", numbers by hand."""
 
-import pytest
 import torch
 from detectron2.modeling.matcher import Matcher
 from detectron2.structures import Boxes, pairwise_iou
@@ -78,13 +77,6 @@ def test_a_box_that_overlaps_no_anchor_makes_none_positive():
     assert (IoUMatcher()(anchors, [boxes[:1]]) == BACKGROUND).all()
 
 
-def test_best_anchors_are_those_of_the_boxes_of_the_same_image():
-    anchors = grid([(2, 2)], [8], [(1, 1)])
-    small, large = torch.tensor([[0.0, 0, 2, 2]]), torch.tensor([[0.0, 0, 8, 8]])
-    matched = IoUMatcher()(anchors, [small, large, torch.zeros(0, 4)])
-    assert matched.tolist() == [[0, -1, -1, -1]] * 2 + [[-1] * 4]
-
-
 def test_positives_with_a_centre_outside_of_their_box_are_ignored():
     # IoU 0.5 and a centre on the edge; IoU 0.6 and a centre 1 px inside; the best, IoU 0.1 of a
     # second box, with a centre outside.
@@ -103,37 +95,3 @@ def test_positives_with_a_centre_outside_of_their_box_are_ignored():
     ):
         matched = IoUMatcher(center_in_gt=True, **options)(anchors, [boxes[1:]])
         assert (matched[0, 0] == 0) == inside, options
-
-
-@settings(max_examples=30, derandomize=True)
-@given(scene=scenes("iou"))
-def test_center_in_gt_only_turns_positives_into_ignored_ones(scene):
-    options = {**scene.options, "center_in_gt": False}
-    plain = IoUMatcher(**options)(scene.anchors, scene.gt_boxes)
-    options["center_in_gt"] = True
-    matched = IoUMatcher(**options)(scene.anchors, scene.gt_boxes)
-    assert torch.equal(matched, torch.where((plain >= 0) & (matched < 0), IGNORED, plain))
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"thresholds": (0.5, 0.4)}, r"thresholds must be 0 < low <= high <= 1, got \(0.5, 0.4\)"),
-        ({"thresholds": (0.0, 0.4)}, r"thresholds must be 0 < low <= high <= 1, got \(0.0, 0.4\)"),
-        ({"thresholds": (0.5, 1.1)}, r"thresholds must be 0 < low <= high <= 1, got \(0.5, 1.1\)"),
-        ({"thresholds": (0.5,)}, r"thresholds must be \(low, high\), got \(0.5,\)"),
-        ({"center_epsilon": -0.1}, "center_epsilon must be >= 0, got -0.1"),
-        ({"inset": -0.5}, "inset must be >= 0, got -0.5"),
-    ],
-)
-def test_arguments_out_of_range(options, message):
-    with pytest.raises(ValueError, match=message):
-        IoUMatcher(**options)
-
-
-@pytest.mark.parametrize("bad", [[5.0, 5, float("nan"), 9], [0, 0, float("inf"), 9], [9, 9, 3, 3]])
-def test_a_box_without_a_size_takes_nothing_from_others(bad):
-    anchors = [torch.tensor([[0.0, 0, 10, 10], [2, 2, 10, 10], [50, 50, 60, 60]])]
-    good = [0.0, 0, 10, 10]
-    matched = IoUMatcher()(anchors, [torch.tensor([bad, good])])
-    assert matched.tolist() == [[1, 1, BACKGROUND]]

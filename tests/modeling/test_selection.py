@@ -41,7 +41,7 @@ def claims(draw):
     )
 
 
-@settings(max_examples=400, derandomize=True)
+@settings(max_examples=100, derandomize=True)
 @given(claims=claims())
 def test_few_claims_give_what_claims_of_all_anchors_give(claims):
     candidates, positive, priorities, image_idxs, num_images, num_anchors = claims
@@ -61,7 +61,7 @@ def test_few_claims_give_what_claims_of_all_anchors_give(claims):
     assert matched.shape == (num_images, num_anchors)
 
 
-@settings(max_examples=200, derandomize=True)
+@settings(max_examples=100, derandomize=True)
 @given(claims=claims())
 def test_the_highest_key_wins_and_at_a_tie_the_lower_box(claims):
     candidates, positive, priorities, image_idxs, num_images, num_anchors = claims
@@ -97,7 +97,7 @@ def test_keys_of_priorities_that_are_not_negative_sort_as_all_keys(claims):
         assert torch.equal(conflicts.winners()[0], expected)
 
 
-@settings(max_examples=200, derandomize=True)
+@settings(max_examples=100, derandomize=True)
 @given(data=st.data(), largest=st.booleans())
 def test_the_first_of_equal_values_is_taken_whatever_their_sign(data, largest):
     value = st.one_of(

@@ -79,10 +79,6 @@ def test_images_of_a_batch_do_not_meet():
             torch.testing.assert_close(found, value, rtol=0, atol=0)
 
 
-def test_no_images():
-    assert DenseDetectorWithTTA(Spots(), min_sizes=[40])([]) == []
-
-
 def test_the_model_is_given_the_whole_dataset_dict():
     given = []
 

@@ -46,28 +46,6 @@ def test_values_of_any_number_type_and_with_gradient():
         }
 
 
-def test_nothing_happens_without_a_storage():
-    log = TrainingLog()
-    log.put({"num_positives": torch.tensor(3)})
-    with EventStorage() as storage:
-        assert latest(storage) == {}
-
-
-def test_names_are_not_printed_as_losses():
-    """Detectron2's console line prints every scalar whose name contains "loss"."""
-    with EventStorage() as storage:
-        TrainingLog().put({"num_positives": torch.tensor(3)})
-        assert not any("loss" in name for name in storage.latest())
-
-
-@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
-def test_copies_work(duplicate):
-    log = duplicate(TrainingLog())
-    with EventStorage() as storage:
-        log.put({"num_positives": torch.tensor(3)})
-        assert latest(storage) == {"atss/num_positives": (3.0, 0)}
-
-
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_scalars_of_a_gpu_come_with_the_next_call():
     log = TrainingLog()

@@ -36,24 +36,14 @@ def merged(*passes, **options):
     return detect(model, picture())
 
 
-def test_nms_of_the_passes():
-    boxes, scores, classes = merged(ONE, TWO, merge="nms")
-    torch.testing.assert_close(scores, torch.tensor([0.6, 0.5, 0.2]))
-    assert classes.tolist() == [0, 0, 5]
-    assert boxes[0].tolist() == [0, 0, 10, 10]
-    # The model's own threshold is 0.6.
-    assert len(merged(ONE, TWO, merge="nms", iou_thresh=0.81)[0]) == 4
-
-
-def test_vote_of_the_passes():
-    boxes, scores, classes = merged(ONE, TWO, merge="vote")
-    torch.testing.assert_close(scores, torch.tensor([0.6, 0.5, 0.2]))
-    assert classes.tolist() == [0, 0, 5]
-    torch.testing.assert_close(boxes[0], torch.tensor([0, 0, 10, (6 + 0.3 * 8) / 0.9]))
-    assert len(merged(ONE, TWO, merge="vote", iou_thresh=0.81)[0]) == 4
-
-
-def test_soft_vote_of_the_passes():
+def test_merges_by_hand():
+    for merge, height in (("nms", 10), ("vote", (6 + 0.3 * 8) / 0.9)):
+        boxes, scores, classes = merged(ONE, TWO, merge=merge)
+        torch.testing.assert_close(scores, torch.tensor([0.6, 0.5, 0.2]))
+        assert classes.tolist() == [0, 0, 5]
+        torch.testing.assert_close(boxes[0], torch.tensor([0.0, 0, 10, height]))
+        # The model's own threshold is 0.6.
+        assert len(merged(ONE, TWO, merge=merge, iou_thresh=0.81)[0]) == 4
     boxes, scores, classes = merged(ONE, TWO, merge="soft_vote")
     torch.testing.assert_close(scores, torch.tensor([0.6, 0.5, 0.2, 0.3 * 0.2]))
     assert classes.tolist() == [0, 0, 5, 0]

@@ -3,81 +3,37 @@
 import pytest
 import torch
 from detectron2.config import get_cfg
-from detectron2.layers import ShapeSpec
 from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
-from detectron2.modeling.box_regression import Box2BoxTransform, Box2BoxTransformLinear
-from detectron2.modeling.matcher import Matcher
-from detectron2.modeling.meta_arch.fcos import FCOS, FCOSHead
-from detectron2.modeling.meta_arch.retinanet import RetinaNet, RetinaNetHead
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from atss_d2 import ATSS, DenseDetectorWithTTA
 from tests import detector
+from tests import detectron2_models as d2
 from tests.spots import Spots, detect, picture, write_picture
 
 # --------------------------------------------------------------------------- models
 
 
-def make_atss():
-    return detector.build(), 0.6
-
-
-def make_retinanet():
-    head = RetinaNetHead(
-        input_shape=[ShapeSpec(channels=detector.CHANNELS)] * 2,
-        num_classes=3,
-        num_anchors=1,
-        conv_dims=[detector.CHANNELS],
+def small_anchors():
+    return DefaultAnchorGenerator(
+        sizes=[[12], [24]], aspect_ratios=[1.0], strides=[8, 16], offset=0.5
     )
-    model = RetinaNet(
-        backbone=detector.ToyBackbone(),
-        head=head,
-        head_in_features=["p3", "p4"],
-        anchor_generator=DefaultAnchorGenerator(
-            sizes=[[12], [24]], aspect_ratios=[1.0], strides=[8, 16], offset=0.5
-        ),
-        box2box_transform=Box2BoxTransform((1.0, 1.0, 1.0, 1.0)),
-        anchor_matcher=Matcher([0.4, 0.5], [0, -1, 1], allow_low_quality_matches=True),
-        num_classes=3,
-        pixel_mean=[103.53, 116.28, 123.675],
-        pixel_std=[57.375, 57.12, 58.395],
-        input_format="BGR",
-    )
-    return model, 0.5
 
 
-def make_fcos():
-    head = FCOSHead(
-        input_shape=[ShapeSpec(channels=detector.CHANNELS)] * 2,
-        num_classes=3,
-        conv_dims=[detector.CHANNELS],
-    )
-    model = FCOS(
-        backbone=detector.ToyBackbone(),
-        head=head,
-        head_in_features=["p3", "p4"],
-        box2box_transform=Box2BoxTransformLinear(normalize_by_size=True),
-        num_classes=3,
-        pixel_mean=[103.53, 116.28, 123.675],
-        pixel_std=[57.375, 57.12, 58.395],
-    )
-    return model, 0.6
-
-
-@pytest.fixture(params=[make_atss, make_retinanet, make_fcos])
+@pytest.fixture(
+    params=[detector.build, lambda: d2.retinanet(1, anchor_generator=small_anchors()), d2.fcos],
+    ids=["ATSS", "RetinaNet", "FCOS"],
+)
 def real_model(request):
-    """A detector with random weights that finds a lot, and its NMS threshold."""
-    model, nms_thresh = request.param()
+    """A detector with random weights that finds a lot."""
+    model = request.param()
     if not isinstance(model, ATSS):
-        for part in model.head.modules():
-            if isinstance(part, nn.Conv2d):
-                nn.init.normal_(part.weight, std=0.1)
-        nn.init.zeros_(model.head.cls_score.bias)
         # RetinaNet's NMS comes before the borders of the image cut its boxes, the merge after: only
         # small boxes that hardly move let both see the same overlaps.
         nn.init.normal_(model.head.bbox_pred.weight, std=0.01)
-    assert model.test_nms_thresh == nms_thresh
+        nn.init.zeros_(model.head.bbox_pred.bias)
+        nn.init.zeros_(model.head.cls_score.bias)
     return model.eval()
 
 
@@ -112,7 +68,8 @@ def test_real_models_in_all_ways(real_model, merge):
     assert boxes[:, 1::2].amax() <= 100
 
 
-def test_training_is_refused(real_model):
+def test_training_is_refused():
+    real_model = detector.build().eval()
     model = DenseDetectorWithTTA(real_model, min_sizes=[64], input_format="BGR")
     assert not model.training  # as the model in it
     inputs = [{"image": picture()}]
