@@ -1,11 +1,17 @@
 """A detector that finds what one paints, images for it, and exported files compared with models."""
 
 import numpy as np
+import pytest
 import torch
+import torch.fx.experimental._config as fx_config
 from detectron2.structures import Boxes, pairwise_iou
 from torch import nn
 
 from tests.detector import build
+
+# A graph for images of all sizes, of which both .pt2 and .onnx files are made.
+EXPORTS_GRAPHS = hasattr(fx_config, "backed_size_oblivious")
+needs_graphs = pytest.mark.skipif(not EXPORTS_GRAPHS, reason="such graphs need torch 2.7 or newer")
 
 BLOCK = 8  # pixels; a cell of the finest level
 

@@ -46,7 +46,12 @@ def onnx_kept_by_nms(num_classes: int) -> Callable[..., Tensor]:
     return kept
 
 
-@torch.library.custom_op("atss_d2::kept_per_plane", mutates_args=())
+# With its schema, which torch 2.4 cannot read from postponed annotations.
+@torch.library.custom_op(
+    "atss_d2::kept_per_plane",
+    mutates_args=(),
+    schema="(Tensor boxes, Tensor scores, float iou_thresh) -> Tensor",
+)
 def _kept_per_plane(boxes: Tensor, scores: Tensor, iou_thresh: float) -> Tensor:
     """Returns which boxes (N, T, 4) NMS keeps, (N, T); scores (N, P, T) are -1 in other planes."""
     scores, planes = scores.max(dim=1)

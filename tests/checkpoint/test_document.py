@@ -4,6 +4,7 @@ import argparse
 import re
 from pathlib import Path
 
+import pytest
 import torch
 
 from atss_d2.checkpoint import load_file
@@ -16,6 +17,9 @@ def block_of(section: str) -> str:
     return re.search(r"```python\n(.*?)```", text, re.DOTALL)[1]
 
 
+@pytest.mark.skipif(
+    not hasattr(torch.serialization, "safe_globals"), reason="safe_globals came with torch 2.5"
+)
 def test_the_snippets(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     weights = {"a": torch.ones(2)}

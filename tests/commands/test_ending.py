@@ -50,7 +50,9 @@ def trained(tmp_path_factory) -> Trained:
 
 def test_the_console_is_short_and_has_no_warnings(trained):
     assert trained.process.returncode == 0, trained.process.stderr
-    assert trained.process.stderr == ""
+    # What torch 2.4 says where there is a CUDA toolkit, but no GPU.
+    printed = re.sub(r"No CUDA runtime is found, using CUDA_HOME=.*\n", "", trained.process.stderr)
+    assert printed == ""
     before, _, _ = trained.process.stdout.partition("Starting training")
     assert len(before.splitlines()) < 35, before
     for noise in ("Environment info", "ReLU", "copypaste", "Average Precision", "Serializ"):

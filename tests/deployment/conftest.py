@@ -1,11 +1,12 @@
 """A detector trained for a second, and the files that tools/export_model.py makes of it."""
 
 import contextlib
+import importlib.util
 import io
 import logging
 from pathlib import Path
 from types import ModuleType
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 import pytest
 
@@ -14,6 +15,7 @@ from atss_d2.commands import export
 from atss_d2.commands import predict_exported as predict_exported_command
 from atss_d2.warning_filters import filter_third_party_warnings
 from tests import toy
+from tests.exported import EXPORTS_GRAPHS
 
 ROOT = Path(__file__).resolve().parents[2]
 # Training writes them into the checkpoint; classes count from 0.
@@ -37,6 +39,14 @@ class Exported(NamedTuple):
     path: Path
     printed: str
     predictor: Predictor
+
+
+class Files(dict[str, Exported]):
+    """By format; a test that asks for a format that cannot be written here is skipped."""
+
+    def __missing__(self, name: str) -> NoReturn:
+        needed = "ONNX Runtime" if EXPORTS_GRAPHS else "torch 2.7 or newer"
+        pytest.skip(f"the format {name} needs {needed}")
 
 
 @pytest.fixture(scope="package")
@@ -68,10 +78,13 @@ def trained(tmp_path_factory):
 
 
 @pytest.fixture(scope="package")
-def exported(trained, export_model) -> dict[str, Exported]:
-    """By format; each was evaluated too."""
-    found = {}
-    for name in CONFIGS:
+def exported(trained, export_model) -> Files:
+    """All that can be written here; each was evaluated too."""
+    names = list(CONFIGS) if EXPORTS_GRAPHS else ["torchscript"]
+    if importlib.util.find_spec("onnxruntime") is None:
+        names = [name for name in names if name != "onnx"]
+    found = Files()
+    for name in names:
         config, weights, output = trained / f"{name}.py", trained / "model.pth", trained / "files"
         flags = ["--config-file", str(config), "--format", name, "--run-eval"]
         with contextlib.redirect_stdout(io.StringIO()) as printed:

@@ -90,8 +90,10 @@ def test_bfloat16(export_model, trained, tmp_path, capsys):
 
 
 def test_int8(export_model, trained, exported, tmp_path, capsys, monkeypatch):
+    source = exported["onnx"].path
+
     def copy(model, sample, path, **_):  # exporting takes longer than the rest of the tests
-        return Path(shutil.copy(exported["onnx"].path, path))
+        return Path(shutil.copy(source, path))
 
     monkeypatch.setattr(atss_d2.export, "export_onnx", copy)
     flags = ["--format", "onnx", "--int8", "--run-eval", "--output", tmp_path / "out"]

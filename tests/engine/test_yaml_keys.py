@@ -227,7 +227,12 @@ def test_training_images_are_drawn_every_so_often():
     assert pictures[0].shape == (3, 2 * height, width)
     # The image itself, in RGB, in most of the upper half: the boxes are thin lines.
     image = detector.image(seed=3)["image"].numpy()[::-1]
-    is_equal = (pictures[0][:, :height] == image).all(axis=0)
+    # Matplotlib up to 3.10 draws parts of it a pixel to the right or higher.
+    drawings = [
+        np.roll(pictures[0][:, :height], shift, axis=(1, 2))
+        for shift in ((0, 0), (0, -1), (1, 0), (1, -1))
+    ]
+    is_equal = np.any([(x == image).all(axis=0) for x in drawings], axis=0)
     assert 0.5 < is_equal.mean() < 1
     none, expected = drawn(detector.build(**options).train(), range(1))
     assert none == {}

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from atss_d2.export import export_aot_inductor, load_exported
-from tests.exported import BATCHES, assert_same_detections
+from tests.exported import BATCHES, assert_same_detections, needs_graphs
 
 
 @pytest.mark.skipif(
@@ -25,6 +25,7 @@ def test_detections_are_those_of_the_model(model, metadata, sample, tmp_path):
         assert_same_detections(exported(batch), model, batch)
 
 
+@needs_graphs
 def test_a_missing_compiler_is_named(model, metadata, sample, tmp_path, monkeypatch):
     def get_cpp_compiler():
         raise RuntimeError("none")

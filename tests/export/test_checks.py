@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+import torch.fx.experimental._config as fx_config
 from torch import nn
 from torchvision.models.swin_transformer import ShiftedWindowAttention, ShiftedWindowAttentionV2
 
@@ -11,7 +12,7 @@ from atss_d2.export import ExportableDetector, Metadata, export_pt2, load_export
 from atss_d2.export.pt2 import export_program
 from atss_d2.export.swin import use_any_size_attention
 from tests.detector import CHANNELS, ToyBackbone, build
-from tests.exported import assert_same_detections, noise
+from tests.exported import assert_same_detections, needs_graphs, noise
 
 
 class WithStep(ToyBackbone):
@@ -41,6 +42,7 @@ def bright_only(x):
     return x + x[x > 0].sum()
 
 
+@needs_graphs
 @pytest.mark.parametrize(
     ("step", "message"),
     [
@@ -60,6 +62,14 @@ def test_networks_that_no_graph_can_hold_are_refused(step, message):
         export_program(model, noise(64, 64)[None])
 
 
+def test_an_old_torch_is_told_so(model, sample, monkeypatch):
+    """Without it, files would refuse small images when they run."""
+    monkeypatch.delattr(fx_config, "backed_size_oblivious", raising=False)
+    with pytest.raises(RuntimeError, match="install torch 2.7 or newer"):
+        export_program(model, sample)
+
+
+@needs_graphs
 def test_nothing_is_computed_and_nothing_changes():
     model = build(num_levels=1).eval()
     sample = noise(64, 64)[None]
@@ -101,6 +111,7 @@ class Attention(nn.Module):
         return x + self.attention(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
+@needs_graphs
 def test_a_transformer_of_windows_takes_images_of_all_sizes(tmp_path):
     model = build(num_levels=1, backbone=WithStep(Attention())).eval()
     exported = load_exported(

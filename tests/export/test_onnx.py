@@ -16,11 +16,12 @@ from atss_d2.modeling import ATSSHead
 from atss_d2.modeling.box_coding import PointDistances
 from atss_d2.modeling.pre_nms import split_pairs
 from tests.detector import CHANNELS, build
-from tests.exported import BATCHES, assert_same_detections, noise
+from tests.exported import BATCHES, assert_same_detections, needs_graphs, noise
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxscript")
 pytest.importorskip("onnxruntime")
+pytestmark = needs_graphs
 
 
 @pytest.fixture(scope="module")

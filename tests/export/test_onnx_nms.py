@@ -9,9 +9,11 @@ from torch.export import Dim
 from atss_d2.export.onnx import _quiet
 from atss_d2.export.onnx_nms import onnx_kept_by_nms, onnx_translations
 from atss_d2.modeling.nms import kept_by_nms
+from tests.exported import needs_graphs
 
 onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
+pytestmark = needs_graphs
 
 
 class NMS(torch.nn.Module):

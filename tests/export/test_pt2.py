@@ -7,13 +7,14 @@ import sys
 import numpy as np
 import pytest
 import torch
-import torch.fx.experimental._config as fx_config
 
 from atss_d2.export import Metadata, export_pt2, load_exported, pt2
 from atss_d2.export.detector import ExportableDetector
 from atss_d2.export.pt2 import export_program
 from tests.detector import build
-from tests.exported import BATCHES, assert_same_detections, noise
+from tests.exported import BATCHES, assert_same_detections, needs_graphs, noise
+
+pytestmark = needs_graphs
 
 
 @pytest.fixture(scope="module")
@@ -103,13 +104,6 @@ def test_impossible_arguments_are_refused(
     with pytest.raises(ValueError, match=message):
         export_pt2(**arguments, metadata=metadata)
     assert not list(tmp_path.iterdir())
-
-
-def test_an_old_torch_is_told_so(model, sample, monkeypatch):
-    """Without it, files would refuse small images when they run."""
-    monkeypatch.delattr(fx_config, "backed_size_oblivious")
-    with pytest.raises(RuntimeError, match="install torch 2.7 or newer"):
-        export_program(model, sample)
 
 
 def test_a_file_is_replaced_at_once(model, metadata, sample, tmp_path, monkeypatch):

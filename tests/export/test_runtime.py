@@ -6,7 +6,7 @@ import torch
 
 from atss_d2.export import Detections, Metadata, load_exported
 from atss_d2.export.runtime import ExportedDetector
-from tests.exported import BATCHES
+from tests.exported import BATCHES, needs_graphs
 
 
 class Remembers(ExportedDetector):
@@ -81,6 +81,7 @@ def test_a_cut_file_is_refused(pt2_file, tmp_path):
         load_exported(tmp_path / "cut.pt2")
 
 
+@needs_graphs
 def test_a_program_of_torch_without_our_metadata_is_refused(tmp_path):
     program = torch.export.export(torch.nn.Linear(1, 1), (torch.zeros(1, 1),))
     torch.export.save(program, tmp_path / "linear.pt2")

@@ -73,7 +73,7 @@ class DataRootHandler(PathHandler):
 
 def register_datasets() -> None:
     """Registers the data sets and the `atss_d2://` prefix; a second call changes nothing."""
-    PathManager.register_handler(DataRootHandler())
+    PathManager.register_handler(DataRootHandler(), allow_override=True)
     for name in trees.TREES_SPLITS:
         _register(name, trees.annotation_file(name), trees.IMAGES_FOLDER, trees.TREES_CLASSES)
     for name in shapes.SHAPES_SPLITS:
