@@ -41,7 +41,7 @@ class SafeCheckpointer(DetectionCheckpointer):
 
     * a file of which nothing at all fits;
     * tensors of other shapes. Only when training begins (:meth:`resume_or_load` without resuming)
-      the class predictor may be one of another number of classes: it keeps its initialisation;
+      the class predictor may be one of another number of classes: it keeps its initialization;
     * any difference when training is resumed;
     * parameters that the file lacks, when the model is to be used as it is (:meth:`load_for_use`).
 

@@ -31,11 +31,11 @@ class Convention:
 
     Attributes:
         title: What the implementation is.
-        anchor_offset: Centre of the first anchor, in strides.
-        center_shift: Pixels that centres lie beside that.
-        inset: Pixels taken off the distances from a centre to the sides of a box, in matchers, in
+        anchor_offset: Center of the first anchor, in strides.
+        center_shift: Pixels that centers lie beside that.
+        inset: Pixels taken off the distances from a center to the sides of a box, in matchers, in
             centerness targets and in regression from points.
-        floor_per_image: Whether an image without positives counts as one in the losses' normaliser.
+        floor_per_image: Whether an image without positives counts as one in the losses' normalizer.
         clamp_both_sides: Whether decoded dw and dh have a minimum, too.
         p7_relu: Whether P7 is made from ReLU(P6).
         conv_bias: Whether the convolutions of the towers have a bias.

@@ -23,7 +23,7 @@ _DTYPES = ("b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8
 
 
 class ForbiddenGlobalError(Exception):
-    """A file asked for something outside of the table; ``name`` is its dotted name."""
+    """A file asked for something outside the table; ``name`` is its dotted name."""
 
     def __init__(self, name: str) -> None:
         super().__init__(name)
@@ -77,7 +77,7 @@ class _Sealed(type):
 
 
 class DType(metaclass=_Sealed):
-    """Stands for ``numpy.dtype``: the name of a numeric type and its byte order."""
+    """Stands in for ``numpy.dtype``: the name of a numeric type and its byte order."""
 
     __slots__ = ("_byte_order", "_name", "is_plain")
 
@@ -101,7 +101,7 @@ class DType(metaclass=_Sealed):
 
 
 class NDArray(metaclass=_Sealed):
-    """Stands for the class ``numpy.ndarray``, which a file may name but not call."""
+    """Stands in for the class ``numpy.ndarray``, which a file may name but not call."""
 
     __slots__ = ()
 
@@ -110,7 +110,7 @@ class NDArray(metaclass=_Sealed):
 
 
 class Array(metaclass=_Sealed):
-    """Stands for an array, which a pickle makes empty and fills later."""
+    """Stands in for an array, which a pickle makes empty and fills later."""
 
     __slots__ = ("_array", "is_plain")
     __hash__ = None  # type: ignore[assignment]  (neither keys nor members of sets)
@@ -147,7 +147,7 @@ def _array(data: bytes | bytearray | str, dtype: DType, shape: tuple, order: str
 
 
 class _Scalar(metaclass=_Sealed):
-    """Stands for the function that makes numpy's numbers."""
+    """Stands in for the function that makes numpy's numbers."""
 
     __slots__ = ()
 
@@ -156,7 +156,7 @@ class _Scalar(metaclass=_Sealed):
 
 
 class _FromBuffer(metaclass=_Sealed):
-    """Stands for the function that makes arrays since protocol 5 of pickle."""
+    """Stands in for the function that makes arrays since protocol 5 of pickle."""
 
     __slots__ = ()
 
@@ -165,7 +165,7 @@ class _FromBuffer(metaclass=_Sealed):
 
 
 class _Encode(metaclass=_Sealed):
-    """Stands for ``codecs.encode``, by which Python 3 writes bytes for Python 2."""
+    """Stands in for ``codecs.encode``, by which Python 3 writes bytes for Python 2."""
 
     __slots__ = ()
 
@@ -176,7 +176,7 @@ class _Encode(metaclass=_Sealed):
 
 
 class _NoBytes(metaclass=_Sealed):
-    """Stands for the class ``bytes``, by whose call Python 3 writes no bytes for Python 2."""
+    """Stands in for the class ``bytes``, by whose call Python 3 writes no bytes for Python 2."""
 
     __slots__ = ()
 

@@ -22,7 +22,7 @@ _SCALARS = (str, bytes, int, float, bool, complex, type(None))
 
 
 class LeftOut:
-    """Stands for an object that a file would have made; ``name`` says of which class."""
+    """Stands in for an object that a file would have made; ``name`` says of which class."""
 
     __slots__ = ("name",)
 

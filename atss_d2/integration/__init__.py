@@ -57,8 +57,8 @@ def use_matcher(
     its keys and gets a key ``matcher``.
 
     Detectron2's FCOS knows no ignored anchors and cannot regress to a box that does not contain the
-    centre of the anchor. Here, anchors that a matcher ignores have no classification loss, and
-    positives whose centre lies outside of their box are ignored.
+    center of the anchor. Here, anchors that a matcher ignores have no classification loss, and
+    positives whose center lies outside their box are ignored.
 
     Args:
         model: A :class:`RetinaNet`, an :class:`FCOS`, or another detector with
@@ -68,7 +68,7 @@ def use_matcher(
             model determines (``num_anchors``, ``strides``). For a LazyConfig a class, or the node
             of a matcher. None takes back an earlier call.
         anchor_scale: Side of the anchors that the matcher sees, in strides; they are squares around
-            the centres of the model's anchors, of which there must be one per location. Default: 8
+            the centers of the model's anchors, of which there must be one per location. Default: 8
             for FCOS, as in the paper; the model's own anchors otherwise.
         **options: Arguments of the matcher, if ``matcher`` is a class.
 

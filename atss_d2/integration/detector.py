@@ -143,7 +143,7 @@ class LabelAnchors:
             num_classes: K, the label of background.
             sides: Sides of the square anchors that the matcher sees, one per level, in pixels.
                 Default: the anchors as they are.
-            centers_inside: Whether positives whose centre lies outside of their box are ignored.
+            centers_inside: Whether positives whose center lies outside their box are ignored.
         """
         self.matcher = matcher
         self.num_classes = num_classes
@@ -187,7 +187,7 @@ class LabelAnchors:
             )
         targets = look_up(assignment, scene, num_classes=self.num_classes, anchors=all_anchors)
         gt_labels, boxes = targets.labels, targets.boxes
-        if self.centers_inside:  # background counts as matched to itself, with its centre inside
+        if self.centers_inside:  # background counts as matched to itself, with its center inside
             is_inside = least_side_distance(box_centers(all_anchors), boxes) > 0
             gt_labels = torch.where(is_inside, gt_labels, -1)
         return list(gt_labels), list(boxes)

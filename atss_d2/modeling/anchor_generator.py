@@ -1,4 +1,4 @@
-"""Anchors whose centres lie beside those of Detectron2's generator."""
+"""Anchors whose centers lie beside those of Detectron2's generator."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class ShiftedAnchorGenerator(DefaultAnchorGenerator):
     """Detectron2's anchors, moved by the same number of pixels on every level.
 
     The authors' anchors, whose corners are pixels that belong to them, have in continuous
-    coordinates their centres at (i + 0.5) x stride + 0.5: ``offset=0.5``, ``center_shift=0.5``.
+    coordinates their centers at (i + 0.5) x stride + 0.5: ``offset=0.5``, ``center_shift=0.5``.
     (``offset`` is in strides, another number of pixels on every level.)
     """
 
@@ -41,8 +41,8 @@ class ShiftedAnchorGenerator(DefaultAnchorGenerator):
             sizes: As in ``DefaultAnchorGenerator``, as are the next three.
             aspect_ratios: Heights / widths.
             strides: Strides of the L levels.
-            offset: Position of the first centre, in strides.
-            center_shift: Pixels added to x and y of every centre.
+            offset: Position of the first center, in strides.
+            center_shift: Pixels added to x and y of every center.
         """
         super().__init__(sizes=sizes, aspect_ratios=aspect_ratios, strides=strides, offset=offset)
         self.center_shift = center_shift

@@ -1,4 +1,4 @@
-"""The ATSS meta-architecture: anchors are labelled by statistics of each object.
+"""The ATSS meta-architecture: anchors are labeled by statistics of each object.
 
 Shapes: N images, L levels of size Hi x Wi, A anchors per location, R = sum(Hi x Wi x A) anchors, K
 classes.

@@ -54,9 +54,9 @@ class TwoSidedBox2BoxTransform:
 
 
 class PointDistances:
-    """FCOS's coder: distances from the centre of an anchor to the four sides of its box.
+    """FCOS's coder: distances from the center of an anchor to the four sides of its box.
 
-    Distances (left, top, right, bottom) are measured in strides. Of the anchor only the centre
+    Distances (left, top, right, bottom) are measured in strides. Of the anchor only the center
     and the stride matter, so there is one point per location: A = 1.
     """
 
@@ -90,7 +90,7 @@ class PointDistances:
         return torch.cat((centers - distances[:, :2], centers + distances[:, 2:]), dim=1)
 
     def _points(self, anchors: Tensor) -> tuple[Tensor, Tensor]:
-        """Centres (R, 2) and strides (R, 1)."""
+        """Centers (R, 2) and strides (R, 1)."""
         strides = box_areas(anchors).sqrt() / self.anchor_scale  # (R,)
         return box_centers(anchors), strides[:, None]
 

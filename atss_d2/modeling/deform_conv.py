@@ -59,7 +59,7 @@ class DeformConv2d(nn.Module):
             out_channels: Channels of the output.
             kernel_size: Side of the kernel, or (kh, kw).
             stride: As in ``nn.Conv2d``.
-            padding: As in ``nn.Conv2d``; samples outside of the input are zero.
+            padding: As in ``nn.Conv2d``; samples outside the input are zero.
             dilation: As in ``nn.Conv2d``.
             groups: Groups of the convolution.
             deformable_groups: G; input channels of one group share their offsets.
@@ -312,7 +312,7 @@ def _widened_deform_conv2d(
     stride: tuple[int, int],
     padding: tuple[int, int],
     dilation: tuple[int, int],
-    far: float = 1e6,  # pixels; outside of every map, where samples are zero
+    far: float = 1e6,  # pixels; outside every map, where samples are zero
 ) -> Tensor:
     offset = widen(offset)
     # For a NaN, torchvision's CPU kernel would read anywhere in memory.

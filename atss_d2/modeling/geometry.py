@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def box_centers(boxes: Tensor) -> Tensor:
-    """Centres (..., 2) of boxes."""
+    """Centers (..., 2) of boxes."""
     return (boxes[..., :2] + boxes[..., 2:]) / 2
 
 
@@ -43,7 +43,7 @@ def paired_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
 
 
 def paired_giou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
-    """Generalised IoU (...), -1 to 1: IoU less the share of the hull outside of both boxes."""
+    """Generalized IoU (...), -1 to 1: IoU less the share of the hull outside both boxes."""
     intersection = paired_intersection(boxes1, boxes2)
     union = box_areas(boxes1) + box_areas(boxes2) - intersection
     iou = (intersection / union).masked_fill_(union <= 0, 0)
@@ -52,7 +52,7 @@ def paired_giou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
 
 
 def paired_diou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
-    """Distance IoU (...), -1 to 1: IoU less the squared distance of the centres, per squared
+    """Distance IoU (...), -1 to 1: IoU less the squared distance of the centers, per squared
     diagonal of the hull."""
     hull = _hull(boxes1, boxes2)
     diagonal = (hull[..., 2:] - hull[..., :2]).square().sum(dim=-1)

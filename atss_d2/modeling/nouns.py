@@ -54,7 +54,7 @@ class Scene(NamedTuple):
         regions: (M, 4) ignore regions; rows that are objects have no area. None without regions.
         grid_sizes: (Hi, Wi) of the levels if their anchors lie on grids; None if that is unknown.
         predictions: Only for rules with ``needs_predictions``.
-        iteration: Of the training; None outside of one.
+        iteration: Of the training; None outside one.
     """
 
     anchors: list[Tensor]

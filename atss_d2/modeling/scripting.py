@@ -74,7 +74,7 @@ class ScriptableATSS(nn.Module):
         return results
 
     def preprocess_image(self, batched_inputs: list[dict[str, Tensor]]) -> ImageList:
-        """Normalises and pads, as ``DenseDetector.preprocess_image``."""
+        """Normalizes and pads, as ``DenseDetector.preprocess_image``."""
         images = [
             (x["image"].to(self.pixel_mean.device) - self.pixel_mean) / self.pixel_std
             for x in batched_inputs

@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def training_iteration() -> int | None:
-    """Returns the iteration of the training, which a trainer also restores; None outside of one."""
+    """Returns the iteration of the training, which a trainer also restores; None outside one."""
     return get_event_storage().iter if has_event_storage() else None
 
 
@@ -17,7 +17,7 @@ class TrainingLog:
 
     ``EventStorage.put_scalar`` converts to a Python float, which stops the host until a GPU has
     caught up. Values on a GPU are therefore copied asynchronously and put one call later, when
-    they have long arrived. Does nothing outside of an ``EventStorage`` context.
+    they have long arrived. Does nothing outside an ``EventStorage`` context.
     """
 
     def __init__(self) -> None:

@@ -48,7 +48,7 @@ class Criterion(nn.Module, ABC):
         self.num_classes = num_classes
 
     def forward(self, predictions: Predictions, targets: Targets) -> dict[str, Tensor]:
-        """Computes the losses of a batch, outside of autocast.
+        """Computes the losses of a batch, outside autocast.
 
         Args:
             predictions: Of the head.

@@ -32,7 +32,7 @@ def giou_loss(boxes: Tensor, targets: Tensor, eps: float = _IOU_EPS) -> Tensor:
 def diou_loss(boxes: Tensor, targets: Tensor, eps: float = _IOU_EPS) -> Tensor:
     """1 - DIoU (R,) of paired XYXY boxes (R, 4), arXiv 1911.08287; in [0, 2].
 
-    IoU less the squared distance of the centres, relative to the squared diagonal of the hull.
+    IoU less the squared distance of the centers, relative to the squared diagonal of the hull.
     """
     boxes, targets = widen(boxes), widen(targets)
     iou, _, hull_sides = _iou(boxes, targets, eps)

@@ -14,7 +14,7 @@ from ..precision import widen
 
 
 def centerness_targets(anchors: Tensor, boxes: Tensor, inset: float = 0.0) -> Tensor:
-    """Centerness (R,) in [0, 1] of anchor centres within their boxes (FCOS, Eq. 3).
+    """Centerness (R,) in [0, 1] of anchor centers within their boxes (FCOS, Eq. 3).
 
     Args:
         anchors: (R, 4) XYXY, pixels.
@@ -22,7 +22,7 @@ def centerness_targets(anchors: Tensor, boxes: Tensor, inset: float = 0.0) -> Te
         inset: Pixels taken off each of the four distances, see :class:`ATSSMatcher`.
 
     Returns:
-        sqrt(min(l, r) / max(l, r) * min(t, b) / max(t, b)); 0 for a centre outside its box.
+        sqrt(min(l, r) / max(l, r) * min(t, b) / max(t, b)); 0 for a center outside its box.
     """
     distances = (side_distances(box_centers(anchors), boxes) - inset).clamp(min=0)  # (R, 4)
     to_lower, to_upper = distances.split(2, dim=1)  # (R, 2): left, top; right, bottom

@@ -31,11 +31,11 @@ _METRICS = {"iou": paired_iou, "giou": paired_giou, "diou": paired_diou}
 
 @MATCHER_REGISTRY.register()
 class ATSSMatcher(DenseMatcher):
-    """Positives of a box are the candidates near its centre whose IoU stands out.
+    """Positives of a box are the candidates near its center whose IoU stands out.
 
-    On each level the ``topk * num_anchors`` anchors whose centres are nearest to the centre of
+    On each level the ``topk * num_anchors`` anchors whose centers are nearest to the center of
     the box are candidates; the threshold is mean + standard deviation (unbiased) of the IoUs of
-    the candidates of all levels; positive is a candidate with IoU >= threshold whose centre lies
+    the candidates of all levels; positive is a candidate with IoU >= threshold whose center lies
     inside the box. An anchor that is positive for several boxes goes to the one with the highest
     IoU. All other anchors are background, none is ignored.
 
@@ -61,20 +61,20 @@ class ATSSMatcher(DenseMatcher):
         """
         Args:
             topk: k, candidates per level and anchor of a location (Sec. 3.2; 9 in the paper).
-            num_anchors: A, anchors per location. None: the model's, 1 outside of a model.
+            num_anchors: A, anchors per location. None: the model's, 1 outside a model.
             metric: What takes the place of the IoU everywhere: "iou", "giou" or "diou".
             std_factor: The threshold is mean + ``std_factor`` * deviation; 1 in the paper.
             unbiased_std: Whether the variance is the sum of squares over C - 1 (the published
                 code) or over C. The deviation of a single candidate is 0.
-            center_epsilon: A centre is inside a box when its distances to all four sides are
-                larger than this, in pixels. None: a positive need not have its centre inside its
+            center_epsilon: A center is inside a box when its distances to all four sides are
+                larger than this, in pixels. None: a positive need not have its center inside its
                 box, it must only overlap it.
             inset: Pixels taken off each of these distances. 0 is continuous geometry; 0.5
                 reproduces the labels of the authors' inclusive-corner geometry.
             min_positives: 0 is the paper's rule, under which some boxes get no positive (tiny
-                ones between anchor centres; ones whose threshold lies above their best IoU).
+                ones between anchor centers; ones whose threshold lies above their best IoU).
                 n >= 1 also makes the n best candidates of every box of positive area positive
-                (by the metric, then by distance within a level), wherever their centres lie. A
+                (by the metric, then by distance within a level), wherever their centers lie. A
                 box still loses them to boxes that overlap them more.
             ignore_ioa_thresh: See :class:`DenseMatcher`.
 

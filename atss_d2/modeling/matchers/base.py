@@ -106,7 +106,7 @@ class DenseMatcher(ABC):
 
     @torch.no_grad()
     def assign(self, scene: Scene) -> Assignment:
-        """Applies the rule, outside of autocast, and then what holds for all rules.
+        """Applies the rule, outside autocast, and then what holds for all rules.
 
         Returns:
             An :class:`Assignment` whose ``stats`` also have ``num_ignored``, anchors per image,

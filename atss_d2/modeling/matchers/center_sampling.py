@@ -1,4 +1,4 @@
-"""Selection near the centre of an object: FCOS with center sampling, "ATSS-lite".
+"""Selection near the center of an object: FCOS with center sampling, "ATSS-lite".
 
 Shapes: Ri anchors of level i, m boxes of a chunk.
 """
@@ -18,16 +18,16 @@ from .selection import nearest_anchors
 
 @MATCHER_REGISTRY.register()
 class CenterSamplingMatcher(ScaleRangeMatcher):
-    """FCOS's rule (:class:`ScaleRangeMatcher`), for anchors near the centre of the box only.
+    """FCOS's rule (:class:`ScaleRangeMatcher`), for anchors near the center of the box only.
 
     Near is either of two, besides the conditions of FCOS's rule:
 
-    - ``radius``: the centre of the anchor lies in the square of ``radius`` strides to each side of
-      the centre of the box, clipped to the box (FCOS's later versions). Detectron2's FCOS differs
+    - ``radius``: the center of the anchor lies in the square of ``radius`` strides to each side of
+      the center of the box, clipped to the box (FCOS's later versions). Detectron2's FCOS differs
       on edges only: there a distance of exactly the end of a range belongs to neither of the two
       levels that meet there, ``center_epsilon`` is 0, boxes above 1e8 square pixels get no
       positives, and areas are compared in steps of 8 square pixels.
-    - ``topk``: the anchor is one of the ``topk`` of its level whose centres are nearest to that
+    - ``topk``: the anchor is one of the ``topk`` of its level whose centers are nearest to that
       of the box, at equal distance the lower index (the paper's Table 3, "center sampling").
 
     Conflicts are settled as there: the smallest area, of equal areas the lower index.
@@ -51,7 +51,7 @@ class CenterSamplingMatcher(ScaleRangeMatcher):
             topk: Candidates per level, counted in anchors: k A for A anchors per location. None
                 with ``radius``.
             range_factor: See :class:`ScaleRangeMatcher`.
-            center_epsilon: A centre is inside a box and its square when its distances to all
+            center_epsilon: A center is inside a box and its square when its distances to all
                 sides are larger than this, in pixels.
             inset: Pixels taken off the four distances to the box, see :class:`ATSSMatcher`.
             ignore_ioa_thresh: See :class:`DenseMatcher`.

@@ -1,6 +1,6 @@
 """The anchors nearest to a box, where they lie on grids: O(boxes), not O(boxes x anchors).
 
-The centre of a box is nearest to one cell of each feature map. A table (see near_cells.py) names
+The center of a box is nearest to one cell of each feature map. A table (see near_cells.py) names
 the cells around that one which may be among the k nearest, and the exact distances of their
 anchors are compared.
 
@@ -93,7 +93,7 @@ def grid_sizes_of(anchors: Sequence[Tensor], num_anchors: int) -> list[tuple[int
 
 
 def _grid_size(centers: np.ndarray, num_anchors: int) -> tuple[int, int] | None:
-    """(Hi, Wi) of a level from the centres (Ri, 2) of its anchors."""
+    """(Hi, Wi) of a level from the centers (Ri, 2) of its anchors."""
     if len(centers) == 0 or len(centers) % num_anchors:
         return None
     x, y = centers[::num_anchors].T  # (Hi x Wi,)
@@ -171,8 +171,8 @@ class AnchorGrid:
     def nearest_anchors(self, anchors: Tensor, boxes: Tensor) -> Tensor:
         """What :func:`nearest_anchors_per_level` finds, to the last tie.
 
-        This holds for boxes whose centre is up to 500 cells beyond the border of a level. Farther
-        out float32 cannot tell the distances of neighbouring anchors apart, and the candidates
+        This holds for boxes whose center is up to 500 cells beyond the border of a level. Farther
+        out float32 cannot tell the distances of neighboring anchors apart, and the candidates
         are some k A anchors at that border.
 
         Args:

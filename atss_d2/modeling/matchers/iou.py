@@ -54,9 +54,9 @@ class IoUMatcher(DenseMatcher):
             thresholds: IoU below which an anchor is background, and from which on it is positive.
             allow_low_quality_matches: Whether the best anchors of a box are positive whatever
                 their IoU.
-            center_in_gt: Whether positives whose centre is not inside their box become ignored
+            center_in_gt: Whether positives whose center is not inside their box become ignored
                 (the step "in-GT" of the paper's Table 1).
-            center_epsilon: With ``center_in_gt``: a centre is inside a box when its distances to
+            center_epsilon: With ``center_in_gt``: a center is inside a box when its distances to
                 all four sides are larger than this, in pixels.
             inset: With ``center_in_gt``: pixels taken off each of these distances, see
                 :class:`ATSSMatcher`.

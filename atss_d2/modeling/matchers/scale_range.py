@@ -25,8 +25,8 @@ _STRIDES_OF_FCOS = (8, 16, 32, 64, 128)
 class ScaleRangeMatcher(DenseMatcher):
     """Positives of a box are the anchors inside it, on the level that its size belongs to.
 
-    An anchor is positive when its centre lies inside the box and the largest of the distances
-    from the centre to the four sides is in the range of its level: from ``range_factor`` times
+    An anchor is positive when its center lies inside the box and the largest of the distances
+    from the center to the four sides is in the range of its level: from ``range_factor`` times
     the stride of the level before (no bound on the first level) to ``range_factor`` times its own
     stride (no bound on the last level). With the default arguments: up to 64, 64 to 128, 128 to
     256, 256 to 512, from 512 pixels on. Both ends belong to the range (FCOS, Sec. 3.2: negative is
@@ -35,7 +35,7 @@ class ScaleRangeMatcher(DenseMatcher):
     smallest area, of equal areas to the lower index. All other anchors are background, none is
     ignored.
 
-    Only the centres of the anchors count; the anchors of one location are labelled alike.
+    Only the centers of the anchors count; the anchors of one location are labeled alike.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class ScaleRangeMatcher(DenseMatcher):
             strides: Strides of the L levels in pixels, ascending. None: those of the model, outside
                 of a model FCOS's 8, 16, 32, 64, 128.
             range_factor: Upper end of the range of a level, in its strides.
-            center_epsilon: A centre is inside a box when its distances to all four sides are
+            center_epsilon: A center is inside a box when its distances to all four sides are
                 larger than this, in pixels.
             inset: Pixels taken off each of the four distances, see :class:`ATSSMatcher`.
             ignore_ioa_thresh: See :class:`DenseMatcher`.

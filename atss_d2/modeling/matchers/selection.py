@@ -56,7 +56,7 @@ def stable_topk(values: Tensor, k: int, *, largest: bool) -> Tensor:
 
 
 def nearest_anchors(points: Tensor, centers: Tensor, k: int) -> Tensor:
-    """Indices (m, k) of the k centres (r, 2) nearest to each point (m, 2), lower index first."""
+    """Indices (m, k) of the k centers (r, 2) nearest to each point (m, 2), lower index first."""
     delta = points[:, None] - centers  # (m, r, 2)
     distances = delta[..., 0].square() + delta[..., 1].square()  # (m, r)
     return stable_topk(distances, k, largest=False)

@@ -19,12 +19,12 @@ _MAX_PENALTY_DIVISOR = 1000.0
 
 @MATCHER_REGISTRY.register()
 class TopKMatcher(DenseMatcher):
-    """Positives of a box are those of its ``topk`` best anchors whose centre lies inside it.
+    """Positives of a box are those of its ``topk`` best anchors whose center lies inside it.
 
     The best anchors, over all levels, have the highest IoU - d / d_max / 1000: d is the distance
-    from the centre of the anchor to that of the box, d_max the largest such distance of the image,
+    from the center of the anchor to that of the box, d_max the largest such distance of the image,
     over all of its anchors and boxes. So the IoU decides, and the distance among anchors of nearly
-    the same IoU. An anchor whose centre is not inside the box takes a place among the best without
+    the same IoU. An anchor whose center is not inside the box takes a place among the best without
     being positive. An anchor that is positive for several boxes goes to the one with the highest
     IoU. All other anchors are background, none is ignored.
 
@@ -46,8 +46,8 @@ class TopKMatcher(DenseMatcher):
         """
         Args:
             topk: Anchors per box.
-            center_epsilon: A centre is inside a box when its distances to all four sides are
-                larger than this, in pixels. None: a positive need not have its centre inside its
+            center_epsilon: A center is inside a box when its distances to all four sides are
+                larger than this, in pixels. None: a positive need not have its center inside its
                 box, it must only overlap it.
             inset: Pixels taken off each of these distances, see :class:`ATSSMatcher`.
             ignore_ioa_thresh: See :class:`DenseMatcher`.
@@ -105,6 +105,6 @@ class TopKMatcher(DenseMatcher):
 
 
 def _distances(centers: Tensor, boxes: Tensor) -> Tensor:
-    """Distances (m, R) from centres (R, 2) to those of boxes (m, 4), in pixels."""
+    """Distances (m, R) from centers (R, 2) to those of boxes (m, 4), in pixels."""
     delta_x, delta_y = (centers - box_centers(boxes)[:, None]).unbind(dim=-1)
     return delta_x.square().add_(delta_y.square()).sqrt_()
