@@ -1,8 +1,8 @@
 """Our sample selection in Detectron2's own dense detectors: RetinaNet, FCOS, their subclasses.
 
-:func:`use_atss` and :func:`use_matcher` replace ``label_anchors`` of a model, or change the node
-of a model in a LazyConfig so that the built model has it replaced; :class:`RetinaNetWithMatcher`
-is the form for yaml configs. Weights, checkpoints and inference stay as they are.
+:func:`use_atss` and :func:`use_matcher` replace ``label_anchors`` of a model, or change a model's
+node in a LazyConfig so that the built model has it replaced; :class:`RetinaNetWithMatcher` does
+this for yaml configs. Weights, checkpoints and inference do not change.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def use_atss(
 
     Args:
         model: As in :func:`use_matcher`.
-        topk: k, candidates per level and anchor of a location (9 in the paper).
+        topk: k, candidates per level for each anchor of a location (9 in the paper).
         anchor_scale: As in :func:`use_matcher`.
         **options: Other arguments of :class:`ATSSMatcher`; ``num_anchors`` comes from the model.
 
@@ -50,34 +50,34 @@ def use_matcher(
 ) -> nn.Module | DictConfig:
     """Replaces the sample selection of a Detectron2 dense detector.
 
-    Of a model, ``label_anchors`` is replaced for this one instance: parameters, ``state_dict`` and
-    inference are the same as before; copies and pickles of the model have it replaced, too. If the
-    model has Detectron2's own ``forward_training`` and anchors, the matcher is told the sizes of
-    the feature maps, so that the host does not wait for a GPU. A node of a LazyConfig keeps all of
-    its keys and gets a key ``matcher``.
+    In a model, ``label_anchors`` is replaced on this instance only: parameters, ``state_dict`` and
+    inference do not change, and copies and pickles of the model keep the replacement. If the model
+    uses Detectron2's own ``forward_training`` and anchors, the matcher is given the sizes of the
+    feature maps, so that the host does not wait for a GPU. A LazyConfig node keeps all of its keys
+    and gets a key ``matcher``.
 
-    Detectron2's FCOS knows no ignored anchors and cannot regress to a box that does not contain the
-    center of the anchor. Here, anchors that a matcher ignores have no classification loss, and
-    positives whose center lies outside their box are ignored.
+    Detectron2's FCOS has no ignored anchors and cannot regress to a box that does not contain the
+    anchor's center. Here, anchors that a matcher ignores get no classification loss, and positives
+    whose center lies outside their box are ignored.
 
     Args:
-        model: A :class:`RetinaNet`, an :class:`FCOS`, or another detector with
-            ``label_anchors(anchors, gt_instances)`` of the same meaning; or the node of one in a
-            LazyConfig.
-        matcher: A matcher, or the class of one, which is built from ``options`` and from what the
-            model determines (``num_anchors``, ``strides``). For a LazyConfig a class, or the node
-            of a matcher. None takes back an earlier call.
-        anchor_scale: Side of the anchors that the matcher sees, in strides; they are squares around
-            the centers of the model's anchors, of which there must be one per location. Default: 8
-            for FCOS, as in the paper; the model's own anchors otherwise.
+        model: A :class:`RetinaNet`, an :class:`FCOS`, or another detector with an equivalent
+            ``label_anchors(anchors, gt_instances)``; or the node of one in a LazyConfig.
+        matcher: A matcher, or a matcher class, which is built from ``options`` and from what the
+            model determines (``num_anchors``, ``strides``). For a LazyConfig, a class or the node
+            of a matcher. None restores the model's own rule.
+        anchor_scale: Side, in strides, of the square anchors that the matcher sees. They are
+            centered on the model's anchors, and the model must have one anchor per location.
+            Default: 8 for FCOS, as in the paper; otherwise the matcher sees the model's own
+            anchors.
         **options: Arguments of the matcher, if ``matcher`` is a class.
 
     Returns:
         ``model``, changed in place.
 
     Raises:
-        TypeError: ``model`` is no such detector, or ``matcher`` no matcher.
-        ValueError: Matcher and model do not fit each other; the message names the values.
+        TypeError: ``model`` is not such a detector, or ``matcher`` is not a matcher.
+        ValueError: The matcher does not fit the model; the message names the values.
     """
     if isinstance(matcher, type) and not issubclass(matcher, DenseMatcher):
         raise TypeError(f"matcher must be a DenseMatcher, got the class {matcher.__name__}")

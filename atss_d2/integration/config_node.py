@@ -38,7 +38,7 @@ def change_node(
     anchor_scale: float | None,
     options: dict[str, Any],
 ) -> DictConfig:
-    """Gives the node of a model another matcher, or none again; see :func:`use_matcher`."""
+    """Sets or removes the matcher of a model's node; see :func:`use_matcher`."""
     if "_target_" not in node:
         raise TypeError(
             "use_matcher needs the node of a model, such as cfg.model, got one without _target_, "
@@ -75,7 +75,7 @@ def _matcher_node(
 
 
 def _check_target(node: DictConfig) -> None:
-    """Finds at once what building the model would find."""
+    """Raises immediately the errors that building the model would raise."""
     target = _located(node._target_)
     name = getattr(target, "__name__", target)
     if isinstance(target, type) and not hasattr(target, "label_anchors"):

@@ -1,4 +1,4 @@
-"""The sample selection of a model that is built.
+"""Replaces the sample selection of a built model.
 
 Shapes: N images, L levels of Ri anchors, R = sum(Ri), K classes.
 """
@@ -29,7 +29,7 @@ from ..modeling.training_log import training_iteration
 _FCOS_ANCHOR_SCALE = 8.0
 # A logit whose focal loss as background is 0 in any precision.
 _SURE_BACKGROUND = -100.0
-# What a detector needs to have.
+# Attributes that a detector must have.
 _PARTS = (
     "label_anchors",
     "anchor_generator",
@@ -47,7 +47,7 @@ def replace_label_anchors(
     anchor_scale: float | None,
     options: dict[str, Any],
 ) -> nn.Module:
-    """Gives one model another sample selection, or its own back; see :func:`use_matcher`."""
+    """Replaces one model's sample selection, or restores its own; see :func:`use_matcher`."""
     _check_detector(model)
     if matcher is None:
         for name in ("label_anchors", "losses", "forward_training"):
@@ -75,7 +75,8 @@ def replace_label_anchors(
     is_fcos = isinstance(model, FCOS)
     if anchor_scale is None and is_fcos:
         anchor_scale = _FCOS_ANCHOR_SCALE
-    # Attributes of the instance hide the methods of its class; no modules: no keys in state_dict.
+    # Instance attributes hide the methods of the class. They are not modules, so state_dict gets no
+    # keys.
     model.label_anchors = LabelAnchors(
         matcher,
         num_classes=model.num_classes,
@@ -105,10 +106,10 @@ def _check_detector(model: object) -> None:
 
 
 def _labels_grids(model: nn.Module) -> bool:
-    """Whether the anchors that a model labels are those that its generator makes for its maps."""
+    """Returns whether a model labels exactly the anchors that its generator makes for its maps."""
     detectron2s = (RetinaNet.forward_training, FCOS.forward_training)
     if getattr(type(model), "forward_training", None) not in detectron2s:
-        return False  # a subclass may label others
+        return False  # a subclass may label other anchors
     return makes_grids(model.anchor_generator)
 
 
@@ -124,9 +125,9 @@ def _sides(generator: nn.Module, anchor_scale: float) -> list[float]:
 
 
 class LabelAnchors:
-    """``label_anchors`` of Detectron2's RetinaNet and FCOS, by a matcher.
+    """``label_anchors`` for Detectron2's RetinaNet and FCOS, implemented by a matcher.
 
-    It does not refer to the model, so a copy of the model does not refer to the original.
+    It holds no reference to the model, so a copy of the model does not refer to the original.
     """
 
     def __init__(
@@ -160,13 +161,13 @@ class LabelAnchors:
         """
         Args:
             anchors: L levels of anchors.
-            gt_instances: N images with ``gt_boxes`` and ``gt_classes``; boxes that the optional
-                field ``gt_ignore`` (bool) marks are ignore regions, never matched.
-            grid_sizes: (Hi, Wi) of the L levels, if anchors lie on grids.
+            gt_instances: N images with ``gt_boxes`` and ``gt_classes``; boxes marked by the
+                optional field ``gt_ignore`` (bool) are ignore regions, which are never matched.
+            grid_sizes: (Hi, Wi) of the L levels, if the anchors lie on grids.
 
         Returns:
-            N labels (R,): class, K for background, -1 for ignored anchors; and N times the matched
-            boxes (R, 4), for an anchor without one itself.
+            N labels (R,): class, K for background, -1 for ignored anchors; and N tensors of matched
+            boxes (R, 4), which contain the anchor itself where it has no match.
         """
         seen = [a.tensor for a in anchors]
         all_anchors = torch.cat(seen)  # (R, 4)
@@ -187,7 +188,7 @@ class LabelAnchors:
             )
         targets = look_up(assignment, scene, num_classes=self.num_classes, anchors=all_anchors)
         gt_labels, boxes = targets.labels, targets.boxes
-        if self.centers_inside:  # background counts as matched to itself, with its center inside
+        if self.centers_inside:  # background is matched to itself, so its center is inside
             is_inside = least_side_distance(box_centers(all_anchors), boxes) > 0
             gt_labels = torch.where(is_inside, gt_labels, -1)
         return list(gt_labels), list(boxes)
@@ -205,9 +206,9 @@ def _forward_training_on_grids(
     features: list[Tensor],
     *args: Any,
 ) -> dict[str, Tensor]:
-    """``forward_training`` of the class, which does not tell ``label_anchors`` the sizes of maps.
+    """Calls the class's ``forward_training`` with the sizes of the maps known to ``label_anchors``.
 
-    Without them the matcher would look at the anchors, for which the host waits for a GPU.
+    Without the sizes, the matcher would read the anchors and make the host wait for a GPU.
     """
     sizes = grid_sizes(model.anchor_generator, features)
     view = _View(model, label_anchors=functools.partial(label_anchors, grid_sizes=sizes))
@@ -215,7 +216,7 @@ def _forward_training_on_grids(
 
 
 class _View:
-    """A model with some attributes replaced; the model itself is not touched."""
+    """A view of a model with some attributes replaced; the model itself does not change."""
 
     def __init__(self, model: nn.Module, **attributes: Any) -> None:
         self._model = model
@@ -232,7 +233,7 @@ def _losses_without_ignored(
     gt_labels: list[Tensor],
     *args: Any,
 ) -> dict[str, Tensor]:
-    """``FCOS.losses`` for labels that may be -1: such anchors become background without a loss."""
+    """Computes ``FCOS.losses`` for labels that may be -1; those anchors get no loss."""
     is_ignored = torch.stack(gt_labels) < 0  # (N, R)
     levels = is_ignored[..., None].split([x.shape[1] for x in pred_logits], dim=1)
     pred_logits = [torch.where(m, _SURE_BACKGROUND, x) for m, x in zip(levels, pred_logits)]

@@ -17,16 +17,16 @@ from .detector import replace_label_anchors
 class RetinaNetWithMatcher(RetinaNet):
     """Detectron2's RetinaNet with our sample selection.
 
-    ``MODEL.META_ARCHITECTURE: RetinaNetWithMatcher`` in a config of Detectron2's RetinaNet, whose
-    keys keep their meaning but for ``MODEL.RETINANET.IOU_*``; ``MODEL.ATSS.MATCHER.NAME`` and
-    the node of that matcher take their place (see :func:`add_atss_config`).
+    Set ``MODEL.META_ARCHITECTURE: RetinaNetWithMatcher`` in a config of Detectron2's RetinaNet. All
+    keys keep their meaning except ``MODEL.RETINANET.IOU_*``, which are replaced by
+    ``MODEL.ATSS.MATCHER.NAME`` and the node of that matcher (see :func:`add_atss_config`).
     """
 
     @configurable
     def __init__(self, *, matcher: DenseMatcher, **kwargs: Any) -> None:
         """
         Args:
-            matcher: Sample selection, any :class:`DenseMatcher`.
+            matcher: Sample selection: any :class:`DenseMatcher`.
             **kwargs: The arguments of :class:`RetinaNet`.
         """
         super().__init__(**kwargs)
@@ -34,5 +34,5 @@ class RetinaNetWithMatcher(RetinaNet):
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict:
-        """Detectron2's parts, and the matcher of ``MODEL.ATSS.MATCHER.NAME``."""
+        """Returns Detectron2's parts and the matcher that ``MODEL.ATSS.MATCHER.NAME`` names."""
         return {**super().from_config(cfg), "matcher": build_matcher(cfg)}
