@@ -18,16 +18,16 @@ __all__ = ["convention_differences"]
 def convention_differences(model: ATSS, convention: str) -> list[str]:
     """Lists settings in which a model differs from the implementation its weights come from.
 
-    Thresholds and numbers of candidates and detections, which are often changed on purpose, are
-    not looked at; nor is what only labels and losses depend on (``matcher.inset``,
-    ``centerness_inset``, ``floor_per_image``).
+    Thresholds and numbers of candidates and detections, which are often changed on purpose, are not
+    compared; nor are settings that affect only labels and losses
+    (``matcher.inset``, ``centerness_inset``, ``floor_per_image``).
 
     Args:
         model: A built model.
-        convention: That of the weights: ``"authors"`` or ``"mmdet"``.
+        convention: Convention of the weights, ``"authors"`` or ``"mmdet"``.
 
     Returns:
-        Parts ``name is value, not value``; none if the model gives the results of the original.
+        Strings ``name is value, not value``; empty if the model gives the original's results.
 
     Raises:
         ValueError: There is no such convention.

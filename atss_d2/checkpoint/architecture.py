@@ -1,7 +1,7 @@
-"""What model a state dict in our names belongs to: depth, widths, deformable convolutions, classes.
+"""Infers which model weights in our names belong to: depth, widths, deformable layers, classes.
 
-Only shapes are looked at. Names that are missing or too many are not this module's concern: the
-model that it describes is compared with the state dict afterwards.
+Only shapes are used. Missing and extra names are found afterwards, when the inferred model is
+compared with the state dict.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _DEPTHS = {
     ((3, 8, 36, 3), True): 152,
 }
 # Groups, width of a group, depth, whether it has deformable convolutions -> the config to start
-# from: the authors' models, and for all others that of ResNet-50.
+# from. Models that the authors did not release start from that of ResNet-50.
 _CONFIGS = {
     (1, 64, 50, False): "coco/atss_R_50_FPN_1x",
     (1, 64, 50, True): "coco/atss_dcnv2_R_50_FPN_1x",
@@ -46,7 +46,7 @@ _CONFIGS = {
 
 
 class ConfigChange(NamedTuple):
-    """A key of a config below ``model``, its value there, and that which weights need."""
+    """A config key below ``model``, its value there, and the value that the weights need."""
 
     key: str
     value: Any
@@ -55,11 +55,11 @@ class ConfigChange(NamedTuple):
 
 @dataclass(frozen=True)
 class Architecture:
-    """The model of a state dict, as a config of ours and what it has otherwise.
+    """The model of a state dict: one of our configs, and the values that differ from it.
 
     Attributes:
         config: Name of the config to start from, for :func:`atss_d2.get_config`.
-        settings: Keys below ``model`` that have other values than in that config.
+        settings: Keys below ``model`` whose values differ from that config, and the values.
     """
 
     config: str
@@ -82,10 +82,10 @@ class Architecture:
         return [change for change in changes if change.value != change.needed]
 
     def weights(self, convention: str) -> dict[str, Tensor]:
-        """Names and shapes of the weights of the model: tensors on the meta device.
+        """Returns the names and shapes of the model's weights, as tensors on the meta device.
 
         Raises:
-            CheckpointError: There cannot be such a model; the message says why.
+            CheckpointError: The model cannot be built; the message says why.
         """
         cfg = self.config_with(convention)
         try:
@@ -100,10 +100,10 @@ class Architecture:
 
 
 def infer_architecture(state_dict: Mapping[str, Tensor]) -> Architecture:
-    """Finds out what model weights in our names are of.
+    """Finds the model that weights in our names belong to.
 
     Raises:
-        CheckpointError: There is no such model of ours; the message says what was found.
+        CheckpointError: The weights fit none of our models; the message says what was found.
     """
     shape = _Shapes(state_dict)
     found = {**_resnet(shape), **_neck_and_head(shape)}
@@ -119,7 +119,7 @@ def infer_architecture(state_dict: Mapping[str, Tensor]) -> Architecture:
 
 
 class _Shapes:
-    """Shapes of a state dict by name; a missing one is an error that says so."""
+    """Shapes of a state dict by name; a missing name raises an error that names it."""
 
     def __init__(self, state_dict: Mapping[str, Tensor]) -> None:
         self._shapes = {name: tuple(value.shape) for name, value in state_dict.items()}
@@ -139,7 +139,7 @@ class _Shapes:
         return shape
 
     def count(self, pattern: str) -> int:
-        """How many numbers stand for the group of a pattern of names."""
+        """Counts the distinct values of the group of a pattern among the names."""
         matches = (re.match(pattern, name) for name in self._shapes)
         return len({match[1] for match in matches if match})
 
@@ -170,7 +170,7 @@ def _resnet(shape: _Shapes) -> dict[str, Any]:
     if any(is_deformed):
         stage = 2 + is_deformed.index(True)
         offsets = shape.conv(f"{_RES}.res{stage}.0.conv2_offset.weight")[0]
-        # Two offsets for each point, and with masks (v2) a third channel.
+        # Two offset channels per point; masks (v2) add a third channel.
         is_modulated = offsets % (3 * _POINTS) == 0
         settings["stages.deform_modulated"] = is_modulated
         settings["stages.deform_num_groups"] = offsets // _POINTS // (3 if is_modulated else 2)
@@ -201,6 +201,6 @@ def _neck_and_head(shape: _Shapes) -> dict[str, Any]:
 
 
 def _tower_conv(shape: _Shapes, index: int) -> str:
-    """Name of the weight of a tower convolution; blocks are convolution, norm and ReLU."""
+    """Returns the name of a tower convolution's weight; a block is convolution, norm and ReLU."""
     room = f"head.cls_subnet.{3 * index}"
     return f"{room}.conv.weight" if f"{room}.conv.weight" in shape else f"{room}.weight"

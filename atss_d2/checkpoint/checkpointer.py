@@ -23,33 +23,35 @@ __all__ = ["SafeCheckpointer"]
 
 logger = logging.getLogger(__name__)
 
-# Of our models, and of Detectron2's RetinaNet and FCOS.
+# In our models, and in Detectron2's RetinaNet and FCOS.
 _CLASS_PREDICTOR = "head.cls_score."
 _Difference = tuple[str, tuple[int, ...], tuple[int, ...]]  # name, shape in file, shape in model
 
 
 class SafeCheckpointer(DetectionCheckpointer):
-    """A ``DetectionCheckpointer`` that runs nothing of a file and refuses what does not fit.
+    """A ``DetectionCheckpointer`` that never runs code of a file and raises on a mismatch.
 
-    It takes what Detectron2's takes (its model zoo and that of Caffe2, ``catalog://``,
+    It accepts what Detectron2's accepts (the model zoos of Detectron2 and Caffe2, ``catalog://``,
     ``detectron2://``, URLs, ``?matching_heuristics=True``), ``.safetensors``, and weights of other
     implementations, which it converts: ``authors://file.pth`` and ``mmdet://file.pth``, where the
-    file may be a URL as well. Files are read by :func:`load_file`.
+    file may also be a URL. :func:`load_file` reads the files.
 
-    Keys that only one of file and model has are logged as a warning, as in Detectron2: a backbone
-    may be all that there is. Other differences, which Detectron2 only warns of, are errors:
+    Keys that only the file or only the model has are logged as a warning, as in Detectron2: the
+    file may contain only a backbone. Other differences, about which Detectron2 only warns, are
+    errors:
 
-    * a file of which nothing at all fits;
-    * tensors of other shapes. Only when training begins (:meth:`resume_or_load` without resuming)
-      the class predictor may be one of another number of classes: it keeps its initialization;
+    * a file in which no key fits;
+    * tensors of different shapes. Only when training begins (:meth:`resume_or_load` without
+      resuming) may the class predictor have a different number of classes: it keeps its
+      initialization;
     * any difference when training is resumed;
-    * parameters that the file lacks, when the model is to be used as it is (:meth:`load_for_use`).
+    * parameters that the file lacks, when the model is loaded for use (:meth:`load_for_use`).
 
-    Frozen layers that are left without weights from a file are a warning.
+    Frozen layers that get no weights from a file cause a warning.
 
     Attributes:
-        categories: ``[{"id": ..., "name": ...}]`` of the K classes, which go into every file that
-            is saved; see :mod:`atss_d2.data.categories`.
+        categories: ``[{"id": ..., "name": ...}]`` of the K classes, stored in every saved file; see
+            :mod:`atss_d2.data.categories`.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -73,7 +75,7 @@ class SafeCheckpointer(DetectionCheckpointer):
 
         Args:
             path: A path or URL; ``""`` loads nothing.
-            *args: Those of ``DetectionCheckpointer``, as ``kwargs``.
+            *args: Arguments of ``DetectionCheckpointer``, as are ``kwargs``.
 
         Returns:
             What else the file holds.
@@ -86,15 +88,15 @@ class SafeCheckpointer(DetectionCheckpointer):
         if not path:
             self._warn_of_frozen([name for name, _ in self.model.named_parameters()])
             return super().load(path, *args, **kwargs)
-        local_checkpoint(path)  # downloads it, for Detectron2 to find it
+        local_checkpoint(path)  # downloads it, so that Detectron2 finds it
         self._convention, file = split_convention(path)
         try:
             return super().load(file, *args, **kwargs)
         finally:
-            self._parsed_url_during_load = None  # after an error it would stop the next call
+            self._parsed_url_during_load = None  # after an error, it would break the next call
 
     def load_for_use(self, path: str) -> dict[str, Any]:
-        """Loads all weights of a model that is to predict or to be exported.
+        """Loads all weights of a model for prediction or export.
 
         Returns:
             What else the file holds.
@@ -112,7 +114,7 @@ class SafeCheckpointer(DetectionCheckpointer):
             self._is_for_use = False
 
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
-        """Goes on from the last checkpoint, or begins to train with the weights of ``path``."""
+        """Resumes from the last checkpoint, or starts training from the weights of ``path``."""
         self._is_resumed = resume and self.has_checkpoint()
         self._is_new_training = not self._is_resumed
         try:
@@ -122,7 +124,7 @@ class SafeCheckpointer(DetectionCheckpointer):
 
     def _load_file(self, filename: str) -> dict[str, Any]:
         if self._convention is not None:
-            # mmdetection's own training checkpoints hold objects of its logs.
+            # mmdetection's training checkpoints contain log objects.
             checkpoint = load_file(filename, weights_only_parts=self._convention == "mmdet")
             return {"model": self._converted(checkpoint)}
         suffix = os.path.splitext(filename)[1]
@@ -175,7 +177,7 @@ class SafeCheckpointer(DetectionCheckpointer):
         if checkpoint.get("matching_heuristics", False):
             self._match_names(checkpoint)
         in_model, in_file = list(self.model.state_dict()), list(checkpoint["model"])
-        # The prefix is of DistributedDataParallel.
+        # DistributedDataParallel adds the prefix.
         if in_model and not {name.removeprefix("module.") for name in in_file} & set(in_model):
             raise CheckpointError(
                 f"nothing in '{self._source}' fits the model: it has {_some(in_file)}, the model "
@@ -210,7 +212,7 @@ class SafeCheckpointer(DetectionCheckpointer):
             )
 
     def _warn_of_frozen(self, missing: Collection[str]) -> None:
-        """Warns of layers that neither the file nor the training gives values."""
+        """Warns about layers that get values from neither the file nor training."""
         missing = set(missing)
         frozen = {
             name: parameter.numel()
@@ -234,7 +236,7 @@ class SafeCheckpointer(DetectionCheckpointer):
         )
 
     def _match_names(self, checkpoint: dict[str, Any]) -> None:
-        """Does what Detectron2 does, but keeps what it leaves out because of the shape."""
+        """Matches names as Detectron2 does, but keeps tensors that it drops for their shape."""
         checkpoint["matching_heuristics"] = False
         self._convert_ndarray_to_tensor(checkpoint["model"])
         names = self.model.state_dict()
@@ -242,14 +244,14 @@ class SafeCheckpointer(DetectionCheckpointer):
             names, checkpoint["model"], c2_conversion=checkpoint.get("__author__") == "Caffe2"
         )
         for name in [name for name in names if name not in weights]:
-            # A leftover that would have been matched.
+            # A leftover that would match but for its shape.
             ends = [key for key in weights if key not in names and name.endswith(f".{key}")]
             if ends:
                 weights[name] = weights.pop(max(ends, key=len))
         checkpoint["model"] = weights
 
     def _keep_class_predictor(self, incompatible: Any) -> None:
-        """Takes the class predictor off the differences if they are its number of classes."""
+        """Accepts the differences if they are only the class predictor's number of classes."""
         counts = {self._class_counts(x) for x in incompatible.incorrect_shapes}
         if len(counts) != 1 or None in counts:
             return
@@ -264,7 +266,7 @@ class SafeCheckpointer(DetectionCheckpointer):
         )
 
     def _class_counts(self, difference: _Difference) -> tuple[int, int] | None:
-        """Classes of file and model if the shapes tell of nothing else, else None."""
+        """Returns the classes of file and model if the shapes differ in nothing else, else None."""
         name, in_file, in_model = difference
         num_classes = getattr(self.model, "num_classes", 0)
         if not name.startswith(_CLASS_PREDICTOR) or not num_classes or not in_file:
@@ -275,7 +277,7 @@ class SafeCheckpointer(DetectionCheckpointer):
         return in_file[0] // anchors, num_classes
 
     def _log_incompatible_keys(self, incompatible: Any) -> None:
-        """Of a new training one line on the console; the lists of keys go to log.txt alone."""
+        """Logs one console line for a new training; the lists of keys go only to log.txt."""
         if not self._is_new_training:
             super()._log_incompatible_keys(incompatible)
             return
@@ -312,11 +314,11 @@ class SafeCheckpointer(DetectionCheckpointer):
 
 
 def _of_model_zoo(data: dict[str, Any]) -> dict[str, Any]:
-    """Tells Detectron2's pickles and those of Caffe2 apart, as Detectron2's checkpointer does."""
+    """Distinguishes Detectron2's pickles from Caffe2's, as Detectron2's checkpointer does."""
     if "model" in data and "__author__" in data:
         logger.info(f"Reading a file from '{data['__author__']}'")
         return data
-    weights = data.get("blobs", data)  # of detectors; ImageNet models have their tensors on top
+    weights = data.get("blobs", data)  # in detectors; ImageNet models are a flat dict
     weights = {name: value for name, value in weights.items() if not name.endswith("_momentum")}
     return {"model": weights, "__author__": "Caffe2", "matching_heuristics": True}
 

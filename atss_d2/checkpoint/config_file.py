@@ -38,10 +38,10 @@ def write_config(weights: Path, report: ConversionReport) -> Path:
 
     Args:
         weights: File of the weights.
-        report: What their conversion said.
+        report: Report of their conversion.
 
     Returns:
-        Path of the config: that of the weights, with suffix ``.py``.
+        Path of the config: that of the weights, with the suffix ``.py``.
     """
     path = weights.with_suffix(".py")
     lines = overrides(report.architecture.settings)

@@ -1,9 +1,9 @@
 """Conventions: the settings in which other implementations of ATSS differ from the paper's model.
 
-With the settings of a convention, weights of that implementation give the detections that they give
-there, and labels and losses are computed as there, as far as we have settings for it
-(docs/checkpoints.md lists the rest). :func:`apply_convention` sets them in a config of either kind.
-Schedules, augmentation and learning rates are not part of a convention.
+With the settings of a convention, weights of that implementation give the same detections as the
+original, and labels and losses are computed as in the original, as far as we have settings for it
+(docs/checkpoints.md lists the rest). :func:`apply_convention` sets them in a LazyConfig or yaml
+config. Schedules, augmentation and learning rates are not part of a convention.
 """
 
 from __future__ import annotations
@@ -32,14 +32,15 @@ class Convention:
     Attributes:
         title: What the implementation is.
         anchor_offset: Center of the first anchor, in strides.
-        center_shift: Pixels that centers lie beside that.
-        inset: Pixels taken off the distances from a center to the sides of a box, in matchers, in
-            centerness targets and in regression from points.
-        floor_per_image: Whether an image without positives counts as one in the losses' normalizer.
-        clamp_both_sides: Whether decoded dw and dh have a minimum, too.
+        center_shift: Pixels added to x and y of every center.
+        inset: Pixels subtracted from the distances between a center and the sides of a box, in
+            matchers, in centerness targets and in regression from points.
+        floor_per_image: Whether an image without positives counts as one positive in the normalizer
+            of the losses.
+        clamp_both_sides: Whether decoded dw and dh also have a minimum.
         p7_relu: Whether P7 is made from ReLU(P6).
         conv_bias: Whether the convolutions of the towers have a bias.
-        stride_in_1x1: Whether a ResNet has its strides in 1x1 convolutions; no ResNeXt has.
+        stride_in_1x1: Whether a ResNet has its strides in 1x1 convolutions; a ResNeXt never does.
         score_type: Score of a detection, see :class:`atss_d2.ATSS`.
         rank_by: Ranking of candidates, see :class:`atss_d2.ATSS`.
         pixel_mean: Mean per channel, in the order of ``input_format``.
@@ -74,7 +75,8 @@ class Convention:
 CONVENTIONS: Mapping[str, Convention] = {
     "authors": Convention(
         title="the authors' release",
-        # Their corners are pixels that belong to the box: continuous (x1, y1, x2 + 1, y2 + 1).
+        # Their corners are pixels inside the box: (x1, y1, x2 + 1, y2 + 1) in continuous
+        # coordinates.
         anchor_offset=0.5,
         center_shift=0.5,
         inset=0.5,
@@ -108,7 +110,7 @@ CONVENTIONS: Mapping[str, Convention] = {
         frozen_bn_has_eps=True,
     ),
 }
-# Both have these; a config may have been changed.
+# Both conventions have these; set because a config may have changed them.
 _SAME_IN_ALL = {
     "test_score_thresh": 0.05,
     "test_topk_candidates": 1000,
@@ -118,7 +120,7 @@ _SAME_IN_ALL = {
 
 
 def get_convention(name: str) -> Convention:
-    """Returns the convention of a name.
+    """Returns the convention with a name.
 
     Raises:
         ValueError: There is no such convention; the message names the known ones.
@@ -131,11 +133,11 @@ def get_convention(name: str) -> Convention:
 def apply_convention(cfg: DictConfig | CfgNode, convention: str) -> DictConfig | CfgNode:
     """Sets the values of a convention in a config.
 
-    Number of classes, depth, deformable convolutions and everything else that is not part of a
-    convention keep their values. All values are set, so a second call replaces the first.
+    The number of classes, the depth, deformable convolutions and everything else that is not part
+    of a convention keep their values. All values are set, so a second call replaces the first.
 
     Args:
-        cfg: A LazyConfig, its node ``model``, or a yaml config; changed in place.
+        cfg: A LazyConfig, its ``model`` node, or a yaml config; changed in place.
         convention: ``"authors"`` or ``"mmdet"``.
 
     Returns:
@@ -164,7 +166,7 @@ def convention_settings(cfg: DictConfig | CfgNode, convention: str) -> dict[str,
     """Returns the values that :func:`apply_convention` sets.
 
     Returns:
-        Keys below ``model`` of a LazyConfig, or of a yaml config, and their values.
+        Keys, below ``model`` in a LazyConfig or from the top of a yaml config, and their values.
 
     Raises:
         ValueError: As in :func:`apply_convention`.
@@ -234,12 +236,12 @@ def _name(target: Any) -> str:
 
 
 def arguments_of(node: DictConfig) -> Mapping[str, inspect.Parameter]:
-    """Arguments of what a node of a LazyConfig builds."""
+    """Returns the arguments of the class or function that a LazyConfig node calls."""
     return inspect.signature(_target(node)).parameters
 
 
 def config_value(model: DictConfig, key: str) -> Any:
-    """What a config has below its ``model``; where it is silent, the default of the argument."""
+    """Returns a config's value of a key below ``model``, or else the default of the argument."""
     parent, _, name = key.rpartition(".")
     node = OmegaConf.select(model, parent) if parent else model
     if name == "_target_":

@@ -1,7 +1,7 @@
-"""Turns the weights of other implementations of ATSS into ours.
+"""Converts the weights of other implementations of ATSS to ours.
 
-:func:`convert_state_dict` is a pure function of a state dict. A file that does not fit is refused;
-what became of every key is in the :class:`ConversionReport`.
+:func:`convert_state_dict` is a pure function of a state dict. Weights that do not fit raise an
+error; the :class:`ConversionReport` says what happened to every key.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from .report import ConversionReport, KeyReport, format_shape
 
 __all__ = ["Conversion", "ConversionError", "convert_state_dict"]
 
-# Under which files keep the weights, and what DistributedDataParallel writes before every name.
+# Keys under which files keep the weights, and the prefix that DistributedDataParallel adds to every
+# name.
 _NESTS = ("model", "state_dict")
 _PREFIX = "module."
 _MAX_NESTED = 8
@@ -31,7 +32,7 @@ _EPS = FrozenBatchNorm2d(1).eps
 
 
 class ConversionError(CheckpointError):
-    """Weights do not fit; ``report`` says what became of every key."""
+    """Weights do not fit; ``report`` says what happened to every key."""
 
     def __init__(self, message: str, report: ConversionReport) -> None:
         super().__init__(message)
@@ -39,7 +40,7 @@ class ConversionError(CheckpointError):
 
 
 class Conversion(NamedTuple):
-    """Weights in our names, and what became of every key."""
+    """Weights in our names, and what happened to every key."""
 
     state_dict: dict[str, Tensor]
     report: ConversionReport
@@ -53,19 +54,19 @@ def convert_state_dict(
 ) -> Conversion:
     """Converts the weights of the authors' release or of mmdetection to ours.
 
-    Names change, and few values: scalars of shape (1,) become 0-dimensional, numbers of other
-    precision float32, and where the frozen BatchNorm of an implementation adds no epsilon to the
-    variance, that which Detectron2's adds is taken off. A model with these weights and with the
-    settings of the convention (:func:`atss_d2.checkpoint.apply_convention`) gives the original's
-    results.
+    Names change, and a few values: scalars of shape (1,) become 0-dimensional, other floating-point
+    types become float32, and where an implementation's frozen BatchNorm adds no epsilon to the
+    variance, the epsilon that Detectron2's adds is subtracted. A model with these weights and with
+    the settings of the convention (:func:`atss_d2.checkpoint.apply_convention`) gives the
+    original's results.
 
     Args:
-        state_dict: Weights by name, with or without the prefix ``module.``, or a checkpoint that
-            holds them under ``model`` or ``state_dict``. It is not changed.
-        convention: ``"authors"``, ``"mmdet"``, or ``"auto"`` for what the names tell.
+        state_dict: Weights by name, with or without the prefix ``module.``, or a checkpoint with
+            weights under ``model`` or ``state_dict``. It is not changed.
+        convention: ``"authors"``, ``"mmdet"``, or ``"auto"`` to recognize it by the names.
         expected: The model to convert for, or its state dict. Default: the model that the weights
-            describe: any ResNet or ResNeXt with FPN that we can build, with deformable
-            convolutions or not, of any number of classes.
+            describe, which may be any ResNet or ResNeXt with FPN that we can build, with or without
+            deformable convolutions, with any number of classes.
 
     Returns:
         The weights and a report of all keys.
@@ -102,7 +103,7 @@ def _checked(
     convention: str,
     expected: nn.Module | Mapping[str, Tensor] | None,
 ) -> Conversion:
-    """Compares what was converted with the model."""
+    """Compares the converted weights with the model."""
     architecture = None
     if expected is None:
         try:
@@ -149,7 +150,7 @@ def _compared(
 
 
 def _convert(name: str, value: Tensor, convention: Convention) -> tuple[Tensor, str]:
-    """A value for our name, and what was changed."""
+    """Returns the value for our name, and a note of what was changed."""
     notes = []
     value = value.detach()
     if value.is_floating_point() and value.dtype != torch.float32:
@@ -166,9 +167,9 @@ def _convert(name: str, value: Tensor, convention: Convention) -> tuple[Tensor, 
 
 
 def _find_weights(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The tensors of a file, by names without prefix."""
+    """Returns the tensors of a file, by names without the prefix."""
     found = checkpoint
-    for _ in range(_MAX_NESTED):  # a file may hold itself
+    for _ in range(_MAX_NESTED):  # a file may contain itself
         nest = next((name for name in _NESTS if isinstance(found.get(name), Mapping)), None)
         if nest is None:
             break

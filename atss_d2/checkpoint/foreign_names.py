@@ -1,7 +1,7 @@
-"""Names of parameters in the checkpoints of other implementations, and ours for them.
+"""Maps parameter names in the checkpoints of other implementations to ours.
 
 Both implementations build a ResNet whose blocks have torchvision's names, an FPN and two towers.
-Here are names only; what is done to values is in :mod:`atss_d2.checkpoint.conversion`.
+This module handles only names; :mod:`atss_d2.checkpoint.conversion` handles values.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterable, Mapping
 Rule = tuple[str, str | Callable[[re.Match], str]]
 
 _STEM = "backbone.bottom_up.stem.conv1"
-# In a block of a ResNet: theirs -> ours. What predicts the offsets of a deformable convolution is
-# called conv2.offset (authors), conv2.conv_offset (mmcv) or conv2_offset (early mmdetection).
+# In a ResNet block: theirs -> ours. The offset predictor of a deformable convolution is called
+# conv2.offset (authors), conv2.conv_offset (mmcv) or conv2_offset (early mmdetection).
 _IN_BLOCK = {
     r"conv([123])": r"conv\3",
     r"bn([123])": r"conv\3.norm",
@@ -36,7 +36,7 @@ def _resnet_rules(stem: str, stages: str) -> list[Rule]:
 
 
 def _tower_rule(theirs: str, ours: str, place: int) -> Rule:
-    """A tower of mmdetection, whose blocks are numbered; ours are sequences of three modules."""
+    """Maps mmdetection's numbered tower blocks to ours, which are three consecutive modules."""
     name = {"cls": "cls_subnet", "reg": "bbox_subnet"}
     return (
         rf"bbox_head\.(cls|reg)_convs\.(\d+)\.{theirs}",
@@ -44,8 +44,8 @@ def _tower_rule(theirs: str, ours: str, place: int) -> Rule:
     )
 
 
-# The first rule that fits the name of a module gives ours. The name of a module is all of a key
-# but its last part (weight, bias, running_mean, running_var, scale), which stays.
+# The first rule that matches a module's name gives ours. A module's name is a key without its last
+# part (weight, bias, running_mean, running_var, scale), which stays.
 _RULES: Mapping[str, list[Rule]] = {
     "authors": [
         (r"rpn\.head\.cls_tower\.(.+)", r"head.cls_subnet.\1"),
@@ -54,7 +54,7 @@ _RULES: Mapping[str, list[Rule]] = {
         (r"rpn\.head\.bbox_pred", "head.bbox_pred"),
         (r"rpn\.head\.centerness", "head.ctrness"),
         (r"rpn\.head\.scales\.(\d+)", r"head.scales.\1"),
-        # They count C2, which their FPN leaves out, as 1: C3 is 2.
+        # They count from C2, which is 1 and which their FPN leaves out: C3 is 2.
         (r"backbone\.fpn\.fpn_inner([234])", lambda m: f"backbone.fpn_lateral{int(m[1]) + 1}"),
         (r"backbone\.fpn\.fpn_layer([234])", lambda m: f"backbone.fpn_output{int(m[1]) + 1}"),
         (r"backbone\.fpn\.top_blocks\.(p6|p7)", r"backbone.top_block.\1"),
@@ -75,7 +75,7 @@ _RULES: Mapping[str, list[Rule]] = {
         *_resnet_rules(stem=r"backbone\.", stages=r"backbone\."),
     ],
 }
-# Keys of a file that are no weights: pattern of the key -> what they are.
+# Keys of a file that are not weights: pattern of the key -> why it is skipped.
 _NO_WEIGHTS: Mapping[str, Mapping[str, str]] = {
     "authors": {r"rpn\.(anchor_generator|box_coder)\..+": "computed anew"},
     "mmdet": {
@@ -84,12 +84,12 @@ _NO_WEIGHTS: Mapping[str, Mapping[str, str]] = {
         r"bbox_head\.(anchor|prior)_generator\..+": "computed anew",
     },
 }
-# A key that only this implementation has.
+# Prefix of a key that only this implementation has.
 _SIGNS = {"authors": "rpn.head.", "mmdet": "bbox_head."}
 
 
 def recognize(keys: Iterable[str]) -> str | None:
-    """The convention whose names these are, or None."""
+    """Returns the convention that uses these names, or None."""
     for convention, sign in _SIGNS.items():
         if any(key.startswith(sign) for key in keys):
             return convention
@@ -97,7 +97,7 @@ def recognize(keys: Iterable[str]) -> str | None:
 
 
 def reason_to_leave(key: str, convention: str) -> str | None:
-    """What a key is that a model does not need; None for one that it may need."""
+    """Returns why a key is skipped; None if it may be a weight."""
     for pattern, reason in _NO_WEIGHTS[convention].items():
         if re.fullmatch(pattern, key):
             return reason
@@ -105,15 +105,14 @@ def reason_to_leave(key: str, convention: str) -> str | None:
 
 
 def our_names(keys: Iterable[str], convention: str) -> dict[str, str | None]:
-    """Our names for the keys of a state dict of another implementation; None where there is none.
+    """Returns our names for the keys of another implementation's state dict; None if there is none.
 
     Args:
-        keys: All weights of the state dict: whether a convolution is a deformable one is seen
-            from the others.
-        convention: Whose names they are.
+        keys: All weights of the state dict, as other keys tell whether a convolution is deformable.
+        convention: Convention of the keys.
     """
     names = {key: _our_name(key, convention) for key in keys}
-    # mmcv's deformable convolution has its weight itself, ours in a part called conv.
+    # mmcv's deformable convolution has its weight itself; ours has it in a part called conv.
     packs = {name.removesuffix(".offset.weight") for name in names.values() if _is_offset(name)}
     for key, name in names.items():
         module, _, parameter = (name or "").rpartition(".")

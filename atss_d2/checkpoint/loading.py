@@ -25,7 +25,7 @@ _OTHER_WAY = (
     "; to take only the weights, call load_file(..., weights_only_parts=True) or run "
     "tools/convert_weights.py with --weights-only-parts"
 )
-# Modules that torch never admits anything of.
+# Modules from which torch never admits anything.
 _NEVER_ADMITTED = ("sys", "os", "posix", "nt")
 _ZIP_FOLDER = 0x10  # the bit of an entry's attributes
 _TORCH_REFUSAL = re.compile(r"GLOBAL (\S+) (?:was not an allowed global|whose module \S+ is bl)")
@@ -34,7 +34,7 @@ _TORCH_REASON = re.compile(r"WeightsUnpickler error:\s*(\S.*)")
 
 
 class CheckpointError(ValueError):
-    """A file cannot be used as a checkpoint; the message names it, the reason and the mend."""
+    """A file cannot be used as a checkpoint; the message names the file, the reason and the fix."""
 
 
 class CheckpointNotFoundError(CheckpointError, FileNotFoundError):
@@ -44,39 +44,40 @@ class CheckpointNotFoundError(CheckpointError, FileNotFoundError):
 def load_file(path: str | os.PathLike[str], *, weights_only_parts: bool = False) -> dict[str, Any]:
     """Reads a whole checkpoint into plain containers, tensors on the CPU and numpy arrays.
 
-    The suffix tells the format: ``.pkl`` is a pickle of numpy arrays (Detectron2's model zoo, and
-    Caffe2's), ``.safetensors`` what it says, and all else (``.pth``, ``.pt``, ``.ckpt``, ...) a
-    file of ``torch.save``. Nothing of the file is run. What it may hold besides tensors, arrays and
-    plain containers are the classes and functions that were given to
-    ``torch.serialization.add_safe_globals``, in every format.
+    The suffix determines the format: ``.pkl`` is a pickle of numpy arrays (the model zoos of
+    Detectron2 and Caffe2), ``.safetensors`` is safetensors, and anything else
+    (``.pth``, ``.pt``, ``.ckpt``, ...) is a file of ``torch.save``. No code in the file is
+    executed. In every format, it may contain only tensors, arrays, plain containers, and the
+    classes and functions passed to ``torch.serialization.add_safe_globals``.
 
     Args:
         path: A file on this machine.
-        weights_only_parts: Whether a file that asks for classes or functions is read all the same:
-            without the entries that are, or hold, what it would make of them. A warning names
-            these. So weights are taken from the training checkpoints of mmdetection, for example.
+        weights_only_parts: Whether to read a file that asks for other classes or functions anyway,
+            without the entries that are, or contain, what it would make with them. A warning names
+            these entries. This reads the weights in mmdetection's training checkpoints, for
+            example.
 
     Returns:
-        The content of the file. Of ``.safetensors`` the tensors are under ``"model"`` and the
-        metadata, if there is any, under ``"metadata"``, as in the files of :func:`save_file`.
+        The content of the file. For ``.safetensors``, the tensors are under ``"model"`` and the
+        metadata, if any, under ``"metadata"``, as in the files of :func:`save_file`.
 
     Raises:
         CheckpointNotFoundError: There is no such file.
-        CheckpointError: The file asks for code, is damaged, or is no checkpoint.
+        CheckpointError: The file asks for code, is damaged, or is not a checkpoint.
         ImportError: The file is in safetensors format and the library is not installed.
     """
     path = Path(path)
     if not path.is_file():
         raise CheckpointNotFoundError(f"There is no checkpoint at '{path}'")
     read = _READERS.get(path.suffix.lower(), _read_torch)
-    with path.open("rb") as file:  # first of all: may it be read?
+    with path.open("rb") as file:  # first: is it readable?
         head = file.read(512)
     _check_head(path, head)
     try:
         checkpoint = read(path)
     except (ImportError, CheckpointError):
         raise
-    except Exception as error:  # of any kind: the parsers see bytes that anyone may have written
+    except Exception as error:  # of any kind: the parsers read untrusted bytes
         message = _reason(path, head, error)
         if not weights_only_parts or not _is_refusal(path, error):
             raise CheckpointError(message) from None
@@ -90,13 +91,13 @@ def load_file(path: str | os.PathLike[str], *, weights_only_parts: bool = False)
 
 
 def _is_refusal(path: Path, error: Exception) -> bool:
-    """Whether a file was refused for what it holds, and not because it is damaged."""
+    """Returns whether a file was refused for its content, not because it is damaged."""
     is_new_pickle = _TORCH_OPCODE in str(error)  # torch's reader knows protocol 2 only
     return isinstance(error, NotPlainError) or is_new_pickle or bool(_asked_for(path, error))
 
 
 def _reason(path: Path, head: bytes, error: Exception) -> str:
-    """Why a file was not read, in one sentence."""
+    """Says in one sentence why a file was not read."""
     if isinstance(error, NotPlainError):
         return (
             f"'{path}' is refused; no code in it was executed: it holds {error}; only tensors, "
@@ -127,7 +128,7 @@ def _read_weights_only_parts(path: Path, head: bytes) -> Any:
 
 
 def import_safetensors() -> ModuleType:
-    """Returns the module ``safetensors.torch``; a missing library gives a sentence.
+    """Returns the module ``safetensors.torch``; if it is missing, the error says how to install it.
 
     Raises:
         ImportError: safetensors is not installed.
@@ -144,7 +145,7 @@ def import_safetensors() -> ModuleType:
 
 def _read_torch(path: Path) -> Any:
     if tarfile.is_tarfile(path):
-        # Before torch 2.6 weights_only=True did not hold for this format.
+        # Before torch 2.6, weights_only=True had no effect on this format.
         raise CheckpointError(
             f"'{path}' is a tar archive: unpack what is packed into it; a checkpoint of torch 0.1 "
             "has to be loaded and saved by a newer torch"
@@ -156,11 +157,11 @@ def _read_torch(path: Path) -> Any:
                     f"'{path}' is a TorchScript program and no checkpoint: save the state_dict() "
                     "of the model"
                 )
-            # Torch reads nothing of what the archive says to be a folder, and does not say so.
+            # Torch silently skips entries that the archive marks as folders.
             folders = [x.filename for x in archive.infolist() if x.external_attr & _ZIP_FOLDER]
             if folders:
                 raise ValueError(f"{folders[0]} is a folder")
-            damaged = archive.testzip()  # torch does not look at the checksums
+            damaged = archive.testzip()  # torch does not verify checksums
         if damaged is not None:
             raise ValueError(f"{damaged} does not fit its checksum")
     return torch.load(path, map_location="cpu", weights_only=True)
@@ -186,7 +187,7 @@ _READERS = {".pkl": _read_pickle, ".safetensors": _read_safetensors}
 
 
 def _admitted_globals() -> dict[str, Any]:
-    """Dotted name -> what was admitted by ``torch.serialization.add_safe_globals``."""
+    """Returns what ``torch.serialization.add_safe_globals`` has admitted, by dotted name."""
     admitted = {}
     for item in torch.serialization.get_safe_globals():
         if isinstance(item, tuple):
@@ -199,7 +200,7 @@ def _admitted_globals() -> dict[str, Any]:
 
 
 def _asked_for(path: Path, error: Exception) -> str | None:
-    """The dotted name of the global for which a file was refused."""
+    """Returns the dotted name of the global for which a file was refused, or None."""
     if isinstance(error, ForbiddenGlobalError):
         name = error.name
     else:
@@ -207,7 +208,7 @@ def _asked_for(path: Path, error: Exception) -> str | None:
         name = match[1] if match else ""
         if name and "." not in name:
             name = f"builtins.{name}"  # as torch abbreviates it
-    # A file that ends within a name asks for the first letters of it.
+    # A file truncated within a name asks for the first letters of that name.
     with path.open("rb") as file:
         file.seek(max(0, path.stat().st_size - len(name) - 1))
         end = file.read()[:-1].replace(b"\n", b".")
@@ -230,12 +231,12 @@ def _refusal(path: Path, name: str) -> str:
 
 
 def _printable(text: str) -> str:
-    """Text of a file without control characters, which would reach the user's terminal."""
+    """Escapes control characters in a file's text, which would reach the user's terminal."""
     return ascii(text)[1:-1]
 
 
 def _check_head(path: Path, head: bytes) -> None:
-    """Knows what often comes in place of a checkpoint."""
+    """Recognizes what is often downloaded in place of a checkpoint."""
     text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if not head:
         raise CheckpointError(f"'{path}' is empty: copy or download it again")
@@ -254,9 +255,9 @@ def _check_head(path: Path, head: bytes) -> None:
 
 def _damage(path: Path, head: bytes, error: Exception) -> str:
     reason = _TORCH_REASON.search(str(error)) or re.search(r"(\S.*)", str(error))
-    # Of several sentences the first.
+    # The first of several sentences.
     reason = ascii(reason[1].split(". ")[0])[1:-1][:160] if reason else ""
-    if not re.search("[a-z]{2}", reason):  # a KeyError of the byte where an opcode should be
+    if not re.search("[a-z]{2}", reason):  # a KeyError for the byte where an opcode should be
         reason = f"{type(error).__name__} {reason}".rstrip()
     mend = "it is damaged, incomplete or no checkpoint: copy or download it again"
     if path.suffix.lower() in _READERS and zipfile.is_zipfile(path):

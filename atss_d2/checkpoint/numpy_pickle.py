@@ -1,10 +1,10 @@
-"""An unpickler for files of numbers: numpy arrays and plain containers, and nothing else.
+"""An unpickler for numpy arrays and plain containers, and nothing else.
 
-Pickle is a small program that names functions to call. Here a name stands for what this table says
-and not for what can be imported, so a file cannot call anything else. numpy's own constructors are
-not in the table: a forged dtype makes numpy take bytes of the file for addresses of objects. Their
-places are taken by :class:`DType` and :class:`Array`, which note down what the file says; an
-array is then made of checked bytes.
+A pickle is a small program that names functions to call. Here, names are looked up in the table
+:data:`MAKERS` instead of being imported, so a file cannot call anything else. numpy's own
+constructors are not in the table: a forged dtype makes numpy treat bytes of the file as addresses
+of objects. :class:`DType` and :class:`Array` replace them and record what the file says; an array
+is then made from checked bytes.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from typing import Any, BinaryIO
 import numpy as np
 
 # Real and complex numbers and booleans, as dtype.__reduce__ writes them. Neither objects nor
-# records (which may hold objects).
+# records (which may contain objects).
 _DTYPES = ("b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8", "c8", "c16")
 
 
 class ForbiddenGlobalError(Exception):
-    """A file asked for something outside the table; ``name`` is its dotted name."""
+    """A file asked for something that is not in the table; ``name`` is its dotted name."""
 
     def __init__(self, name: str) -> None:
         super().__init__(name)
@@ -31,7 +31,7 @@ class ForbiddenGlobalError(Exception):
 
 
 class NotPlainError(Exception):
-    """A file holds what is neither a number, nor text, nor an array of numbers, nor a container."""
+    """A file contains something other than numbers, text, arrays of numbers and containers."""
 
 
 def load_pickle(file: BinaryIO, admitted: Mapping[str, Any]) -> Any:
@@ -39,7 +39,7 @@ def load_pickle(file: BinaryIO, admitted: Mapping[str, Any]) -> Any:
 
     Args:
         file: Open for reading.
-        admitted: Dotted name -> what a file may ask for besides arrays and plain containers.
+        admitted: What a file may ask for besides arrays and plain containers, by dotted name.
 
     Returns:
         Numbers, strings, lists, tuples, dicts, OrderedDicts, sets and numpy arrays, and instances
@@ -47,8 +47,8 @@ def load_pickle(file: BinaryIO, admitted: Mapping[str, Any]) -> Any:
 
     Raises:
         ForbiddenGlobalError: The file asks for anything else; no code in it was executed.
-        NotPlainError: It holds, for example, an array of objects.
-        Exception: Of any kind, as the file may hold any bytes.
+        NotPlainError: It contains, for example, an array of objects.
+        Exception: Of any kind, as the file may contain any bytes.
     """
     value = _Unpickler(file, admitted).load()
     return _finish(value, {}, list(admitted.values()))
@@ -56,11 +56,11 @@ def load_pickle(file: BinaryIO, admitted: Mapping[str, Any]) -> Any:
 
 class _Unpickler(pickle.Unpickler):
     def __init__(self, file: BinaryIO, admitted: Mapping[str, Any]) -> None:
-        super().__init__(file, encoding="latin1")  # raw bytes in files of Python 2 are strings
+        super().__init__(file, encoding="latin1")  # strings of Python 2 are raw bytes
         self._admitted = admitted
 
     def find_class(self, module: str, name: str) -> Any:
-        # Python 2 called the module of set and complex otherwise.
+        # Python 2 used another name for the module of set and complex.
         key = f"{module.replace('__builtin__', 'builtins')}.{name}"
         if key in MAKERS:
             return MAKERS[key]
@@ -70,7 +70,7 @@ class _Unpickler(pickle.Unpickler):
 
 
 class _Sealed(type):
-    """The type of classes that a file can name: it could otherwise set their attributes."""
+    """The type of the classes that a file can name, so that it cannot set their attributes."""
 
     def __setattr__(cls, name: str, value: Any) -> None:
         raise pickle.UnpicklingError(f"an attribute of a class that is set: {name!a}")
@@ -110,10 +110,10 @@ class NDArray(metaclass=_Sealed):
 
 
 class Array(metaclass=_Sealed):
-    """Stands in for an array, which a pickle makes empty and fills later."""
+    """Stands in for an array, which a pickle creates empty and fills later."""
 
     __slots__ = ("_array", "is_plain")
-    __hash__ = None  # type: ignore[assignment]  (neither keys nor members of sets)
+    __hash__ = None  # type: ignore[assignment]  (neither a key nor a member of a set)
 
     def __init__(self, array_class: type, shape: tuple, kind: bytes | str) -> None:
         if array_class is not NDArray:
@@ -142,12 +142,12 @@ def _array(data: bytes | bytearray | str, dtype: DType, shape: tuple, order: str
             f"an array of shape {tuple(shape)} and dtype {real} with {len(data)} bytes"
         )
     array = np.ndarray(shape, real, buffer=data, order=order)
-    # A copy that may be written to, in the byte order of this machine.
+    # A writable copy, in the byte order of this machine.
     return array.astype(real.newbyteorder("="))
 
 
 class _Scalar(metaclass=_Sealed):
-    """Stands in for the function that makes numpy's numbers."""
+    """Stands in for the function that makes numpy scalars."""
 
     __slots__ = ()
 
@@ -156,7 +156,7 @@ class _Scalar(metaclass=_Sealed):
 
 
 class _FromBuffer(metaclass=_Sealed):
-    """Stands in for the function that makes arrays since protocol 5 of pickle."""
+    """Stands in for the function that makes arrays in pickle protocol 5."""
 
     __slots__ = ()
 
@@ -165,7 +165,7 @@ class _FromBuffer(metaclass=_Sealed):
 
 
 class _Encode(metaclass=_Sealed):
-    """Stands in for ``codecs.encode``, by which Python 3 writes bytes for Python 2."""
+    """Stands in for ``codecs.encode``, with which Python 3 writes bytes for Python 2."""
 
     __slots__ = ()
 
@@ -176,7 +176,7 @@ class _Encode(metaclass=_Sealed):
 
 
 class _NoBytes(metaclass=_Sealed):
-    """Stands in for the class ``bytes``, by whose call Python 3 writes no bytes for Python 2."""
+    """Stands in for the class ``bytes``, which Python 3 calls to write empty bytes for Python 2."""
 
     __slots__ = ()
 
@@ -201,9 +201,9 @@ for _package in ("numpy.core", "numpy._core"):  # before and since numpy 2
 
 
 def _finish(value: Any, done: dict[int, tuple[Any, Any]], admitted: list) -> Any:
-    """Puts arrays where the containers below ``value`` hold what stands for them.
+    """Replaces what stands in for arrays by arrays, in all containers below ``value``.
 
-    ``done`` has each container and what became of it, by the id of the container: they may hold
+    ``done`` maps the id of each container to the container and its result: containers may contain
     themselves, and tuples that share their members would take exponential time.
     """
     if isinstance(value, (Array, DType)):

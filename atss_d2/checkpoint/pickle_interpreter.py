@@ -1,8 +1,8 @@
 """Interprets the opcodes of a pickle without Python's unpickler.
 
-A name in the file stays a name: nothing is imported or looked up, and what is called are the few
-functions of :data:`MAKERS`. Whatever else the file would call becomes a :class:`LeftOut`, an object
-without any behavior.
+A name in the file stays a name: nothing is imported or looked up, and only the few functions of
+:data:`MAKERS` are called. Any other call becomes a :class:`LeftOut`, an object without any
+behavior.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from .plain_values import MAKERS, LeftOut, Name, checked_key, make_set
 __all__ = ["Interpreter"]
 
 _MARK = object()
-# Opcodes that push what stands behind them in the file.
+# Opcodes that push the value that follows them in the file.
 _LITERALS = {
     *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"),
     *("STRING", "BINSTRING", "SHORT_BINSTRING", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8"),
@@ -174,7 +174,7 @@ class Interpreter:
         elif not isinstance(target, LeftOut):
             raise pickle.UnpicklingError(f"a {type(target).__name__} that is added to")
 
-    # Names and what would be calls
+    # Names and calls
 
     def _op_global(self, argument: str) -> None:
         self._push(_name(*argument.split(" ", 1)))
@@ -200,7 +200,7 @@ class Interpreter:
 
     def _op_newobj_ex(self, _: Any) -> None:
         keywords, arguments, function = self._pop(), self._pop(), self._pop()
-        if keywords and isinstance(function, Name):  # no maker takes any
+        if keywords and isinstance(function, Name):  # no maker takes keywords
             function = LeftOut(function.name)
         self._call(function, arguments)
 
@@ -220,7 +220,7 @@ class Interpreter:
                 self._push(LeftOut(function.name))
 
     def _spend(self, arguments: tuple) -> None:
-        """Counts what makers copy: a file can give them the same long list again and again."""
+        """Limits what makers copy: a file can give them the same long list again and again."""
         self._budget -= sum(len(x) for x in arguments if type(x) in (list, tuple, str, bytes, dict))
         if self._budget < 0:
             raise pickle.UnpicklingError("copies that are much larger than the file")
@@ -232,11 +232,11 @@ class Interpreter:
                 raise pickle.UnpicklingError("an array whose state is no tuple")
             self._spend(state)
             try:
-                target.__setstate__(state)  # of ours, which checks what it takes
+                target.__setstate__(state)  # our own, which checks the state
             except NotPlainError:
                 target.is_plain = False
         elif type(target) is OrderedDict:
-            # Torch's versions of modules. Other attributes would shadow the methods.
+            # Torch's module versions. Other attributes could shadow methods.
             metadata = state.get("_metadata") if type(state) is dict else None
             if type(metadata) in (dict, OrderedDict):
                 target._metadata = metadata

@@ -1,8 +1,8 @@
 """Reads the plain parts of a checkpoint and leaves out its objects.
 
-Training checkpoints often hold objects beside their weights: logs, configs, whole schedulers. The
-pickle in them is read by an interpreter of our own, which calls nothing that the file names; where
-the file would make an object, there is a placeholder, which is removed here.
+Training checkpoints often contain objects besides their weights: logs, configs, whole schedulers.
+Our own interpreter reads the pickle in them and calls nothing that the file names; where the file
+would create an object, it leaves a placeholder, which is removed here.
 
 No allocation is larger than the file: tensors are views of their storages, and a file cannot ask
 for more storage than it has bytes.
@@ -27,7 +27,7 @@ from .plain_values import LeftOut, Name
 
 __all__ = ["PlainParts", "read_plain_parts"]
 
-# Of torch.save before 1.6: magic number, then version.
+# How files of torch.save before 1.6 begin: magic number, then version.
 _LEGACY_MAGIC, _LEGACY_VERSION = 0x1950A86A20F9469CFC6C, 1001
 _STORAGES = {
     f"torch.{name}Storage": dtype
@@ -57,17 +57,17 @@ class PlainParts(NamedTuple):
 
 
 def read_plain_parts(path: Path) -> PlainParts:
-    """Reads tensors, numbers, text, arrays of numbers and containers of a checkpoint.
+    """Reads the tensors, numbers, text, arrays of numbers and containers of a checkpoint.
 
     Args:
-        path: A file of ``torch.save``, of either format, or a pickle that ends in ``.pkl``.
+        path: A file of ``torch.save``, in either format, or a pickle with the suffix ``.pkl``.
 
     Returns:
-        The content without the entries of dicts that are, or hold in a list, tuple or set, anything
-        else; and what these were.
+        The content without the entries of dicts that are, or contain in a list, tuple or set,
+        anything else; and what these were.
 
     Raises:
-        Exception: Of any kind, as the file may hold any bytes. Nothing in it was executed.
+        Exception: Of any kind, as the file may contain any bytes. No code in it is executed.
     """
     if path.suffix.lower() == ".pkl":
         with path.open("rb") as file:
@@ -81,7 +81,7 @@ def read_plain_parts(path: Path) -> PlainParts:
 
 
 class _Bounded:
-    """A file of which no more is read than it has: a read of 2**60 bytes allocates nothing."""
+    """A file that is never read past its end: a read of 2**60 bytes allocates nothing."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -95,14 +95,14 @@ class _Bounded:
 
 
 class _Storages:
-    """The storages of a file, by key; ``size`` bounds the bytes of all of them."""
+    """The storages of a file, by key; ``size`` bounds their total number of bytes."""
 
     def __init__(self, size: int) -> None:
         self.by_key: dict[str, Tensor] = {}
         self._left = size
 
     def allocate(self, key: str, num_values: int, dtype: torch.dtype) -> Tensor:
-        """Memory (num_values,) for a storage, which must be of the same kind each time."""
+        """Returns memory (num_values,) for a storage, whose size and type must not change."""
         known = self.by_key.get(key)
         if known is not None:
             if (known.numel(), known.dtype) != (num_values, dtype):
@@ -120,7 +120,7 @@ def _no_storage(pid: Any) -> Any:
 
 
 def _described(pid: Any, length: int) -> tuple[torch.dtype | None, str, str, int, tuple]:
-    """Dtype (None if unknown), its name, key, number of values, and the rest of a storage's id."""
+    """Reads a storage's id: dtype (None if unknown), its name, key, number of values, the rest."""
     if not isinstance(pid, tuple) or len(pid) < length or pid[0] != "storage":
         raise pickle.UnpicklingError("an identifier that is not that of a storage")
     _, kind, key, _, num_values, *rest = pid
@@ -164,7 +164,7 @@ def _read_zip(path: Path) -> Any:
 
 
 class _Whole:
-    """Bytes with the methods of a file that the parser calls."""
+    """Bytes with the file methods that the parser calls."""
 
     def __init__(self, data: bytes) -> None:
         self._data, self._position, self.size = data, 0, len(data)
@@ -225,7 +225,7 @@ def _num_bytes(storage: Tensor) -> int:
 
 
 def _fill(storage: Tensor, file: BinaryIO) -> None:
-    """Reads the values of a storage, which may be of a type that numpy does not have."""
+    """Reads the values of a storage, which may have a type that numpy lacks."""
     if not storage.numel():
         return
     is_bool = storage.dtype == torch.bool
@@ -240,7 +240,7 @@ def _fill(storage: Tensor, file: BinaryIO) -> None:
 
 
 class _Pruning:
-    """Removes what was left out; every container is looked at once."""
+    """Removes what was left out; visits every container once."""
 
     def __init__(self) -> None:
         self.left_out: Counter[tuple[str, str]] = Counter()
@@ -248,7 +248,7 @@ class _Pruning:
         self._done: dict[int, tuple[Any, Any]] = {}  # with the original, whose id stays taken
 
     def prune(self, value: Any, top: str) -> Any:
-        """A value without what was left out; a :class:`LeftOut` if nothing else remains."""
+        """Returns a value without what was left out; a :class:`LeftOut` if nothing else remains."""
         if isinstance(value, (Tensor, np.ndarray)):
             self.num_tensors += 1
             return value
@@ -259,7 +259,7 @@ class _Pruning:
         if not isinstance(value, (dict, list, tuple, set)):
             return value
         if id(value) not in self._done:
-            self._done[id(value)] = (value, value)  # for containers that hold themselves
+            self._done[id(value)] = (value, value)  # for containers that contain themselves
             self._done[id(value)] = (value, self._prune_container(value, top))
         return self._done[id(value)][1]
 

@@ -1,4 +1,4 @@
-"""What a checkpoint whose objects are left out may make: tensors, arrays, containers, placeholders.
+"""Makes the values of a checkpoint without objects: tensors, arrays, containers, placeholders.
 
 Everything that a file says about a value is checked here before the value is made.
 """
@@ -22,7 +22,7 @@ _SCALARS = (str, bytes, int, float, bool, complex, type(None))
 
 
 class LeftOut:
-    """Stands in for an object that a file would have made; ``name`` says of which class."""
+    """Stands in for an object that a file would have created; ``name`` is its class."""
 
     __slots__ = ("name",)
 
@@ -61,7 +61,7 @@ def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> Any:
         raise pickle.UnpicklingError("a tensor whose shape is not made of numbers")
     num_values = math.prod(size)
     last = offset + sum((n - 1) * step for n, step in zip(size, stride)) if num_values else 0
-    # Also no more values than the storage has: views that repeat values would grow when copied.
+    # Nor may it have more values than the storage: views that repeat values would grow when copied.
     if last >= max(1, storage.numel()) or num_values > storage.numel():
         raise pickle.UnpicklingError("a tensor that is larger than its storage")
     if not num_values:
@@ -112,9 +112,9 @@ MAKERS: dict[str, Callable] = {
 
 
 def checked_key(value: Any) -> Any:
-    """A key of a dict or a member of a set; the hash of deeply nested tuples overflows the stack.
+    """Returns a key of a dict or a member of a set, after checking it.
 
-    The members of a tuple are therefore plain values themselves.
+    The members of a tuple must be plain values: hashing deeply nested tuples overflows the stack.
     """
     members = value if type(value) is tuple else (value,)
     if not all(type(x) in _SCALARS or isinstance(x, LeftOut) for x in members):

@@ -14,21 +14,21 @@ from ..modeling.box_coding import PointDistances
 from .architecture import Architecture, ConfigChange
 from .conventions import get_convention
 
-# What may become of a key. Those of the second row are reasons to refuse a file.
+# What may happen to a key. The last three are reasons to refuse a file.
 STATUSES = ("renamed", "changed", "left", "missing", "unexpected", "misshapen")
 _NUM_NAMED = 5  # keys that a sentence names
 
 
 class KeyReport(NamedTuple):
-    """What became of one key.
+    """What happened to one key.
 
     Attributes:
         status: ``"renamed"``: another name, the same value; ``"changed"``: its value is changed,
-            too; ``"left"``: no weight; ``"missing"``: the model has it, the file does not;
-            ``"unexpected"``: the other way round; ``"misshapen"``: it has another shape there.
+            too; ``"left"``: not a weight; ``"missing"``: only the model has it; ``"unexpected"``:
+            only the file has it; ``"misshapen"``: its shape differs.
         theirs: Name in the file, if it is there.
         ours: Name in the model, if it is there.
-        shape: Shape in the file; of a missing one that in the model.
+        shape: Shape in the file; for a missing key, in the model.
         note: What was changed, or why.
     """
 
@@ -45,7 +45,7 @@ class ConversionReport:
 
     Attributes:
         convention: ``"authors"`` or ``"mmdet"``.
-        keys: What became of each key of the file, in its order; then the missing ones.
+        keys: What happened to each key of the file, in file order; then the missing ones.
         architecture: The model that the weights describe, or None if a model to convert for was
             given.
     """
@@ -55,11 +55,11 @@ class ConversionReport:
     architecture: Architecture | None = None
 
     def count(self, *statuses: str) -> int:
-        """How many keys have one of these statuses."""
+        """Counts the keys that have one of these statuses."""
         return sum(key.status in statuses for key in self.keys)
 
     def from_points(self) -> ConversionReport:
-        """The same for a model that regresses boxes from points, which weights do not tell."""
+        """Returns this report for a model that regresses from points, which weights cannot show."""
         if self.architecture is None:
             return self
         settings = {**self.architecture.settings, "box2box_transform._target_": PointDistances}
@@ -67,12 +67,12 @@ class ConversionReport:
 
     @property
     def changes(self) -> list[ConfigChange]:
-        """What the nearest of our configs, ``architecture.config``, has otherwise."""
+        """Keys whose values differ from the nearest of our configs, ``architecture.config``."""
         return [] if self.architecture is None else self.architecture.changes(self.convention)
 
     @property
     def overrides(self) -> list[str]:
-        """The changes as ``key=value``, as the command line takes them."""
+        """The changes as ``key=value`` overrides of the command line."""
         return overrides({key: needed for key, _, needed in self.changes})
 
     def key_table(self, statuses: Collection[str] = STATUSES) -> str:
@@ -110,7 +110,7 @@ class ConversionReport:
         return self.summary()
 
     def refusal(self) -> str:
-        """Why the file does not fit: the first keys that differ; empty if it fits."""
+        """Returns why the file does not fit: the first keys that differ; empty if it fits."""
         sentences = {
             "missing": "of the model not in the file",
             "unexpected": "of the file not in the model",
@@ -126,7 +126,7 @@ class ConversionReport:
         return "; ".join(parts)
 
     def metadata(self) -> dict[str, str]:
-        """What a file of the converted weights says of itself."""
+        """Returns the metadata for a file of the converted weights."""
         config = {} if self.architecture is None else {"config": self.architecture.config}
         return {
             "converted_from": get_convention(self.convention).title,

@@ -26,26 +26,26 @@ def save_file(
     path: str | os.PathLike[str],
     metadata: Mapping[str, str] | None = None,
 ) -> Path:
-    """Writes weights, in a format that :func:`load_file` and Detectron2 read.
+    """Writes weights in a format that :func:`load_file` and Detectron2 read.
 
-    The file is written beside ``path``, forced to the disk, and then takes its place: whatever
-    interrupts this, ``path`` holds what it held before, or all of the new content.
+    The file is written beside ``path``, flushed to disk, and then moved into place: if anything
+    interrupts this, ``path`` contains either what it contained before or all of the new content.
 
     Args:
-        state: A state dict, or a checkpoint that holds one under ``"model"``. What else it holds
-            fits into ``.pth`` only; save plain numbers, text, containers and tensors.
-        path: Ends in ``.pth`` or ``.safetensors``. Missing folders are made.
-        metadata: Text about the weights, under ``"metadata"`` when the file is loaded. Default:
-            what ``state`` has there.
+        state: A state dict, or a checkpoint with one under ``"model"``. Only ``.pth`` can store the
+            other entries of a checkpoint; save plain numbers, text, containers and tensors.
+        path: Ends in ``.pth`` or ``.safetensors``. Missing folders are created.
+        metadata: Text about the weights, found under ``"metadata"`` when the file is loaded.
+            Default: the ``"metadata"`` of ``state``.
 
     Returns:
         ``path``.
 
     Raises:
-        ValueError: Another suffix, weights that are no tensors, or something that does not fit
-            into the format; the message names it.
+        ValueError: The suffix is unknown, a weight is not a tensor, or the format cannot store an
+            entry; the message names it.
         OSError: The file cannot be written.
-        ImportError: safetensors is asked for and not installed.
+        ImportError: The suffix is ``.safetensors`` and the library is not installed.
     """
     path = Path(path)
     if path.suffix not in _SUFFIXES:
@@ -62,13 +62,13 @@ def save_file(
             file.flush()
             os.fsync(file.fileno())
         _sync_folder(path.parent)
-    except OSError as error:  # which may name no file, or the temporary one
+    except OSError as error:  # which may not name a file, or name the temporary one
         raise OSError(error.errno, error.strerror, str(path)) from error
     return path
 
 
 def _tensors(weights: Mapping[str, Any]) -> dict[str, Tensor]:
-    tensors = copy.copy(weights)  # with torch's versions of modules, an attribute of state dicts
+    tensors = copy.copy(weights)  # with the state dict's attribute, torch's module versions
     for name, value in weights.items():
         if isinstance(value, (np.ndarray, np.generic)):
             value = torch.from_numpy(np.array(value))
@@ -101,7 +101,7 @@ def _safetensors_bytes(checkpoint: dict[str, Any]) -> bytes:
     tensors, memory = {}, set()
     for name, tensor in checkpoint["model"].items():
         tensor = tensor.cpu().contiguous()
-        # The format has no views: each of several tensors in the same memory is written in full.
+        # The format has no views: tensors that share memory are each written in full.
         if tensor.untyped_storage().data_ptr() in memory:
             tensor = tensor.clone()
         memory.add(tensor.untyped_storage().data_ptr())
@@ -110,7 +110,7 @@ def _safetensors_bytes(checkpoint: dict[str, Any]) -> bytes:
 
 
 def _sync_folder(path: Path) -> None:
-    """Forces a new name in a folder to the disk."""
+    """Flushes a new name in a folder to disk."""
     if not hasattr(os, "O_DIRECTORY"):  # folders cannot be opened here
         return
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)

@@ -15,7 +15,7 @@ from .loading import CheckpointError, CheckpointNotFoundError
 __all__ = ["HOW_TO_NAME", "check_checkpoint", "local_checkpoint", "split_convention"]
 
 HOW_TO_NAME = "train.init_checkpoint=FILE, or MODEL.WEIGHTS FILE in a yaml config"
-# Where the checkpoints are that our configs start training from. They are of backbones.
+# Prefixes of the checkpoints that our configs start training from, which contain only backbones.
 _BACKBONES = ("atss_d2://pretrained/", Detectron2Handler.PREFIX + "ImageNetPretrained/")
 
 
@@ -26,7 +26,7 @@ def split_convention(path: str) -> tuple[str | None, str]:
 
 
 def check_checkpoint(path: str, *, for_use: bool = False) -> None:
-    """Checks that a checkpoint is there, and downloads it if it is a URL.
+    """Checks that a checkpoint exists, and downloads it if it is a URL.
 
     Args:
         path: As for :class:`SafeCheckpointer`; ``""`` stands for none.
@@ -34,8 +34,8 @@ def check_checkpoint(path: str, *, for_use: bool = False) -> None:
 
     Raises:
         CheckpointNotFoundError: The file does not exist or cannot be downloaded; the message names
-            it, and the keys that name another one.
-        CheckpointError: ``for_use``, and the path is empty or that of a backbone.
+            it, and the keys that select another one.
+        CheckpointError: ``for_use`` is set, and the path is empty or names a backbone.
     """
     if for_use and not path:
         raise CheckpointError(
@@ -52,16 +52,16 @@ def check_checkpoint(path: str, *, for_use: bool = False) -> None:
 
 
 def local_checkpoint(path: str) -> str:
-    """Path of a checkpoint's file on this machine, where it is downloaded to if it is a URL.
+    """Returns the path of a checkpoint on this machine, after downloading it if it is a URL.
 
     Raises:
         CheckpointNotFoundError: As for :func:`check_checkpoint`.
     """
     _, file = split_convention(path)
-    file = file.partition("?")[0]  # Detectron2 takes options of its own behind a "?"
+    file = file.partition("?")[0]  # Detectron2 takes its own options after a "?"
     try:
         local = PathManager.get_local_path(file) if file else ""
-    except FileNotFoundError as error:  # of a prefix of its own, which may say more
+    except FileNotFoundError as error:  # from the handler of a prefix, which may say more
         raise CheckpointNotFoundError(str(error)) from None
     except (OSError, HTTPException, ValueError, RuntimeError, AssertionError) as error:
         url = _url(file)
@@ -78,12 +78,12 @@ def local_checkpoint(path: str) -> str:
 
 
 def _url(file: str) -> str:
-    """What Detectron2 downloads for a path."""
+    """Returns the URL that Detectron2 downloads for a path."""
     prefix, separator, name = file.partition("://")
     if separator and prefix == "catalog":
         try:
             return ModelCatalog.get(name)
-        except RuntimeError:  # it knows no such model
+        except RuntimeError:  # an unknown model
             return file
     if file.startswith(Detectron2Handler.PREFIX):
         return Detectron2Handler.S3_DETECTRON2_PREFIX + name
