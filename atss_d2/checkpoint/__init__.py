@@ -1,4 +1,4 @@
-"""Checkpoints: safe loading, whole files, and weights of other implementations."""
+"""Checkpoints: safe loading, atomic saving, and weights of other implementations."""
 
 from ..config.renames import missing_name
 from .agreement import convention_differences

@@ -40,7 +40,7 @@ def convention_differences(model: ATSS, convention: str) -> list[str]:
 
 
 def _settings(model: ATSS, convention: Convention) -> Iterator[tuple[str, Any, Any]]:
-    """Names, values and needed values."""
+    """Yields names, values and the values that the convention needs."""
     generator, coder = model.anchor_generator, model.box2box_transform
     yield "anchor_generator.offset", generator.offset, convention.anchor_offset
     shift = getattr(generator, "center_shift", 0.0)

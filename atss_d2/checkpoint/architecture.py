@@ -128,7 +128,7 @@ class _Shapes:
         return name in self._shapes
 
     def conv(self, name: str) -> tuple[int, ...]:
-        """(channels, channels of the input of a group, height, width)."""
+        """Returns (output channels, input channels of a group, height, width)."""
         if name not in self._shapes:
             raise CheckpointError(
                 f"these are not the weights of an ATSS with a ResNet and FPN: {name} is not there"
@@ -145,7 +145,7 @@ class _Shapes:
 
 
 def _resnet(shape: _Shapes) -> dict[str, Any]:
-    """Settings of ``backbone.bottom_up``."""
+    """Returns the settings of ``backbone.bottom_up``."""
     blocks = tuple(shape.count(rf"{re.escape(_RES)}\.res{i}\.(\d+)\.") for i in range(2, 6))
     is_bottleneck = f"{_RES}.res2.0.conv3.weight" in shape
     if (blocks, is_bottleneck) not in _DEPTHS:
@@ -178,7 +178,7 @@ def _resnet(shape: _Shapes) -> dict[str, Any]:
 
 
 def _neck_and_head(shape: _Shapes) -> dict[str, Any]:
-    """Settings of ``backbone`` and ``head``."""
+    """Returns the settings of ``backbone`` and ``head``."""
     num_anchors = shape.conv("head.bbox_pred.weight")[0] // 4
     if num_anchors != 1:
         raise CheckpointError(

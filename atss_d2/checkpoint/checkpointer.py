@@ -1,4 +1,4 @@
-"""Detectron2's checkpointer, for files that nobody vouches for."""
+"""Detectron2's checkpointer, made safe for untrusted files."""
 
 from __future__ import annotations
 

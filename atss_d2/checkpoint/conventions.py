@@ -68,7 +68,7 @@ class Convention:
 
     @property
     def box_coder(self) -> type:
-        """The class that regresses from boxes."""
+        """The class of the box coder that regresses from boxes."""
         return TwoSidedBox2BoxTransform if self.clamp_both_sides else Box2BoxTransform
 
 

@@ -1,4 +1,4 @@
-"""Reads checkpoint files without running anything that they hold."""
+"""Reads checkpoint files without executing any code in them."""
 
 from __future__ import annotations
 

@@ -50,7 +50,7 @@ class Interpreter:
         self._memo: dict[int, Any] = {}
 
     def run(self) -> Any:
-        """What the pickle holds."""
+        """Returns the content of the pickle."""
         for opcode, argument, _ in self._opcodes:
             name = opcode.name
             if name in _LITERALS:

@@ -1,4 +1,4 @@
-"""What a conversion did with every key, and the config that its weights need."""
+"""Reports what a conversion did with every key, and the config that its weights need."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ class ConversionReport:
         return overrides({key: needed for key, _, needed in self.changes})
 
     def key_table(self, statuses: Collection[str] = STATUSES) -> str:
-        """A table of the keys with these statuses."""
+        """Returns a table of the keys with these statuses."""
         rows = [
             (key.status, key.theirs or "", key.ours or "", format_shape(key.shape), key.note)
             for key in self.keys
@@ -86,7 +86,7 @@ class ConversionReport:
         return tabulate(rows, headers=headers, disable_numparse=True)
 
     def config_table(self) -> str:
-        """A table of what the nearest config has otherwise."""
+        """Returns a table of the keys whose values differ from the nearest config."""
         rows = [
             (f"model.{key}", _on_command_line(value), _on_command_line(needed))
             for key, value, needed in self.changes
@@ -95,7 +95,7 @@ class ConversionReport:
         return tabulate(rows, headers=("key", config, "needed"), disable_numparse=True)
 
     def summary(self) -> str:
-        """Numbers of keys, in one sentence."""
+        """Returns the numbers of keys, in one sentence."""
         matched = self.count("renamed", "changed")
         total = matched + self.count("missing", "misshapen")
         reasons = sorted({key.note for key in self.keys if key.status == "left"})
@@ -138,7 +138,7 @@ class ConversionReport:
 
 
 def overrides(settings: Mapping[str, Any]) -> list[str]:
-    """Keys below ``model`` and their values as ``key=value``."""
+    """Formats keys below ``model`` and their values as ``key=value``."""
     return [f"model.{key}={_on_command_line(value)}" for key, value in settings.items()]
 
 
@@ -148,12 +148,12 @@ def _describe(key: KeyReport) -> str:
 
 
 def format_shape(shape: Sequence[int]) -> str:
-    """A shape as tables show it."""
+    """Formats a shape for tables."""
     return "x".join(map(str, shape)) if shape else "()"
 
 
 def _on_command_line(value: Any) -> str:
-    """A value in the grammar of overrides."""
+    """Formats a value in the grammar of overrides."""
     if isinstance(value, type) or callable(value):
         return f"{value.__module__}.{value.__qualname__}"
     if OmegaConf.is_list(value) or isinstance(value, (list, tuple)):

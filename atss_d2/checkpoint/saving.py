@@ -1,4 +1,4 @@
-"""Writes checkpoint files that are there as a whole or not at all."""
+"""Writes checkpoint files atomically."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From the name of a checkpoint to a file on this machine."""
+"""Turns the name of a checkpoint into a file on this machine."""
 
 from __future__ import annotations
 

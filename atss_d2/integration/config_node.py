@@ -1,4 +1,4 @@
-"""The sample selection of a model that a LazyConfig describes."""
+"""Replaces the sample selection of a model that a LazyConfig describes."""
 
 from __future__ import annotations
 

@@ -158,7 +158,8 @@ class LabelAnchors:
         gt_instances: list[Instances],
         grid_sizes: Sequence[tuple[int, int]] | None = None,
     ) -> tuple[list[Tensor], list[Tensor]]:
-        """
+        """Labels the anchors of a batch.
+
         Args:
             anchors: L levels of anchors.
             gt_instances: N images with ``gt_boxes`` and ``gt_classes``; boxes marked by the

@@ -1,4 +1,4 @@
-"""The sample selection of a RetinaNet that a yaml config describes."""
+"""A RetinaNet with our sample selection, for yaml configs."""
 
 from __future__ import annotations
 
