@@ -1,4 +1,4 @@
-"""Anchors whose centers lie beside those of Detectron2's generator."""
+"""Shifted anchors, and the grids that anchors lie on."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from .geometry import box_centers
 
 @ANCHOR_GENERATOR_REGISTRY.register()
 class ShiftedAnchorGenerator(DefaultAnchorGenerator):
-    """Detectron2's anchors, moved by the same number of pixels on every level.
+    """Detectron2's anchors, shifted by the same number of pixels on every level.
 
-    The authors' anchors, whose corners are pixels that belong to them, have in continuous
-    coordinates their centers at (i + 0.5) x stride + 0.5: ``offset=0.5``, ``center_shift=0.5``.
-    (``offset`` is in strides, another number of pixels on every level.)
+    The authors' anchors include their corner pixels, so in continuous coordinates their centers are
+    at (i + 0.5) x stride + 0.5: ``offset=0.5``, ``center_shift=0.5``. (``offset`` is in strides, so
+    it is a different number of pixels on every level.)
     """
 
     @configurable
@@ -56,7 +56,7 @@ class ShiftedAnchorGenerator(DefaultAnchorGenerator):
 
 
 def lays_out_cells(generator: nn.Module) -> bool:
-    """Whether a generator repeats a cell of anchors at every location, in Detectron2's way."""
+    """Returns whether a generator repeats a cell of anchors at every location, like Detectron2."""
     kind = type(generator)
     return issubclass(kind, DefaultAnchorGenerator) and all(
         getattr(kind, name) is getattr(DefaultAnchorGenerator, name)
@@ -65,10 +65,10 @@ def lays_out_cells(generator: nn.Module) -> bool:
 
 
 def makes_grids(generator: nn.Module) -> bool:
-    """Whether the centers of a generator's anchors lie on a grid on each level.
+    """Returns whether the centers of a generator's anchors lie on a grid on each level.
 
-    They do if it :func:`lays_out_cells` and the anchors of a cell share a center. The cells are
-    looked at once for a generator, for which the host may wait.
+    They do if the generator :func:`lays_out_cells` and the anchors of a cell share a center. The
+    cells are read once per generator, for which the host may wait.
     """
     if not lays_out_cells(generator):
         return False
@@ -81,25 +81,25 @@ def makes_grids(generator: nn.Module) -> bool:
 
 
 _HAS_CENTERED_CELLS: MutableMapping[nn.Module, bool] = weakref.WeakKeyDictionary()
-# How far apart the centers of the anchors of one location may be, in strides.
+# Maximum distance between the centers of the anchors of one location, in strides.
 _MAX_DEVIATION = 1e-4
 
 
 def _is_centered(cell: Tensor, stride: int) -> bool:
-    """Whether the anchors (A, 4) of one location share a center."""
+    """Returns whether the anchors (A, 4) of one location share a center."""
     centers = box_centers(cell)  # (A, 2)
     return cell.is_meta or bool((centers - centers[0]).abs().max() <= _MAX_DEVIATION * stride)
 
 
 def grid_sizes(generator: nn.Module, features: Sequence[Tensor]) -> list[tuple[int, int]] | None:
-    """Sizes of the grids that the anchors of a generator lie on, known without a look at them.
+    """Returns the sizes of the grids of a generator's anchors, without reading the anchors.
 
     Args:
-        generator: What makes the anchors.
-        features: L feature maps (N, C, Hi, Wi) that they are made for.
+        generator: The anchor generator.
+        features: L feature maps (N, C, Hi, Wi).
 
     Returns:
-        (Hi, Wi) of the L levels; None unless :func:`makes_grids`: a matcher then looks for itself.
+        (Hi, Wi) of the L levels; None unless :func:`makes_grids`: a matcher then reads the anchors.
     """
     if not makes_grids(generator):
         return None

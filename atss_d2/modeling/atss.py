@@ -38,9 +38,9 @@ from .training_pictures import draw_training, is_time_to_draw
 class ATSS(DenseDetector):
     """RetinaNet with adaptive training sample selection (arXiv 1912.02424).
 
-    One square anchor per location, a head with GroupNorm, centerness and per-level scalars, GIoU
-    loss; sample selection is the ``matcher``. The experiments of the paper, from RetinaNet to FCOS,
-    are other parts and switches of this class: see ``configs/ablations/``.
+    It has one square anchor per location, a head with GroupNorm, centerness and per-level scalars,
+    and a GIoU loss; the ``matcher`` selects samples. The paper's experiments, from RetinaNet to
+    FCOS, use other parts and switches of this class: see ``configs/ablations/``.
     """
 
     @configurable
@@ -77,17 +77,17 @@ class ATSS(DenseDetector):
     ) -> None:
         """
         Args:
-            backbone: Gives a dict of feature maps, usually an FPN with P3 to P7.
-            head: Maps L features to class logits, box deltas and, if it predicts it, centerness,
-                see :class:`ATSSHead`.
-            anchor_generator: Gives L levels of anchors with A anchors per location.
+            backbone: Returns a dict of feature maps, usually an FPN with P3 to P7.
+            head: Maps L features to class logits, box deltas and, optionally, centerness, see
+                :class:`ATSSHead`.
+            anchor_generator: Returns L levels of anchors with A anchors per location.
             box2box_transform: Box coder between anchors and boxes.
-            matcher: Sample selection, any :class:`DenseMatcher`.
+            matcher: Sample selection: any :class:`DenseMatcher`.
             num_classes: K. Background is label K.
             head_in_features: Feature maps of the backbone that the head uses, from high to low
                 resolution. Default: all.
-            criterion: The losses. Default: an :class:`ATSSCriterion` of the following arguments,
-                which must keep their defaults if a criterion is given.
+            criterion: The losses. Default: an :class:`ATSSCriterion` built from the following
+                arguments, which must keep their defaults if a criterion is given.
             focal_loss_alpha: See :class:`ATSSCriterion`, as for the next eight.
             focal_loss_gamma: See there.
             box_reg_loss_type: See there.
@@ -100,22 +100,22 @@ class ATSS(DenseDetector):
             test_score_thresh: Minimum class score (before centerness) of a detection.
             test_topk_candidates: Maximum number of pre-NMS detections per level.
             test_nms_thresh: IoU threshold of NMS.
-            max_detections_per_image: Most detections per image after NMS.
-            test_score_type: What the score of a detection is: "sqrt" of class score x centerness,
-                or the plain "product", as in mmdetection.
-            test_rank_by: By what the pre-NMS detections of a level are chosen: this "score", or the
+            max_detections_per_image: Maximum number of detections per image after NMS.
+            test_score_type: Score of a detection: "sqrt", the square root of class score x
+                centerness, or the plain "product", as in mmdetection.
+            test_rank_by: What ranks the pre-NMS detections of a level: this "score", or the
                 "class_score" alone, as in mmdetection.
             pixel_mean: Mean per channel, 0..255, in the order of ``input_format``.
             pixel_std: Standard deviation per channel; 1 for the MSRA ResNets.
-            input_format: Channel order of the images that the model takes, "BGR" or "RGB".
-            vis_period: Every so many iterations, the boxes and the detections of the first training
-                image are drawn for TensorBoard; 0 draws nothing.
+            input_format: Channel order of the input images, "BGR" or "RGB".
+            vis_period: Number of iterations after which the first training image is drawn for
+                TensorBoard, with its boxes and detections; 0 draws nothing.
 
         Raises:
-            ValueError: Parts do not fit each other; the message names the values.
+            ValueError: Parts do not fit together; the message names the values.
         """
         if head_in_features is not None:
-            head_in_features = list(head_in_features)  # not an omegaconf list: exporters refuse it
+            head_in_features = list(head_in_features)  # exporters reject an omegaconf list
         super().__init__(
             backbone, head, head_in_features, pixel_mean=pixel_mean, pixel_std=pixel_std
         )
@@ -193,7 +193,7 @@ class ATSS(DenseDetector):
         return self.losses(predictions, targets)
 
     def as_predictions(self, maps: Sequence[Sequence[Tensor]]) -> Predictions:
-        """Sorts the maps of the head by anchors; see :func:`predictions_from_maps`."""
+        """Rearranges the maps of the head by anchor; see :func:`predictions_from_maps`."""
         return predictions_from_maps(
             maps,
             num_anchors=self.anchor_generator.num_anchors,
@@ -209,14 +209,14 @@ class ATSS(DenseDetector):
         predictions: Predictions | None = None,
         grid_sizes: Sequence[tuple[int, int]] | None = None,
     ) -> Targets:
-        """Finds what every anchor is trained for, by the rule of the matcher.
+        """Finds the training targets of all anchors, by the rule of the matcher.
 
         Args:
             anchors: L levels of anchors.
-            gt_instances: N images with ``gt_boxes`` and ``gt_classes``; boxes that the optional
-                field ``gt_ignore`` (bool) marks are ignore regions, never matched.
-            predictions: Of the head; only rules with ``needs_predictions`` look at them.
-            grid_sizes: (Hi, Wi) of the L levels, if anchors lie on grids, see :class:`Scene`.
+            gt_instances: N images with ``gt_boxes`` and ``gt_classes``; boxes marked by the
+                optional field ``gt_ignore`` (bool) are ignore regions, which are never matched.
+            predictions: Predictions of the head; only rules with ``needs_predictions`` use them.
+            grid_sizes: (Hi, Wi) of the L levels, if the anchors lie on grids, see :class:`Scene`.
         """
         self._bind_matcher()  # a matcher may have been set after the model was built
         anchors = [a.tensor for a in anchors]
@@ -238,14 +238,14 @@ class ATSS(DenseDetector):
         return look_up(assignment, scene, num_classes=self.num_classes)
 
     def losses(self, predictions: Predictions, targets: Targets) -> dict[str, Tensor]:
-        """Computes the losses of a batch: what the criterion says."""
+        """Computes the losses of a batch with the criterion."""
         self._bind_criterion()  # the criterion, or the coder, may have been set later
         return self.criterion(predictions, targets)
 
     def forward_inference(
         self, images: ImageList, features: list[Tensor], predictions: Sequence[list[Tensor]]
     ) -> list[Instances]:
-        """Detections of every image, in the coordinates of the images that the model was given."""
+        """Returns the detections of every image, in coordinates of the input images."""
         detections = postprocess(
             self.as_predictions(predictions),
             [a.tensor for a in self.anchor_generator(features)],
@@ -260,7 +260,7 @@ class ATSS(DenseDetector):
         ]
 
     def pre_nms_options(self) -> dict:
-        """Arguments of :func:`pre_nms_detections`, here and in exports."""
+        """Returns the arguments of :func:`pre_nms_detections`, for inference and exports."""
         return {
             "box2box_transform": self.box2box_transform,
             "score_thresh": self.test_score_thresh,
@@ -270,12 +270,12 @@ class ATSS(DenseDetector):
         }
 
     def __prepare_scriptable__(self) -> nn.Module:
-        """What ``torch.jit.script`` compiles in place of this class."""
+        """Returns what ``torch.jit.script`` compiles in place of this class."""
         return ScriptableATSS(self)
 
 
 def _criterion(criterion: Criterion | None, **arguments: Any) -> Criterion:
-    """The criterion of a model, given or built from arguments of the model."""
+    """Returns the given criterion, or one built from arguments of the model."""
     if criterion is None:
         return ATSSCriterion(**arguments)
     defaults = inspect.signature(ATSSCriterion).parameters

@@ -63,10 +63,10 @@ def make_resnet_stages(
 ) -> list[list[CNNBlockBase]]:
     """Makes the stages res2 ... res5 of a ResNet or ResNeXt for Detectron2's ``ResNet``.
 
-    Unlike ``ResNet.make_default_stages`` it knows ResNeXt's widths and deformable convolutions;
+    Unlike ``ResNet.make_default_stages``, it supports ResNeXt's widths and deformable convolutions;
     the arguments are Detectron2's ``MODEL.RESNETS`` keys. ResNeXt-101 32x8d is
     ``depth=101, num_groups=32, width_per_group=8, stride_in_1x1=False``. Depths 18 and 34 consist
-    of basic blocks, for which ``width_per_group`` and ``stride_in_1x1`` have no meaning.
+    of basic blocks, which ignore ``width_per_group`` and ``stride_in_1x1``.
 
     Args:
         depth: 18, 34, 50, 101 or 152.
@@ -77,16 +77,16 @@ def make_resnet_stages(
             ResNet weights) or in the 3x3 convolution (torchvision's, and ResNeXt).
         deform_on_per_stage: For each of res2 ... res5, whether its 3x3 convolutions are deformable.
         deform_modulated: Whether deformable convolutions have masks (v2).
-        deform_num_groups: Deformable groups.
+        deform_num_groups: Number of deformable groups.
         res5_dilation: 2 keeps res5 at stride 16 with dilated convolutions.
         stem_out_channels: Channels that res2 receives.
         res2_out_channels: Channels of res2, doubled in every further stage; 64 for depth 18 and 34.
 
     Returns:
-        Four lists of blocks, to be given as ``ResNet(stages=...)``.
+        Four lists of blocks, for ``ResNet(stages=...)``.
 
     Raises:
-        ValueError: An unknown depth, or what the depth does not have.
+        ValueError: The depth is unknown, or does not support another argument.
     """
     if depth not in _BLOCKS_PER_STAGE:
         raise ValueError(f"depth must be one of {list(_BLOCKS_PER_STAGE)}, got {depth}")
@@ -145,7 +145,7 @@ def _check_basic_blocks(
     res5_dilation: int,
     res2_out_channels: int,
 ) -> None:
-    """ResNet-18 and 34 are made of basic blocks, which have no groups, dilation or DCN."""
+    """Checks that ResNet-18 or 34, whose blocks are basic, has no groups, dilation or DCN."""
     if any(deform_on_per_stage):
         raise ValueError(
             f"deform_on_per_stage={list(deform_on_per_stage)} needs bottleneck blocks, which a "
@@ -171,10 +171,10 @@ def build_fpn_with_p6p7(
 ) -> FPN:
     """Builds Detectron2's FPN with two extra levels made from the FPN's own last output.
 
-    RetinaNet makes P6 from C5; ATSS, as FCOS, makes it from P5.
+    RetinaNet makes P6 from C5; ATSS, like FCOS, makes it from P5.
 
     Args:
-        bottom_up: Network that gives the features.
+        bottom_up: Network that returns the features.
         in_features: Names of consecutive features of ``bottom_up``, finest first.
         out_channels: Channels of every pyramid level.
         norm: Norm of the lateral and output convolutions, see ``detectron2.layers.get_norm``.
@@ -204,18 +204,19 @@ def build_fpn_with_p6p7(
 
 
 class LastLevelP6P7WithoutReLU(LastLevelP6P7):
-    """Two convolutions, one after the other."""
+    """Two successive convolutions, without a ReLU between them."""
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """Maps P5 (N, C, H, W) to P6 and P7, each of half the size of the one before."""
+        """Maps P5 (N, C, H, W) to P6 and P7, each half the size of the previous level."""
         p6 = self.p6(x)
         return [p6, self.p7(p6)]
 
 
 def fpn_options(cfg: CfgNode) -> dict:
-    """``MODEL.ATSS.FPN``: arguments of :func:`build_fpn_with_p6p7` that have no Detectron2 key.
+    """Reads the arguments of :func:`build_fpn_with_p6p7` without a Detectron2 key.
 
-    Empty for a cfg without our keys, which may have one of our backbones, too.
+    They are in ``MODEL.ATSS.FPN``. Empty for a cfg without our keys, which may also use our
+    backbones.
     """
     return {"p7_relu": cfg.MODEL.ATSS.FPN.P7_RELU} if "ATSS" in cfg.MODEL else {}
 

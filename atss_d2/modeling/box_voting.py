@@ -1,7 +1,7 @@
-"""Merging of detections of one image by voting instead of by suppression.
+"""Merges the detections of one image by voting instead of suppression.
 
-The overlapping detections of an object form a group around the best of them, the leader; the box
-that stands for the group is the mean of its members. All classes are merged at once.
+Overlapping detections form a group around the best of them, the leader; the mean of its members
+becomes the box of the group. All classes are merged at once.
 
 Shapes: D detections.
 """
@@ -20,21 +20,21 @@ from .precision import widen
 def vote(
     boxes: Tensor, scores: Tensor, classes: Tensor, *, iou_thresh: float = 0.66
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Replaces each group of detections by one of their score-weighted mean box and best score.
+    """Replaces each group of detections by one with its score-weighted mean box and best score.
 
-    The detection of highest score leads a group of all that reach an IoU of ``iou_thresh`` with
-    it and have its class; the next leader is the best of those that are left. Among equal scores
-    the earlier detection counts as the higher one. A group of one stays as it is.
+    The detection with the highest score leads the group of all detections of its class whose IoU
+    with it reaches ``iou_thresh``; the best remaining detection leads the next group. Of equal
+    scores, the earlier detection ranks first. A group of one does not change.
 
     Args:
         boxes: (D, 4) XYXY, pixels.
         scores: (D,), not negative.
         classes: (D,) int64.
-        iou_thresh: Least IoU between a leader and a member of its group.
+        iou_thresh: Minimum IoU between a leader and a member of its group.
 
     Returns:
-        boxes, scores and classes of the groups, best score first. Geometry is in float32 at
-        least; time and memory are those of the D x D matrix of IoUs.
+        boxes, scores and classes of the groups, best score first. Geometry is in at least float32;
+        time and memory are those of the D x D matrix of IoUs.
     """
     groups = _find_groups(boxes, scores, classes, iou_thresh)
     is_leader = groups.is_leader
@@ -49,17 +49,17 @@ def soft_vote(
     iou_thresh: float = 0.66,
     score_thresh: float = 0.05,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """As :func:`vote`, but what a group absorbs stays as well, with a lower score.
+    """Merges like :func:`vote`, but keeps what a group absorbs, with a lower score.
 
-    A member that is not the leader keeps its own box with score x (1 - IoU with the leader), as
-    long as this is at least ``score_thresh``.
+    A member other than the leader keeps its own box with score x (1 - IoU with the leader), if this
+    is at least ``score_thresh``.
 
     Args:
         boxes: (D, 4) XYXY, pixels.
         scores: (D,), not negative.
         classes: (D,) int64.
-        iou_thresh: Least IoU between a leader and a member of its group.
-        score_thresh: Least lowered score of a member that stays.
+        iou_thresh: Minimum IoU between a leader and a member of its group.
+        score_thresh: Minimum lowered score of a member that stays.
 
     Returns:
         boxes, scores and classes, best score first; see :func:`vote`.
@@ -88,10 +88,10 @@ class _Groups(NamedTuple):
         return self.leaders == torch.arange(len(self.leaders), device=self.leaders.device)
 
     def mean_boxes(self) -> Tensor:
-        """(D, 4): the score-weighted mean of the boxes that a detection leads."""
-        # A group whose scores are all 0 has a mean as well.
+        """Returns (D, 4): the score-weighted mean of the boxes that a detection leads."""
+        # A group whose scores are all 0 also has a mean.
         weights = self.scores.clamp(min=torch.finfo(self.scores.dtype).eps)[:, None]
-        # As differences to the leader: exact for a group of one, and small numbers in the sum.
+        # Differences from the leader: exact for a group of one, and the sum is of small numbers.
         offsets = weights * (self.boxes - self.boxes[self.leaders])
         sums = torch.zeros_like(self.boxes).index_add_(0, self.leaders, offsets)
         totals = torch.zeros_like(weights).index_add_(0, self.leaders, weights)
@@ -101,10 +101,10 @@ class _Groups(NamedTuple):
 def _find_groups(boxes: Tensor, scores: Tensor, classes: Tensor, iou_thresh: float) -> _Groups:
     """Sorts the detections and finds their leaders.
 
-    A detection leads unless a leader before it reaches ``iou_thresh`` with it, which is what greedy
-    NMS keeps. It is found here from the matrix of IoUs that the groups need anyway, so that both
-    agree to the last bit: torchvision's NMS suppresses above the threshold instead of at it, and
-    its IoU is rounded differently on some devices.
+    A detection leads unless its IoU with an earlier leader reaches ``iou_thresh``: greedy NMS keeps
+    the same detections. Leaders are found from the matrix of IoUs that the groups need anyway, so
+    that both agree to the last bit: torchvision's NMS suppresses above the threshold instead of at
+    it, and its IoU is rounded differently on some devices.
     """
     scores, order = widen(scores).sort(descending=True, stable=True)
     boxes, classes = widen(boxes)[order], classes[order]
@@ -120,7 +120,7 @@ def _find_groups(boxes: Tensor, scores: Tensor, classes: Tensor, iou_thresh: flo
             break
     takes = takes & is_leader[:, None]
     takes |= torch.diag(is_leader)
-    # Of several leaders the first, which is the best: argmax gives the first of equal values.
+    # The first of several leaders, which is the best: argmax returns the first of equal values.
     leaders = takes.byte().argmax(dim=0) if len(boxes) else torch.zeros_like(classes)
     leader_ious = ious[leaders, torch.arange(len(leaders), device=leaders.device)]
     return _Groups(boxes, scores, classes, leaders, leader_ious)

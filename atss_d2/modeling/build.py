@@ -1,4 +1,4 @@
-"""Builds the parts of :class:`ATSS` from a yaml (yacs) cfg, and checks that parts fit each other.
+"""Builds the parts of :class:`ATSS` from a yaml (yacs) cfg, and checks that they fit together.
 
 The keys under ``MODEL.ATSS`` are the arguments of the classes, see :mod:`atss_d2.config.defaults`.
 """
@@ -24,13 +24,13 @@ from .matchers import MATCHER_REGISTRY, ATSSMatcher, DenseMatcher, IoUMatcher, T
 
 logger = logging.getLogger(__name__)
 
-# Defaults of Detectron2's keys and ours.
+# Defaults of both Detectron2's keys and ours.
 _NUM_CLASSES = 80
 _DETECTIONS_PER_IMAGE = 100
 
-# Rules whose node has another name than node_name() gives.
+# Rules whose node is not named by node_name().
 _NODES = {ATSSMatcher: "MATCHER", IoUMatcher: "IOU_MATCHER", TopKMatcher: "TOPK_MATCHER"}
-# Arguments that all rules share, once in MODEL.ATSS.MATCHER.
+# Arguments that all rules share, set once in MODEL.ATSS.MATCHER.
 _SHARED_BY_RULES = ("IGNORE_IOA_THRESH", "CENTER_EPSILON", "INSET")
 
 
@@ -41,7 +41,7 @@ def _box2box_transform(
     return coder(weights=tuple(weights))
 
 
-# Value of MODEL.ATSS.BOX_CODER -> the node with the arguments, and what makes the coder.
+# Value of MODEL.ATSS.BOX_CODER -> the node with the arguments, and what builds the coder.
 BOX_CODERS = {
     "Box2BoxTransform": ("BOX2BOX_TRANSFORM", _box2box_transform),
     "PointDistances": ("POINT_DISTANCES", PointDistances),
@@ -51,15 +51,14 @@ BOX_CODERS = {
 def build_matcher(cfg: CfgNode) -> DenseMatcher:
     """Builds the rule that ``MODEL.ATSS.MATCHER.NAME`` names; its model binds it.
 
-    Arguments come from the node that is named after the class (``MODEL.ATSS.MY_RULE`` for
-    ``MyRule``), from those of its base classes, and from the keys of ``MODEL.ATSS.MATCHER`` that
-    all rules share.
+    Arguments come from the node named after the class (``MODEL.ATSS.MY_RULE`` for ``MyRule``), from
+    those of its base classes, and from the keys of ``MODEL.ATSS.MATCHER`` that all rules share.
 
     Args:
         cfg: A cfg with ``MODEL.ATSS``.
 
     Raises:
-        ValueError: There is no such rule; the message names those there are.
+        ValueError: There is no such rule; the message names the known ones.
     """
     node = cfg.MODEL.ATSS
     rule = _registered(MATCHER_REGISTRY, "MATCHER", node)
@@ -71,13 +70,13 @@ def build_criterion(cfg: CfgNode) -> Criterion:
     """Builds the losses that ``MODEL.ATSS.CRITERION.NAME`` names; their model binds them.
 
     Arguments come from the keys of ``MODEL.ATSS`` that are arguments of :class:`ATSSCriterion`, and
-    from the node that is named after the class.
+    from the node named after the class.
 
     Args:
         cfg: A cfg with ``MODEL.ATSS``.
 
     Raises:
-        ValueError: There are no such losses, or they lack an argument whose key was changed.
+        ValueError: There is no such criterion, or it lacks an argument whose key was changed.
     """
     node = cfg.MODEL.ATSS
     criterion = _registered(CRITERION_REGISTRY, "CRITERION", node)
@@ -92,7 +91,7 @@ def build_criterion(cfg: CfgNode) -> Criterion:
 
 
 def _own_kwargs(node: CfgNode, kind: type) -> dict[str, Any]:
-    """Arguments from the nodes that are named after a class and its base classes."""
+    """Reads arguments from the nodes named after a class and its base classes."""
     kwargs = {}
     for base in reversed(kind.__mro__):
         own = node.get(_NODES.get(base, node_name(base)))
@@ -102,7 +101,7 @@ def _own_kwargs(node: CfgNode, kind: type) -> dict[str, Any]:
 
 
 def _registered(registry: Registry, key: str, node: CfgNode) -> type:
-    """The class that a key names in a registry."""
+    """Returns the class that a key names in a registry."""
     name = node[key].NAME
     if name not in registry:
         raise ValueError(
@@ -113,10 +112,10 @@ def _registered(registry: Registry, key: str, node: CfgNode) -> type:
 
 
 def detections_per_image(cfg: CfgNode) -> int:
-    """Most detections per image, for which there are two keys.
+    """Returns the maximum number of detections per image, which has two keys.
 
     ``TEST.DETECTIONS_PER_IMAGE`` is Detectron2's, ``MODEL.ATSS.MAX_DETECTIONS_PER_IMAGE`` ours. The
-    one that is not the default of both, 100, counts.
+    one that differs from their common default, 100, counts.
 
     Raises:
         ValueError: Both are set, to different numbers.
@@ -133,10 +132,11 @@ def detections_per_image(cfg: CfgNode) -> int:
 
 
 def check_num_classes(cfg: CfgNode) -> None:
-    """Looks for a number of classes that was set where only other models of Detectron2 read it.
+    """Checks that the number of classes was not set where only other Detectron2 models read it.
 
     Raises:
-        ValueError: ``MODEL.ATSS.NUM_CLASSES`` was left at its default, and another one was not.
+        ValueError: ``MODEL.ATSS.NUM_CLASSES`` has its default, and the key of another model does
+            not.
     """
     num_classes = cfg.MODEL.ATSS.NUM_CLASSES
     for name in ("RETINANET", "FCOS", "ROI_HEADS"):
@@ -153,14 +153,14 @@ def check_num_classes(cfg: CfgNode) -> None:
 
 
 def build_parts(cfg: CfgNode, meta_architecture: type) -> dict:
-    """The constructor arguments of :class:`ATSS` from ``MODEL.ATSS`` and Detectron2's own keys.
+    """Builds the arguments of :class:`ATSS` from ``MODEL.ATSS`` and Detectron2's own keys.
 
     Args:
         cfg: A cfg with ``MODEL.ATSS``.
-        meta_architecture: :class:`ATSS` or a subclass, whose further arguments may have keys, too.
+        meta_architecture: :class:`ATSS` or a subclass, whose further arguments may also have keys.
 
     Raises:
-        ValueError: A key has a value that there is not, or two keys do not fit each other.
+        ValueError: A key has an unknown value, or two keys contradict each other.
     """
     check_num_classes(cfg)
     node = cfg.MODEL.ATSS
@@ -213,7 +213,7 @@ def check_parts(
     box2box_transform,
     num_classes: int,
 ) -> None:
-    """Checks that the parts of a detector fit each other, and binds the matcher to the others.
+    """Checks that the parts of a detector fit together, and binds the matcher to the others.
 
     Raises:
         ValueError: They do not; the message names the values.

@@ -1,12 +1,12 @@
-"""Deformable convolution v1 and v2 on torchvision's operator, which runs on CPU and GPU.
+"""Deformable convolution v1 and v2 with torchvision's operator, which runs on CPU and GPU.
 
 Detectron2's own ``DeformConv`` and ``ModulatedDeformConv`` need its compiled extension. The modules
-here have the same parameters and the same layout of offsets, so checkpoints go both ways.
+here have the same parameters and the same layout of offsets, so checkpoints are interchangeable.
 
-Shapes: x (N, C, H, W); kernel of kh x kw = P points; G deformable groups, each with its own
-offsets for C / G channels. Offsets are (N, G x P x 2, Ho, Wo), in pixels, (dy, dx) per point;
-masks are (N, G x P, Ho, Wo). Modulated modules predict both by one convolution of G x P x 3
-channels: the first two thirds are the offsets, the last third the mask before its sigmoid.
+Shapes: x (N, C, H, W); kernel of kh x kw = P points; G deformable groups, each with its own offsets
+for C / G channels. Offsets are (N, G x P x 2, Ho, Wo), in pixels, (dy, dx) per point; masks are (N,
+G x P, Ho, Wo). Modulated modules predict both with one convolution of G x P x 3 channels: the first
+two thirds are the offsets, the last third the mask before its sigmoid.
 
 Papers: "Deformable Convolutional Networks" (v1) and "Deformable ConvNets v2: More Deformable,
 Better Results" (v2, modulated).
@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn.modules.utils import _pair
 from torchvision.ops import deform_conv2d
 
-from . import flop_count  # noqa: F401  (has fvcore count the operator)
+from . import flop_count  # noqa: F401  (makes fvcore count the operator)
 from .precision import widen
 
 __all__ = ["DeformBottleneckBlock", "DeformConv2d", "ModulatedDeformConvPack"]
@@ -34,7 +34,7 @@ __all__ = ["DeformBottleneckBlock", "DeformConv2d", "ModulatedDeformConvPack"]
 class DeformConv2d(nn.Module):
     """Convolution that samples its input at given offsets, weighted by a mask if there is one.
 
-    Takes the place of both ``detectron2.layers.DeformConv`` (v1, called without a mask) and
+    Replaces both ``detectron2.layers.DeformConv`` (v1, called without a mask) and
     ``detectron2.layers.ModulatedDeformConv`` (v2, called with one).
     """
 
@@ -96,20 +96,21 @@ class DeformConv2d(nn.Module):
         nn.init.kaiming_uniform_(self.weight, nonlinearity="relu")
 
     def forward(self, x: Tensor, offset: Tensor, mask: Tensor | None = None) -> Tensor:
-        """
+        """Convolves the input at offset positions.
+
         Args:
             x: Input (N, C, H, W).
             offset: (N, G x P x 2, Ho, Wo), pixels.
             mask: (N, G x P, Ho, Wo), usually in 0 .. 1; None leaves the samples as they are.
 
         Returns:
-            (N, out_channels, Ho, Wo), in the type that ``nn.Conv2d`` would give.
+            (N, out_channels, Ho, Wo), in the type that ``nn.Conv2d`` would return.
 
         Raises:
             ValueError: The channels of ``offset`` or ``mask`` do not fit the kernel and groups.
         """
         points = self.deformable_groups * self.kernel_size[0] * self.kernel_size[1]
-        # torchvision would take other channels for another number of groups.
+        # torchvision would interpret other channels as another number of groups.
         num_masks = points if mask is None else mask.shape[1]
         if offset.shape[1] != 2 * points or num_masks != points:
             raise ValueError(
@@ -138,9 +139,9 @@ class DeformConv2d(nn.Module):
 class ModulatedDeformConvPack(nn.Module):
     """Deformable convolution that predicts its own offsets and mask from its input.
 
-    Stands where an ``nn.Conv2d`` would: in the last convolution of a detection tower. It has two
-    parts, ``offset`` and ``conv``, named as in the authors' checkpoints. ``offset`` starts at zero:
-    then ``conv`` samples on the regular grid, with all masks at sigmoid(0) = 0.5.
+    Replaces an ``nn.Conv2d``: the last convolution of a detection tower. It has two parts,
+    ``offset`` and ``conv``, named as in the authors' checkpoints. ``offset`` starts at zero, so
+    that ``conv`` samples on the regular grid, with all masks at sigmoid(0) = 0.5.
     """
 
     def __init__(
@@ -193,7 +194,7 @@ class ModulatedDeformConvPack(nn.Module):
 
 
 class DeformBottleneckBlock(BottleneckBlock):
-    """Detectron2's bottleneck with a deformable 3x3 convolution, without its compiled extension.
+    """Detectron2's bottleneck with a deformable 3x3 convolution that needs no compiled extension.
 
     Parameters are those of ``detectron2.modeling.backbone.resnet.DeformBottleneckBlock``, in the
     same order: ``shortcut``, ``conv1``, ``conv2_offset``, ``conv2``, ``conv3``.
@@ -255,7 +256,7 @@ def _make_offset_conv(
     modulated: bool,
     **geometry,
 ) -> Conv2d:
-    """Convolution that predicts offsets (and masks), all zero at first."""
+    """Makes the convolution that predicts offsets (and masks), all zero at first."""
     points = _pair(kernel_size)[0] * _pair(kernel_size)[1]
     conv = Conv2d(
         in_channels, deform_groups * points * (3 if modulated else 2), kernel_size, **geometry
@@ -283,10 +284,10 @@ def _deform_conv2d_float32(
     padding: tuple[int, int],
     dilation: tuple[int, int],
 ) -> Tensor:
-    """torchvision's operator in at least float32, with the output type of a plain convolution.
+    """Calls torchvision's operator in at least float32, with a plain convolution's output type.
 
-    Sampling positions need float32 (bfloat16 has steps of a pixel from 128 px on), and the CPU has
-    no half-precision kernel.
+    Sampling positions need float32 (bfloat16 has steps of one pixel from 128 px upwards), and the
+    CPU has no half-precision kernel.
     """
     out_dtype = x.dtype
     if torch.jit.is_scripting():  # its compiler does not know autocast
@@ -315,7 +316,7 @@ def _widened_deform_conv2d(
     far: float = 1e6,  # pixels; outside every map, where samples are zero
 ) -> Tensor:
     offset = widen(offset)
-    # For a NaN, torchvision's CPU kernel would read anywhere in memory.
+    # At a NaN, torchvision's CPU kernel would read arbitrary memory.
     positions = torch.where(offset.abs() < far, offset, far)
     out = deform_conv2d(
         widen(x),

@@ -1,7 +1,7 @@
-"""Flops of deformable convolutions, which fvcore leaves out.
+"""Counts the flops of deformable convolutions, which fvcore omits.
 
-Once this is imported, ``detectron2.utils.analysis.FlopCountAnalysis`` and with it Detectron2's
-``tools/analyze_model.py`` count them.
+Once this module is imported, ``detectron2.utils.analysis.FlopCountAnalysis``, and with it
+Detectron2's ``tools/analyze_model.py``, counts them.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ _OPERATOR = "torchvision::deform_conv2d"
 
 
 def deform_conv_flop_jit(inputs: list[Any], outputs: list[Any]) -> int:
-    """A handle of fvcore for ``torchvision::deform_conv2d``.
+    """Counts the flops of ``torchvision::deform_conv2d``, as a handle of fvcore.
 
-    Multiply-adds of the convolution itself; and for each of the values that it reads, at N x Ho x
-    Wo x P places of C channels, four of the bilinear interpolation, as fvcore counts
-    ``grid_sample``, and one of the mask, if there is one.
+    They are the multiply-adds of the convolution itself, plus, for each value that it reads (at N x
+    Ho x Wo x P places of C channels), four for the bilinear interpolation, as fvcore counts
+    ``grid_sample``, and one for the mask, if there is one.
 
     Args:
-        inputs: Of the operator in a traced graph: the input (N, C, H, W), the weight (Co, C /
-            groups, kh, kw), offset, mask, bias, geometry and, last, whether the mask is used.
+        inputs: Inputs of the operator in a traced graph: the input (N, C, H, W), the weight (Co, C
+            / groups, kh, kw), offset, mask, bias, geometry and, last, whether the mask is used.
         outputs: (N, Co, Ho, Wo).
     """
     channels = get_shape(inputs[0])[1]
@@ -34,5 +34,5 @@ def deform_conv_flop_jit(inputs: list[Any], outputs: list[Any]) -> int:
     return num_places * math.prod(weight) + num_reads * (5 if inputs[-1].toIValue() else 4)
 
 
-# fvcore has no other place for an operator that someone else's script is to count.
+# fvcore offers no other way to make someone else's script count an operator.
 _DEFAULT_SUPPORTED_OPS.setdefault(_OPERATOR, deform_conv_flop_jit)

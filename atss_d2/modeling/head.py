@@ -16,7 +16,7 @@ from .deform_conv import DeformConv2d, ModulatedDeformConvPack
 
 
 class Scale(nn.Module):
-    """Multiplies by one learnable scalar."""
+    """Multiplies its input by one learnable scalar."""
 
     def __init__(self, init_value: float = 1.0) -> None:
         super().__init__()
@@ -60,20 +60,20 @@ class ATSSHead(nn.Module):
             conv_dims: Channels of each convolution of a tower.
             norm: Norm after each tower convolution, see :func:`detectron2.layers.get_norm`;
                 ``""`` for none.
-            conv_bias: Whether the tower convolutions have a bias, as the authors' have;
+            conv_bias: Whether the tower convolutions have a bias, as in the authors' code;
                 mmdetection's have none.
-            deform_last_conv: Whether the last convolution of both towers is a modulated
-                deformable one, as in the authors' DCN models.
-            prior_prob: Score of every class that the predictor starts with.
+            deform_last_conv: Whether the last convolution of both towers is a modulated deformable
+                convolution, as in the authors' DCN models.
+            prior_prob: Initial score of every class.
             with_centerness: Whether centerness is predicted (Table 1, "Centerness").
             with_scales: Whether each level has a scalar on its box output (Table 1, "Scalar").
-            bbox_pred_bias: What the bias of the box predictor starts with: 0 for deltas from an
-                anchor; 4 in the paper's regression from a point (:class:`PointDistances`), which
-                then starts with boxes of the size of an anchor of 8 strides.
+            bbox_pred_bias: Initial bias of the box predictor: 0 for deltas from an anchor; 4 in the
+                paper's regression from a point (:class:`PointDistances`), which then starts with
+                boxes as large as an anchor of 8 strides.
 
         Raises:
             ValueError: ``num_classes`` or ``num_anchors`` is below 1, ``prior_prob`` is not between
-                0 and 1, the levels differ in channels, or a deformable convolution is asked of
+                0 and 1, the levels differ in channels, or a deformable convolution is requested for
                 towers without convolutions.
         """
         super().__init__()
@@ -113,8 +113,8 @@ class ATSSHead(nn.Module):
     def _init_weights(self, prior_prob: float, bbox_pred_bias: float) -> None:
         offset_convs = {m.offset for m in self.modules() if isinstance(m, ModulatedDeformConvPack)}
         for module in self.modules():
-            # Offset predictors start at zero: a deformable convolution starts as a plain one
-            # with its masks half open.
+            # Offset predictors start at zero: a deformable convolution starts as a plain one with
+            # its masks at 0.5.
             if isinstance(module, (nn.Conv2d, DeformConv2d)) and module not in offset_convs:
                 nn.init.normal_(module.weight, mean=0, std=0.01)
                 if module.bias is not None:
@@ -124,21 +124,21 @@ class ATSSHead(nn.Module):
         nn.init.constant_(self.bbox_pred.bias, bbox_pred_bias)
 
     def forward(self, features: list[Tensor]) -> list[list[Tensor]]:
-        """
+        """Predicts classes, boxes and, optionally, centerness from all levels.
+
         Args:
             features: L maps, each (N, C, Hi, Wi), from high to low resolution.
 
         Returns:
-            Three lists of L maps: class logits (N, A K, Hi, Wi), box regression
-            (N, A D, Hi, Wi) and centerness logits (N, A, Hi, Wi); the first two without
-            ``with_centerness``.
+            Three lists of L maps: class logits (N, A K, Hi, Wi), box regression (N, A D, Hi, Wi)
+            and centerness logits (N, A, Hi, Wi); only the first two without ``with_centerness``.
         """
         if len(features) != len(self.scales):
             raise ValueError(
                 f"the head was built for {len(self.scales)} levels, got {len(features)}"
             )
         logits, deltas, centerness = [], [], []
-        # torch.jit.script unrolls a list of modules, which it cannot zip with one of tensors.
+        # torch.jit.script unrolls a list of modules, which it cannot zip with a list of tensors.
         for level, scale in enumerate(self.scales):
             feature = features[level]
             logits.append(self.cls_score(self.cls_subnet(feature)))

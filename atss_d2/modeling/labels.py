@@ -1,4 +1,4 @@
-"""From what a rule says to what a dense detector is trained for.
+"""Turns the assignment of a rule into training targets.
 
 Shapes: N images, L levels, Ri anchors of level i, R = sum(Ri), M boxes of the batch, K classes.
 """
@@ -20,10 +20,10 @@ def look_up(
     """Looks up the class and the box of every anchor.
 
     Args:
-        assignment: What a rule said of ``scene``.
-        scene: With ``classes``.
+        assignment: What a rule returns for ``scene``.
+        scene: The scene, with ``classes``.
         num_classes: K, the label of background.
-        anchors: (R, 4) that the targets are for. Default: those of the scene.
+        anchors: (R, 4) anchors of the targets. Default: those of the scene.
     """
     anchors = torch.cat(scene.anchors) if anchors is None else anchors
     matched_idxs = assignment.matched_idxs
@@ -39,19 +39,19 @@ def look_up(
 
 
 def _rows(matched_idxs: Tensor) -> Tensor:
-    """1 + the index of the matched box among the M of the batch, 0 for none."""
+    """Returns 1 + the index of the matched box among the M of the batch, 0 for none."""
     return (matched_idxs + 1).clamp(min=0)
 
 
 def label_stats(
     assignment: Assignment, scene: Scene, level_names: Sequence[str]
 ) -> dict[str, Tensor]:
-    """Means per image, 0-dim: positives, those of each level, and objects without a positive.
+    """Returns means per image, 0-dim: positives, positives per level, objects without a positive.
 
     Args:
-        assignment: What a rule said of ``scene``.
-        scene: N images.
-        level_names: Of the L levels.
+        assignment: What a rule returns for ``scene``.
+        scene: The scene of N images.
+        level_names: Names of the L levels.
     """
     rows = _rows(assignment.matched_idxs)  # (N, R)
     num_images = len(rows)

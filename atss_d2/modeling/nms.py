@@ -16,9 +16,9 @@ from torch._higher_order_ops import map as map_images
 from torchvision.ops import nms
 
 # With fewer boxes, one NMS for all classes, shifted apart, is fastest. With more, the boxes that
-# stay are compared with too many boxes of other classes, while an NMS for each class costs one call
-# per class: classes are taken in groups of about _GROUP_SIZE boxes. A GPU compares all pairs, which
-# takes a bit of memory for each. `python -m benchmarks nms` compares the ways.
+# stay are compared with too many boxes of other classes, while one NMS per class costs one call per
+# class: classes are processed in groups of about _GROUP_SIZE boxes. A GPU compares all pairs, which
+# takes one bit of memory per pair. `python -m benchmarks nms` compares these methods.
 _CPU_MOST_AT_ONCE, _GPU_MOST_AT_ONCE = 1000, 25_000
 _GROUP_SIZE = 400
 
@@ -26,27 +26,27 @@ _GROUP_SIZE = 400
 def batched_nms(boxes: Tensor, scores: Tensor, classes: Tensor, iou_thresh: float) -> Tensor:
     """Removes boxes that overlap a box of their class with a higher score.
 
-    What an NMS of each class by itself would give, for any number of classes: classes are shifted
-    apart in float64, all at once or, with many boxes, some classes at a time. (Detectron2's
+    The result is that of a separate NMS for each class, for any number of classes: classes are
+    shifted apart in float64, all at once or, with many boxes, some classes at a time. (Detectron2's
     ``batched_nms`` shifts in float32, where 1,203 classes on a photograph reach coordinates with
     steps of an eighth of a pixel.)
 
     Args:
-        boxes: (T, 4) XYXY in float32, no coordinate negative.
+        boxes: (T, 4) XYXY in float32, with nonnegative coordinates.
         scores: (T,) float32.
         classes: (T,) int64.
         iou_thresh: IoU above which the box of lower score is removed.
 
     Returns:
-        (D,) int64 indices of the boxes that stay, best score first, of equal scores the lower
-        index.
+        (D,) int64 indices of the boxes that stay, best score first; of equal scores, the lower
+        index first.
     """
     if not torch.jit.is_tracing() and len(boxes) == 0:
         return torch.zeros_like(classes)
     most_at_once = _CPU_MOST_AT_ONCE if boxes.device.type == "cpu" else _GPU_MOST_AT_ONCE
     if torch.jit.is_tracing() or len(boxes) <= most_at_once:
         return _nms(_shifted_apart(boxes, classes), scores, iou_thresh)
-    order = classes.argsort(stable=True)  # (T,), within a class as before
+    order = classes.argsort(stable=True)  # (T,), keeps the order within a class
     classes_in_order = classes[order]
     shifted, scores_in_order = _shifted_apart(boxes[order], classes_in_order), scores[order]
     kept = [
@@ -58,12 +58,12 @@ def batched_nms(boxes: Tensor, scores: Tensor, classes: Tensor, iou_thresh: floa
 
 
 def _shifted_apart(boxes: Tensor, cells: Tensor) -> Tensor:
-    """Boxes (..., 4) in float64, at a distance from those of other cells (...,) of a row.
+    """Returns boxes (..., 4) in float64, shifted apart from those of other cells (...,) of a row.
 
-    Coordinates of float32, of 10^5 pixels and 10^4 cells, keep steps of 10^-7 pixels.
+    With 10^5 pixels and 10^4 cells, float32 coordinates keep steps of 10^-7 pixels.
     """
     boxes = boxes.to(_wide_dtype(boxes))
-    # A trace is also run on no box at all, which has no maximum.
+    # A trace must also run without any boxes, which have no maximum.
     corners = F.pad(boxes.flatten(), (0, 1)) if torch.jit.is_tracing() else boxes
     return boxes + (cells * (corners.max() + 1))[..., None]
 
@@ -73,15 +73,16 @@ def _wide_dtype(boxes: Tensor) -> torch.dtype:
 
 
 def _nms(shifted: Tensor, scores: Tensor, iou_thresh: float) -> Tensor:
-    """torchvision's NMS of boxes in float64, with the decisions of one in float32."""
+    """Runs torchvision's NMS on boxes in float64, with the decisions of one in float32."""
     return nms(shifted, scores.to(shifted.dtype), _wide_threshold(iou_thresh))
 
 
 @functools.lru_cache
 def _wide_threshold(iou_thresh: float) -> float:
-    """Where a number begins to be above a threshold after it was rounded to float32.
+    """Returns the bound above which numbers exceed a threshold once rounded to float32.
 
-    An IoU of exactly 3/5 becomes a float32 number above 0.6. Boxes on whole pixels have such IoUs.
+    An IoU of exactly 3/5 rounds to a float32 number above 0.6. Boxes on whole pixels have such
+    IoUs.
     """
     below = np.float32(iou_thresh)
     if float(below) > iou_thresh:
@@ -91,7 +92,7 @@ def _wide_threshold(iou_thresh: float) -> float:
 
 
 def _class_groups(classes: Tensor) -> list[slice]:
-    """Slices of sorted classes (T,), T > 0: whole classes, a slice for _GROUP_SIZE boxes."""
+    """Splits sorted classes (T,), T > 0, into slices of whole classes, about _GROUP_SIZE boxes."""
     is_first = torch.cat((classes.new_ones(1), classes.diff())) != 0  # of its class
     firsts = torch.cat((is_first.nonzero()[:, 0], classes.new_tensor([len(classes)])))
     wanted = torch.arange(0, len(classes) + _GROUP_SIZE, _GROUP_SIZE).clamp(max=len(classes))
@@ -102,20 +103,20 @@ def _class_groups(classes: Tensor) -> list[slice]:
 def kept_by_nms(
     boxes: Tensor, scores: Tensor, classes: Tensor, is_box: Tensor, iou_thresh: float
 ) -> Tensor:
-    """The same for a batch, without a shape that depends on a value; each image by itself.
+    """Runs NMS per class on each image of a batch, without a shape that depends on a value.
 
     Args:
-        boxes: (N, T, 4) XYXY in float32, no coordinate negative.
+        boxes: (N, T, 4) XYXY in float32, with nonnegative coordinates.
         scores: (N, T) float32.
         classes: (N, T) int64.
-        is_box: (N, T) bool, False for places to be left out.
+        is_box: (N, T) bool, False for empty places.
         iou_thresh: IoU above which the box of lower score is removed.
 
     Returns:
         (N, T) bool, which boxes stay.
     """
-    # What is left out lies in one box in a cell of its own, so that NMS is quickly done with it.
-    # Two more boxes always stay: exporters take it for granted that NMS keeps two.
+    # Empty places become one box in a cell of its own, which NMS handles quickly. Two extra boxes
+    # always stay: exporters assume that NMS keeps two.
     unit = boxes.new_tensor([0.0, 0.0, 1.0, 1.0])
     boxes = torch.where(is_box[..., None], boxes, unit)
     cells = torch.where(is_box, classes, -1)
@@ -137,9 +138,9 @@ def kept_by_nms(
 def kept_by_joint_nms(
     boxes: Tensor, scores: Tensor, classes: Tensor, is_box: Tensor, iou_thresh: float
 ) -> Tensor:
-    """As :func:`kept_by_nms`, in one NMS of all images, whose time is quadratic in their number.
+    """Works like :func:`kept_by_nms`, with one NMS of all images: quadratic time in their number.
 
-    For a torch whose ``torch.export`` cannot put an NMS into a loop over images.
+    It is for versions of torch whose ``torch.export`` cannot put an NMS into a loop over images.
     """
     num_images, num_places = classes.shape
     image_idxs = torch.arange(num_images, device=boxes.device)
@@ -147,7 +148,7 @@ def kept_by_joint_nms(
     cells = torch.where(is_box, cells, 0).flatten()
     unit = boxes.new_tensor([0.0, 0.0, 1.0, 1.0])
     boxes = torch.where(is_box[..., None], boxes, unit).flatten(0, 1)
-    # Two more boxes always stay, as in kept_by_nms.
+    # Two extra boxes always stay, as in kept_by_nms.
     boxes = torch.cat((boxes, unit.expand(2, 4)))  # (N x T + 2, 4)
     cells = torch.cat((cells, cells.new_tensor([1, 2])))
     scores = torch.where(is_box, scores, -1.0).flatten()
@@ -158,14 +159,14 @@ def kept_by_joint_nms(
 
 
 def _kept_in_image(boxes: Tensor, scores: Tensor, iou_thresh: float) -> Tensor:
-    """Which boxes (T,) of (T, 4) an NMS keeps."""
+    """Returns which boxes (T,) of (T, 4) an NMS keeps."""
     keep = torch.ops.torchvision.nms(boxes, scores, iou_thresh)
     return torch.zeros_like(scores, dtype=torch.bool).index_fill(0, keep, 1)
 
 
 @torch.jit.script_if_tracing
 def _kept_in_images(boxes: Tensor, scores: Tensor, iou_thresh: float) -> Tensor:
-    """Which boxes (N, T) of (N, T, 4) stay; a loop that a trace has for any number of images."""
+    """Returns which boxes (N, T) of (N, T, 4) stay; a trace keeps the loop over the images."""
     is_kept = torch.zeros_like(scores, dtype=torch.bool)
     for i in range(boxes.shape[0]):
         keep = torch.ops.torchvision.nms(boxes[i], scores[i], iou_thresh)

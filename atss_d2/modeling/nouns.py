@@ -17,9 +17,10 @@ class Predictions(NamedTuple):
     """What the head predicts for every anchor.
 
     Attributes:
-        logits: L x (N, Ri, K) class logits: of the score, also where a head fuses several.
+        logits: L x (N, Ri, K) class logits; of the fused score if a head fuses several.
         regression: L x (N, Ri, D), as the box coder takes them.
-        quality: L x (N, Ri) logits of a second score, such as centerness; None for a head without.
+        quality: L x (N, Ri) logits of a second score, such as centerness; None if the head has
+            none.
     """
 
     logits: list[Tensor]
@@ -28,7 +29,7 @@ class Predictions(NamedTuple):
 
 
 class DecodedPredictions(NamedTuple):
-    """What a rule may see of the predictions: detached, in float32.
+    """The predictions as rules see them: detached, in float32.
 
     Attributes:
         logits: (N, R, K) class logits.
@@ -42,19 +43,19 @@ class DecodedPredictions(NamedTuple):
 
 
 class Scene(NamedTuple):
-    """What a rule of sample selection may look at: the anchors and boxes of a batch.
+    """What a rule of sample selection may use: the anchors and boxes of a batch.
 
     Attributes:
         anchors: L x (Ri, 4) float32 XYXY, pixels, shared by all images.
-        boxes: (M, 4) float32 XYXY, pixels, of all images, one after the other. Boxes without area
-            must receive no positives; ignore regions are passed as such boxes.
+        boxes: (M, 4) float32 XYXY, pixels, of all images in order. Boxes without area must receive
+            no positives; ignore regions are passed as such boxes.
         image_idxs: (M,) int64 image of each box, ascending.
         num_images: N.
-        classes: (M,) int64 in 0..K-1, 0 for ignore regions; None where classes are unknown.
-        regions: (M, 4) ignore regions; rows that are objects have no area. None without regions.
+        classes: (M,) int64 in 0..K-1, 0 for ignore regions; None if classes are unknown.
+        regions: (M, 4) ignore regions; the rows of objects have no area. None without regions.
         grid_sizes: (Hi, Wi) of the levels if their anchors lie on grids; None if that is unknown.
         predictions: Only for rules with ``needs_predictions``.
-        iteration: Of the training; None outside one.
+        iteration: Iteration of the training; None outside training.
     """
 
     anchors: list[Tensor]
@@ -69,13 +70,13 @@ class Scene(NamedTuple):
 
 
 class Assignment(NamedTuple):
-    """What a rule of sample selection says.
+    """The result of a rule of sample selection.
 
     Attributes:
         matched_idxs: (N, R) int64: index into the M boxes, -1 for background, -2 for ignored.
-        soft: (N, R) float32 quality that a positive is trained for, 0 for all other anchors; None
-            for a rule with hard labels only.
-        stats: 0-dim tensors to be logged as ``atss/<name>``.
+        soft: (N, R) float32 target quality of a positive, 0 for all other anchors; None for a rule
+            with hard labels only.
+        stats: 0-dim tensors to log as ``atss/<name>``.
     """
 
     matched_idxs: Tensor
@@ -84,7 +85,7 @@ class Assignment(NamedTuple):
 
 
 class Targets(NamedTuple):
-    """What every anchor is trained for: an :class:`Assignment`, looked up.
+    """Training targets of every anchor: an :class:`Assignment`, with classes and boxes looked up.
 
     Attributes:
         anchors: (R, 4) XYXY, pixels.

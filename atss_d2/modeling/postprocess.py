@@ -1,11 +1,11 @@
-"""From dense predictions to detections: select per level, decode, NMS.
+"""Turns dense predictions into detections: selection per level, decoding, NMS.
 
-Functions of plain tensors and whole batches. Eager inference and exported files share
-:func:`pre_nms_detections`, which does everything before NMS. NMS has two forms: one image after
-the other, with as many detections as there are (:func:`postprocess`, eager inference), and without
-a shape that depends on a value (:func:`detections_of_batch`, exported files).
+The functions take plain tensors of whole batches. Eager inference and exported files share
+:func:`pre_nms_detections`, which does everything before NMS. NMS has two forms: image by image,
+with a variable number of detections (:func:`postprocess`, eager inference), and without a shape
+that depends on a value (:func:`detections_of_batch`, exported files).
 
-Shapes: N images, L levels, R anchors, Ri of them of level i, K classes, D values that the box coder
+Shapes: N images, L levels, R anchors, Ri of them on level i, K classes, D values that the box coder
 takes for an anchor, T pre-NMS detections of an image.
 """
 
@@ -32,7 +32,7 @@ def postprocess(
     max_detections: int = 100,
     **pre_nms_options,
 ) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """Detections of each image of a batch.
+    """Returns the detections of each image of a batch.
 
     A pre-NMS detection is an (anchor, class) pair whose class score exceeds ``score_thresh``. The
     score of a detection is sqrt(class score x quality), which also ranks pre-NMS detections,
@@ -41,9 +41,9 @@ def postprocess(
     Args:
         predictions: Of the head, for N images.
         anchors: L x (Ri, 4) XYXY, pixels.
-        image_sizes: N x (height, width), to which boxes are clipped.
+        image_sizes: N x (height, width), to which the boxes are clipped.
         nms_thresh: IoU above which the lower-scored box of the same class is removed.
-        max_detections: Most detections of an image.
+        max_detections: Maximum number of detections per image.
         pre_nms_options: See :func:`pre_nms_detections`.
 
     Returns:
@@ -55,7 +55,7 @@ def postprocess(
     batch = pre_nms_detections(predictions, anchors, sizes.unbind(dim=1), **pre_nms_options)
     detections = []
     for image in zip(*batch):
-        # A GPU's host waits for the number of rows, as it will for NMS, which has less to do then.
+        # The host waits for a GPU to count the rows, as it will for NMS, which then has less to do.
         (rows,) = (image[1] > NO_SCORE).nonzero(as_tuple=True)
         boxes, scores, classes = (x[rows] for x in image)
         keep = batched_nms(boxes, scores, classes, nms_thresh)[:max_detections]
@@ -75,19 +75,19 @@ def pre_nms_detections(
     rank_by: str = "score",
     fixed_shapes: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Pre-NMS detections of all images.
+    """Returns the pre-NMS detections of all images.
 
     Args:
         predictions: Of the head, for N images.
         anchors: L x (Ri, 4) XYXY, pixels.
-        image_size: (height, width) of all images, or two tensors (N, 1, 1) of each.
+        image_size: (height, width) of all images, or two tensors (N, 1, 1) with those of each.
         box2box_transform: Box coder with ``apply_deltas(deltas, anchors)``.
         score_thresh: Minimum class score, without the quality.
-        topk_candidates: Maximum number of pre-NMS detections of a level.
-        score_type: What the score of a detection is: "sqrt" of class score x quality, or the plain
-            "product".
-        rank_by: By what the best pre-NMS detections of a level are chosen: this "score", or the
-            "class_score" alone.
+        topk_candidates: Maximum number of pre-NMS detections per level.
+        score_type: Score of a detection: "sqrt", the square root of class score x quality, or the
+            plain "product".
+        rank_by: What ranks the pre-NMS detections of a level: this "score", or the "class_score"
+            alone.
         fixed_shapes: Whether no shape may depend on a value, as in an exported file: T is L x
             ``topk_candidates``. Otherwise it is smaller, see :func:`select_pre_nms`.
 
@@ -127,7 +127,7 @@ def detections_of_batch(
     max_detections: int = 100,
     kept_by_nms: Callable[..., Tensor] = kept_by_nms,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """NMS of each image without a shape that depends on a value, for exported files.
+    """Runs NMS on each image without a shape that depends on a value, for exported files.
 
     It keeps the detections that :func:`postprocess` returns.
 
@@ -136,9 +136,8 @@ def detections_of_batch(
         scores: (N, T).
         classes: (N, T).
         nms_thresh: See :func:`postprocess`.
-        max_detections: Places of an image, T' below.
-        kept_by_nms: For a runtime with an NMS of its own, another function like
-            :func:`.nms.kept_by_nms`.
+        max_detections: Number of places per image, T' below.
+        kept_by_nms: Another function like :func:`.nms.kept_by_nms`, for a runtime with its own NMS.
 
     Returns:
         boxes (N, T', 4), scores (N, T') and classes (N, T'), best score first; the score is
@@ -151,7 +150,7 @@ def detections_of_batch(
 def best_of_batch(
     boxes: Tensor, scores: Tensor, classes: Tensor, count: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The ``count`` best of each image, best first; boxes (N, T, 4) become (N, ``count``, 4)."""
+    """Returns the ``count`` best of each image, best first; boxes become (N, ``count``, 4)."""
     # There may be fewer places than that.
     scores, idxs = F.pad(scores, (0, count), value=NO_SCORE).topk(count)
     idxs = torch.where(scores > NO_SCORE, idxs, 0)
@@ -159,26 +158,27 @@ def best_of_batch(
 
 
 def _take_rows(x: Tensor, idxs: Tensor) -> Tensor:
-    """Rows ``idxs`` (N, T) of the images in (N, R, C)."""
+    """Returns the rows ``idxs`` (N, T) of each image in (N, R, C)."""
     return x.gather(1, idxs[..., None].expand(-1, -1, x.shape[2]))
 
 
 def _into_image(
     boxes: Tensor, scores: Tensor, image_size: tuple[int | Tensor, int | Tensor]
 ) -> tuple[Tensor, Tensor]:
-    """Clips decoded boxes (..., 4); those of which nothing is left get :data:`NO_SCORE`.
+    """Clips decoded boxes (..., 4); those that become empty get :data:`NO_SCORE`.
 
-    They would take places among the best and vanish in Detectron2's ``detector_postprocess``.
+    Otherwise they would take places among the best and vanish in Detectron2's
+    ``detector_postprocess``.
     """
     # A single NaN would make NMS keep every box; it becomes a box without area. NMS also needs
-    # coordinates that are not negative.
+    # nonnegative coordinates.
     boxes = clip_boxes(boxes.nan_to_num(), image_size)
     has_area = (boxes[..., 2:] > boxes[..., :2]).all(dim=-1)
     return boxes, torch.where(has_area, scores, NO_SCORE)
 
 
 def clip_boxes(boxes: Tensor, image_size: tuple[int | Tensor, int | Tensor]) -> Tensor:
-    """Clips XYXY boxes (..., 4) to (height, width): numbers, or tensors of as many dimensions."""
+    """Clips XYXY boxes (..., 4) to (height, width): numbers, or tensors with as many dimensions."""
     height, width = image_size
     x = boxes[..., 0::2].clamp(min=0).clamp(max=width)
     y = boxes[..., 1::2].clamp(min=0).clamp(max=height)

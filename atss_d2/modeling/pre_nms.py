@@ -1,4 +1,4 @@
-"""Which pairs of anchor and class of a level may become detections: threshold and top-k.
+"""Selects the pairs of anchor and class that may become detections, by threshold and top-k.
 
 Shapes: N images, Ri anchors of level i, K classes, T selected pre-NMS detections.
 """
@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 NO_SCORE = -1.0
 # Sigmoid is monotone: logits are compared with a bound below the logit of the score threshold, and
-# only what is left gets a score. The bound leaves room for the rounding of scores to float32.
+# only those that pass get a score. The bound leaves room for the rounding of scores to float32.
 _SCORE_SLACK, _LOGIT_SLACK = 1e-6, 1e-3
 
 SCORE_TYPES = ("sqrt", "product")
@@ -24,7 +24,7 @@ RANKINGS = ("score", "class_score")
 def select_pre_nms(
     logits: Tensor, quality: Tensor | None, *args, **kwargs
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The best pre-NMS detections of one level, selected in the way that is fastest on the device.
+    """Selects the best pre-NMS detections of one level, in the way that is fastest on the device.
 
     On a CPU, scores are computed only for the few logits above the threshold, which makes
     post-processing of 80 classes 2 to 5 times as fast; on a GPU the host would wait for their
@@ -51,7 +51,7 @@ def select_survivors(
     score_type: str = "sqrt",
     rank_by: str = "score",
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The pre-NMS detections of one image, as many as there are.
+    """Selects the pre-NMS detections of one image; their number T varies.
 
     Args:
         logits: (Ri, K).
@@ -86,21 +86,21 @@ def select_fixed_number(
     rank_by: str = "score",
     fill: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The best pre-NMS detections of one level, without a shape that depends on a value.
+    """Selects the best pre-NMS detections of one level, without a shape that depends on a value.
 
     Args:
         logits: (N, Ri, K) class logits, or (Ri, K) of one image.
         quality: (N, Ri) logits of a second score, or None.
         score_thresh: Minimum class score, without the quality.
-        topk_candidates: T, or fewer if the level has fewer pairs.
+        topk_candidates: T; without ``fill``, T is smaller if the level has fewer pairs.
         score_type: See :func:`postprocess`.
         rank_by: See :func:`postprocess`.
-        fill: T is ``topk_candidates`` also on a small level: it is then the same for images of all
-            sizes.
+        fill: Whether T is ``topk_candidates`` even on a small level, and so the same for images of
+            all sizes.
 
     Returns:
-        scores (N, T), anchor indices (N, T) and classes (N, T), best first as ``rank_by`` says. The
-        places of missing pre-NMS detections come last and have :data:`NO_SCORE`.
+        scores (N, T), anchor indices (N, T) and classes (N, T), best first as ``rank_by`` says.
+        Empty places come last and have :data:`NO_SCORE`.
     """
     scores = class_scores = logits.float().sigmoid()  # (N, Ri, K)
     if quality is not None and rank_by == "score":
@@ -112,7 +112,7 @@ def select_fixed_number(
         topk_candidates if fill else _at_most(topk_candidates, scores.shape[-1])
     )
     if fill:
-        idxs = torch.where(scores > NO_SCORE, idxs, 0)  # not of a place in the padding
+        idxs = torch.where(scores > NO_SCORE, idxs, 0)  # not a place in the padding
     anchor_idxs, classes = split_pairs(idxs, logits.shape[-1])
     if quality is not None and rank_by == "class_score":
         final = _with_quality(scores, quality.gather(-1, anchor_idxs), score_type)
@@ -121,30 +121,30 @@ def select_fixed_number(
 
 
 def split_pairs(idxs: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
-    """Anchor and class of the pairs with these indices into (R x K)."""
-    # Not div(rounding_mode="floor"): ONNX's exporter makes it a division of float32 numbers, which
-    # gives the next anchor from some 10^5 of them on.
+    """Returns anchor and class of the pairs with these indices into (R x K)."""
+    # Not div(rounding_mode="floor"): ONNX's exporter turns it into a division of float32 numbers,
+    # which gives the next anchor from about 10^5 anchors on.
     return idxs // num_classes, idxs % num_classes
 
 
 def _with_quality(class_scores: Tensor, quality: Tensor, score_type: str) -> Tensor:
-    """Scores of detections from class scores and the quality logits of the same anchors."""
+    """Computes scores of detections from class scores and quality logits of the same anchors."""
     scores = class_scores * quality.float().sigmoid()
     return scores.sqrt() if score_type == "sqrt" else scores
 
 
 def _min_logit(score_thresh: float, dtype: torch.dtype) -> float:
-    """A bound that every logit of this type with a score above the threshold reaches."""
+    """Returns a bound that every logit of this type reaches if its score is above the threshold."""
     if score_thresh < torch.finfo(torch.float32).tiny:
         return -math.inf
     if score_thresh >= 1:
         return math.inf
     score = score_thresh * (1 - _SCORE_SLACK)
     logit = math.log(score / (1 - score)) - _LOGIT_SLACK
-    # It is rounded to the type of the logits when they are compared.
+    # The comparison rounds it to the type of the logits.
     return logit - abs(logit) * torch.finfo(dtype).eps
 
 
 def _at_most(limit: int, size: int | Tensor) -> int | Tensor:
-    # While a model is traced a size is a tensor, and the trace must not keep its value.
+    # While a model is traced, a size is a tensor, and the trace must not keep its value.
     return size.clamp(max=limit) if isinstance(size, Tensor) else min(limit, size)

@@ -1,4 +1,4 @@
-"""From the maps of a head to :class:`Predictions`, and to what a rule may see of them.
+"""Turns the maps of a head into :class:`Predictions`, and into what a rule may see of them.
 
 Shapes: N images, L levels of size Hi x Wi, A anchors per location, R = sum(Hi x Wi x A), K classes,
 D values that the box coder takes for an anchor.
@@ -24,17 +24,17 @@ def predictions_from_maps(
     num_classes: int,
     num_box_values: int,
 ) -> Predictions:
-    """Sorts the maps of a head by anchors.
+    """Rearranges the maps of a head by anchor.
 
     Args:
-        maps: Two or three lists of L maps: class logits (N, A K, Hi, Wi), box regression
-            (N, A D, Hi, Wi) and, if the head predicts it, quality logits (N, A, Hi, Wi).
+        maps: Two or three lists of L maps: class logits (N, A K, Hi, Wi), box regression (N, A D,
+            Hi, Wi) and, optionally, quality logits (N, A, Hi, Wi).
         num_anchors: A of the L levels.
         num_classes: K.
         num_box_values: D.
 
     Raises:
-        ValueError: There are more outputs, or a map has other channels; the message names both
+        ValueError: The number of outputs, levels or channels is wrong; the message names both
             numbers.
     """
     if len(maps) not in (2, 3):
@@ -66,12 +66,12 @@ def predictions_from_maps(
 def decode_predictions(
     predictions: Predictions, anchors: Sequence[Tensor], box_coder
 ) -> DecodedPredictions:
-    """Decodes predictions for a rule with ``needs_predictions``; in float32 under any autocast.
+    """Decodes predictions for a rule with ``needs_predictions``, in float32 even under autocast.
 
     Args:
-        predictions: Of N images.
+        predictions: Predictions for N images.
         anchors: L x (Ri, 4).
-        box_coder: What the regression was made for.
+        box_coder: Box coder of the regression.
     """
     with torch.autocast(anchors[0].device.type, enabled=False):
         regression = torch.cat(predictions.regression, dim=1).float()  # (N, R, D)

@@ -24,7 +24,7 @@ def build_scene(
     predictions: DecodedPredictions | None = None,
     iteration: int | None = None,
 ) -> Scene:
-    """Joins the boxes of all images, on the device of the anchors.
+    """Builds a scene from the boxes of all images, on the device of the anchors.
 
     Args:
         anchors: L levels, each (Ri, 4) XYXY in pixels.
@@ -86,8 +86,8 @@ def scene_of_instances(
 
     Args:
         anchors: L levels of anchors.
-        gt_instances: N images with ``gt_boxes`` and ``gt_classes``; boxes that the optional field
-            ``gt_ignore`` (bool) marks are ignore regions.
+        gt_instances: N images with ``gt_boxes`` and ``gt_classes``; boxes marked by the optional
+            field ``gt_ignore`` (bool) are ignore regions.
         grid_sizes: See :class:`Scene`, as for the rest.
         num_classes: K.
         predictions: For rules that need them.
@@ -95,7 +95,7 @@ def scene_of_instances(
 
     Raises:
         ValueError: The class of an object lies outside 0..K-1. On a GPU, for which the host does
-            not wait, an assertion of CUDA's fails instead.
+            not wait, a CUDA assertion fails instead.
     """
     gt_ignore = None
     if any(x.has("gt_ignore") for x in gt_instances):
@@ -124,7 +124,7 @@ def _check_classes(classes: Tensor, num_classes: int) -> None:
             f"gt_classes must be 0 to {num_classes - 1}: set num_classes to the number of classes "
             "of the data set",
         )
-    elif not is_valid.all():  # on a CPU the host waits for nothing
+    elif not is_valid.all():  # on a CPU, nothing has to wait
         wrong = sorted(set(classes[~is_valid].tolist()))
         raise ValueError(
             f"gt_classes must be 0 to {num_classes - 1}, got {', '.join(map(str, wrong))}: the "
@@ -140,7 +140,7 @@ def _as_tensor(boxes: Boxes | Tensor) -> Tensor:
 
 
 def _cat_flags(gt_ignore: Sequence[Tensor], gt_boxes: Sequence[Tensor]) -> Tensor:
-    """Flags (M,) of all images, checked against the numbers of boxes."""
+    """Joins the flags (M,) of all images, checked against the numbers of boxes."""
     if len(gt_ignore) != len(gt_boxes):
         raise ValueError(f"gt_ignore has {len(gt_ignore)} images, gt_boxes has {len(gt_boxes)}")
     for i, (flags, boxes) in enumerate(zip(gt_ignore, gt_boxes)):

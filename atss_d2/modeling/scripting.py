@@ -1,15 +1,15 @@
-"""What ``torch.jit.script`` compiles in place of modules that it does not understand.
+"""Modules that ``torch.jit.script`` compiles in place of those that it does not support.
 
-Its compiler knows neither keyword-only arguments with defaults nor constants of modules nor
-generators, which is no reason to write the detector without them: a module's
-``__prepare_scriptable__`` says what is compiled in its place. Backbone, head and everything that
-loops over images are compiled; from the head's maps to detections, where no branch depends on a
-value, :meth:`ATSS.forward_inference` itself is traced.
+Its compiler supports neither keyword-only arguments with defaults nor module constants nor
+generators. The detector uses them anyway: a module's ``__prepare_scriptable__`` returns what is
+compiled in its place. Backbone, head and everything that loops over images are compiled; from the
+head's maps to detections, where no branch depends on a value, :meth:`ATSS.forward_inference` itself
+is traced.
 
 Shapes: N images, L levels of size Hi x Wi, K classes, A anchors per location, D detections.
 """
 
-# Without `from __future__ import annotations`: the compiler wants types, not their names.
+# Without `from __future__ import annotations`: the compiler needs types, not their names.
 import contextlib
 import sys
 import warnings
@@ -22,15 +22,15 @@ from torch import Tensor, nn
 
 from ..warning_filters import filter_third_party_warnings
 
-_SAMPLE_SIDE = 4  # cells of a map while tracing; what is traced takes any number
+_SAMPLE_SIDE = 4  # side of a map while tracing, in cells; the trace takes any size
 
 
 class ScriptableATSS(nn.Module):
-    """An :class:`ATSS` for inference as Detectron2's ``scripting_with_instances`` takes it.
+    """An :class:`ATSS` for inference, in the form that ``scripting_with_instances`` takes.
 
-    The fields are ``{"pred_boxes": Boxes, "scores": Tensor, "pred_classes": Tensor}``. As with
-    Detectron2's own detectors boxes are in pixels of the images that the model is given: scaling
-    them to the size of a photograph is left to the caller.
+    The fields are ``{"pred_boxes": Boxes, "scores": Tensor, "pred_classes": Tensor}``. As in
+    Detectron2's own detectors, boxes are in pixels of the input images; the caller scales them to
+    the original size.
     """
 
     padding_constraints: dict[str, int]
@@ -38,7 +38,7 @@ class ScriptableATSS(nn.Module):
     def __init__(self, model: nn.Module) -> None:
         """
         Args:
-            model: An ATSS in evaluation mode, with which modules are shared.
+            model: An ATSS in evaluation mode, whose modules are shared.
 
         Raises:
             RuntimeError: ``model`` is in training mode, or Python is too new.
@@ -55,7 +55,7 @@ class ScriptableATSS(nn.Module):
         self.detect = trace_on_maps(_DetectionsOfImage(model), model)
 
     def forward(self, batched_inputs: list[dict[str, Tensor]]):
-        """Takes what :class:`ATSS` takes, tensors only, and gives Instances of every image."""
+        """Takes inputs of :class:`ATSS`, tensors only, and returns Instances of every image."""
         images = self.preprocess_image(batched_inputs)
         features = self.backbone(images.tensor)
         predictions = self.head([features[name] for name in self.head_in_features])
@@ -74,7 +74,7 @@ class ScriptableATSS(nn.Module):
         return results
 
     def preprocess_image(self, batched_inputs: list[dict[str, Tensor]]) -> ImageList:
-        """Normalizes and pads, as ``DenseDetector.preprocess_image``."""
+        """Normalizes and pads images, like ``DenseDetector.preprocess_image``."""
         images = [
             (x["image"].to(self.pixel_mean.device) - self.pixel_mean) / self.pixel_std
             for x in batched_inputs
@@ -89,13 +89,14 @@ class _DetectionsOfImage(nn.Module):
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        # Their buffers move with what is traced.
+        # Their buffers move with the traced module.
         self.anchor_generator = model.anchor_generator
         self.box2box_transform = model.box2box_transform
-        self.__dict__["_model"] = model  # no submodule: backbone and head are none of it
+        self.__dict__["_model"] = model  # not a submodule: excludes backbone and head
 
     def forward(self, maps: list[Tensor], image_size: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """
+        """Returns the detections of one image.
+
         Args:
             maps: The head's output for one image: L logits, L deltas, L centerness maps.
             image_size: (height, width).
@@ -105,7 +106,7 @@ class _DetectionsOfImage(nn.Module):
         """
         num_levels = len(self._model.head_in_features)
         predictions = [maps[i : i + num_levels] for i in range(0, len(maps), num_levels)]
-        # Of the features only the sizes matter, and those are the sizes of the logits.
+        # Only the sizes of the features matter, and those are the sizes of the logits.
         (found,) = self._model.forward_inference(
             ImageList(maps[0], [image_size]), predictions[0], predictions
         )
@@ -113,10 +114,10 @@ class _DetectionsOfImage(nn.Module):
 
 
 def check_scriptable(model: nn.Module) -> None:
-    """Checks what no compiler message would tell, and takes other obstacles away.
+    """Checks what the compiler would not report clearly, and removes other obstacles.
 
     Args:
-        model: A detector. LazyConfig leaves lists of omegaconf in modules, which become plain ones.
+        model: A detector. omegaconf lists that LazyConfig leaves in its modules become plain lists.
 
     Raises:
         RuntimeError: ``model`` is in training mode, or Python is too new.
@@ -139,7 +140,7 @@ def check_scriptable(model: nn.Module) -> None:
 
 @torch.no_grad()
 def trace_on_maps(module: nn.Module, model: nn.Module) -> torch.jit.ScriptModule:
-    """Traces what becomes of the head's output, so that it can be called by what is scripted.
+    """Traces what is computed from the head's output, so that scripted code can call it.
 
     Args:
         module: Takes maps of one image and (height, width), as :class:`_DetectionsOfImage`.
@@ -161,9 +162,9 @@ def trace_on_maps(module: nn.Module, model: nn.Module) -> torch.jit.ScriptModule
 
 @contextlib.contextmanager
 def without_jit_warnings() -> Iterator[None]:
-    """Silences what tracing says of shapes that it takes for constants.
+    """Silences warnings about shapes that tracing takes for constants.
 
-    They are the number of coordinates of a box and the like; the tests run what was traced on
+    These are the number of coordinates of a box and the like; the tests run the traced module on
     images of other sizes.
     """
     with warnings.catch_warnings():

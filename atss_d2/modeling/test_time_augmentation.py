@@ -1,7 +1,7 @@
 """Test-time augmentation of dense detectors: several scales and flips, merged into one result.
 
-What :mod:`detectron2.modeling.test_time_augmentation` does for R-CNN, for every model that gives
-boxes, scores and classes.
+This does what :mod:`detectron2.modeling.test_time_augmentation` does for R-CNN, for every model
+that returns boxes, scores and classes.
 
 Shapes: D detections.
 """
@@ -36,17 +36,18 @@ _MERGES = ("nms", "vote", "soft_vote")
 
 
 class DenseDetectorWithTTA(nn.Module):
-    """A dense detector that looks at every image at several scales and mirrored.
+    """A dense detector that runs on every image at several scales and mirrored.
 
-    It is called like the model in it: a list of dataset dicts gives a list of
+    It is called like the model in it: it takes a list of dataset dicts and returns a list of
     ``{"instances": Instances}`` with ``pred_boxes``, ``scores`` and ``pred_classes``. The model may
-    be :class:`ATSS`, Detectron2's RetinaNet or FCOS, or any other whose detections have these
-    three fields.
+    be :class:`ATSS`, Detectron2's RetinaNet or FCOS, or any other whose detections have these three
+    fields.
 
-    For every scale an image is resized from its original size, as it is in ``file_name``. Only
-    without a ``file_name`` is the tensor ``image`` taken in its place, which a data loader may have
-    resized before. Detections are merged in, and have, the resolution ``height`` x ``width`` of the
-    dataset dict, else that of the image. (Means and IoUs of boxes are the same at any resolution.)
+    For every scale, an image is resized from its original size in ``file_name``. Only without a
+    ``file_name`` is the tensor ``image`` used instead, which a data loader may already have
+    resized. Detections are merged and returned in the resolution ``height`` x ``width`` of the
+    dataset dict, or else that of the image. (Means and IoUs of boxes are the same at any
+    resolution.)
 
     Example::
 
@@ -73,26 +74,26 @@ class DenseDetectorWithTTA(nn.Module):
         """
         Args:
             model: The detector, with its own score threshold, NMS and number of detections, which
-                hold for every pass. ``DenseDetectorWithTTA(cfg, model)`` takes the rest from
+                apply to every pass. ``DenseDetectorWithTTA(cfg, model)`` takes the rest from
                 Detectron2's ``TEST.AUG``.
             min_sizes: Shorter side of the image at every scale, pixels.
-            max_size: Longest side allowed, of all scales or of each.
+            max_size: Maximum longer side, for all scales or for each.
             size_ranges: For every scale (low, high): its detections count when low <= sqrt(box
                 area) < high, in pixels of the scaled image. Default: all count.
-            flip: Also look at the mirrored image at every scale.
-            batch_size: Most scaled images that the model is given at once. They are of equal size,
-                such as an image and its mirror image.
+            flip: Whether to also run on the mirrored image at every scale.
+            batch_size: Maximum number of scaled images per call of the model. They have equal
+                sizes, such as an image and its mirror image.
             merge: "nms"; "vote", see :func:`~atss_d2.modeling.box_voting.vote`; or "soft_vote",
                 see :func:`~atss_d2.modeling.box_voting.soft_vote`.
             iou_thresh: IoU threshold of the merge. Default: 0.66 for voting, the model's
                 ``test_nms_thresh`` for NMS.
-            soft_vote_score_thresh: Least lowered score of an absorbed detection ("soft_vote").
-            max_detections_per_image: Most detections of an image after the merge.
+            soft_vote_score_thresh: Minimum lowered score of an absorbed detection ("soft_vote").
+            max_detections_per_image: Maximum number of detections per image after the merge.
             input_format: Channel order in which files are read, such as "BGR". Default: the
                 model's ``input_format``.
 
         Raises:
-            ValueError: An argument is impossible, or the model lacks what a default needs.
+            ValueError: An argument is invalid, or the model lacks what a default needs.
         """
         super().__init__()
         if isinstance(model, DistributedDataParallel):
@@ -117,7 +118,7 @@ class DenseDetectorWithTTA(nn.Module):
 
     @classmethod
     def from_config(cls, cfg: CfgNode, model: nn.Module) -> dict:
-        """The passes and the number of detections from Detectron2's keys."""
+        """Reads the passes and the number of detections from Detectron2's keys."""
         return {
             "model": model,
             "min_sizes": cfg.TEST.AUG.MIN_SIZES,
@@ -178,12 +179,12 @@ class DenseDetectorWithTTA(nn.Module):
         """Detects objects.
 
         Args:
-            batched_inputs: Dataset dicts with ``file_name`` or ``image`` (C, H, W), and perhaps
+            batched_inputs: Dataset dicts with ``file_name`` or ``image`` (C, H, W), and optionally
                 ``height`` and ``width``.
 
         Returns:
             For every image ``{"instances": Instances}``, best score first. The detections of an
-            image do not depend on the images that are given with it.
+            image do not depend on the other images.
 
         Raises:
             RuntimeError: The model is in training mode.
@@ -193,9 +194,9 @@ class DenseDetectorWithTTA(nn.Module):
             raise RuntimeError(
                 "DenseDetectorWithTTA cannot be trained: call eval(), and train the model in it"
             )
-        detections: dict[tuple[int, int], Detections] = {}  # by number of the image and the pass
+        detections: dict[tuple[int, int], Detections] = {}  # by index of image and pass
         output_sizes = []
-        waiting = defaultdict(list)  # passes of equal size: GroupNorm would see padding
+        waiting = defaultdict(list)  # by size: GroupNorm would see padding
         for index, dataset_dict in enumerate(batched_inputs):
             image = self._read(dataset_dict)  # (H, W, C)
             height = dataset_dict.get("height", image.shape[0])
@@ -233,7 +234,7 @@ class DenseDetectorWithTTA(nn.Module):
                 inputs = {
                     **dataset_dict,
                     "image": scaled.flip(2) if flipped else scaled,
-                    # Detections as they are in the scaled image, where sizes are measured.
+                    # Detections are in the scaled image, where sizes are measured.
                     "height": scaled.shape[1],
                     "width": scaled.shape[2],
                 }
@@ -272,15 +273,15 @@ class DenseDetectorWithTTA(nn.Module):
 
 
 class _Pass(NamedTuple):
-    """One look at an image."""
+    """One pass over an image."""
 
     inputs: dict  # what the model is given
     flipped: bool
     size_range: tuple[float, float]
-    output_size: tuple[int, int]  # (height, width) of the image that is not scaled
+    output_size: tuple[int, int]  # (height, width) of the unscaled image
 
     def map_back(self, instances: Instances) -> Detections:
-        """The detections in the size range, in pixels of the image that is not scaled."""
+        """Returns the detections in the size range, in pixels of the unscaled image."""
         boxes, scores = widen(instances.pred_boxes.tensor), widen(instances.scores)
         low, high = self.size_range
         sizes = box_areas(boxes).sqrt()

@@ -50,8 +50,8 @@ class TorchvisionBackbone(Backbone):
     Feature ``res2`` is the deepest feature map of stride 4, ``res3`` of stride 8, ``res4`` of
     stride 16 and ``res5`` of stride 32. Parameters have torchvision's names
     (``features.0.0.weight``), so a torchvision state dict loads with ``strict=False``: left over
-    are the classifier and what comes after the last requested feature. Swin's maps are turned into
-    (N, C, H, W); they are the outputs of its stages as they are, without a norm of their own.
+    are the classifier and what comes after the last requested feature. Swin's maps are permuted to
+    (N, C, H, W); they are the unchanged outputs of its stages, without an extra norm.
     """
 
     def __init__(
@@ -124,7 +124,8 @@ class TorchvisionBackbone(Backbone):
         return max(self._out_feature_strides.values())
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """
+        """Computes the requested features.
+
         Args:
             x: Images (N, 3, H, W); H and W should be multiples of :attr:`size_divisibility`.
 
@@ -180,8 +181,11 @@ class TorchvisionBackbone(Backbone):
         return shapes
 
     def _drop_unused_modules(self) -> None:
-        """Removes what comes after the last tap: it would cost memory, and its parameters would
-        never get a gradient, which DistributedDataParallel refuses."""
+        """Removes what comes after the last tap.
+
+        It would cost memory, and its parameters would never get a gradient, which
+        DistributedDataParallel rejects.
+        """
         for step, _ in reversed(list(self._steps())):
             if step in self._taps:
                 break

@@ -1,4 +1,4 @@
-"""Logging scalars that live on the device without making the host wait for them."""
+"""Logs scalars that are on a device, without making the host wait for them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def training_iteration() -> int | None:
-    """Returns the iteration of the training, which a trainer also restores; None outside one."""
+    """Returns the training iteration, which a resumed trainer restores; None outside training."""
     return get_event_storage().iter if has_event_storage() else None
 
 
@@ -24,7 +24,7 @@ class TrainingLog:
         self._pending: tuple[list[str], Tensor, torch.cuda.Event | None] | None = None
 
     def __getstate__(self) -> dict:
-        return {"_pending": None}  # events can be neither copied nor pickled
+        return {"_pending": None}  # events cannot be copied or pickled
 
     def put(self, scalars: dict[str, Tensor]) -> None:
         """Logs ``scalars``: at once from the CPU, with the next call from a GPU."""

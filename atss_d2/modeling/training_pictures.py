@@ -1,4 +1,4 @@
-"""Pictures of a training for TensorBoard: boxes of an image above, detections below."""
+"""Draws training images for TensorBoard: the boxes of an image above, detections below."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["draw_training", "is_time_to_draw"]
 
 
 def is_time_to_draw(period: int) -> bool:
-    """Whether this iteration is one of those that are drawn, on the process that writes."""
+    """Returns whether to draw in this iteration; true only on the main process."""
     return comm.is_main_process() and get_event_storage().iter % period == 0
 
 
@@ -30,10 +30,10 @@ def draw_training(
     """Hands the first image of a batch to Detectron2's ``DenseDetector.visualize_training``.
 
     Args:
-        model: Detects from ``predictions``; nothing is computed by backbone or head again.
+        model: Detects from ``predictions``; backbone and head do not run again.
         images: The batch as the backbone got it.
         features: L maps, each (N, C, Hi, Wi).
-        predictions: What the head gives: lists of L maps.
+        predictions: Output of the head: lists of L maps.
         gt_instances: N images with ``gt_boxes``.
     """
     height, width = images.image_sizes[0]

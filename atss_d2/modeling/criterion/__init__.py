@@ -1,4 +1,4 @@
-"""Losses: what they are made of, one idea per file, and criteria, which join them."""
+"""Losses, one idea per file, and the criteria that combine them."""
 
 from .atss import ATSSCriterion
 from .base import CRITERION_REGISTRY, Criterion

@@ -24,11 +24,12 @@ from .positives import Positives, count_with_floor, find_positives, loss_normali
 class ATSSCriterion(Criterion):
     """Focal loss, box loss of the positives weighted by their centerness, and centerness loss.
 
-    The soft targets of a rule that gives some take the place of the centerness targets. A subclass
-    may have other ones, see :meth:`quality_targets`.
+    If a rule returns soft targets, they replace the centerness targets. A subclass may define other
+    targets, see :meth:`quality_targets`.
 
     Attributes:
-        quality_name: Of the loss of the head's third output, ``loss_<name>``. A class sets it.
+        quality_name: Name of the loss of the head's third output, ``loss_<name>``; a class
+            attribute.
     """
 
     quality_name = "centerness"
@@ -54,14 +55,15 @@ class ATSSCriterion(Criterion):
                 RetinaNet's).
             smooth_l1_beta: Where smooth L1 turns from a parabola to a line.
             box_reg_loss_weight: Weight of the box loss.
-            centerness_weighted_box_loss: Whether the box loss of a positive weighs as much as its
-                centerness target, if the head predicts centerness. Otherwise all weigh the same.
+            centerness_weighted_box_loss: Whether the box loss of a positive is weighted by its
+                centerness target, if the head predicts centerness. Otherwise all have the same
+                weight.
             centerness_loss_weight: Weight of the centerness loss.
-            centerness_inset: Pixels taken off each of the four distances that the centerness
-                target is made of. 0 is continuous geometry; 0.5 gives the targets of the authors'
+            centerness_inset: Pixels subtracted from each of the four distances in the centerness
+                target. 0 is continuous geometry; 0.5 gives the targets of the authors'
                 inclusive-corner geometry.
             floor_per_image: Whether an image without positives counts as one positive in the
-                number that classification and centerness losses are divided by, as in mmdetection.
+                normalizer of the classification and centerness losses, as in mmdetection.
 
         Raises:
             ValueError: An argument is out of range.
@@ -81,9 +83,10 @@ class ATSSCriterion(Criterion):
         self.floor_per_image = floor_per_image
 
     def bind(self, *, box2box_transform: Any, num_classes: int) -> None:
-        """
+        """Sets what the detector determines, and checks that the box coder fits the loss.
+
         Raises:
-            ValueError: The box coder takes other values than it gives targets for.
+            ValueError: The loss is smooth L1, and the box coder does not take four values.
         """
         num_values = num_box_values(box2box_transform)
         if self.box_reg_loss_type == "smooth_l1" and num_values != 4:
@@ -94,8 +97,11 @@ class ATSSCriterion(Criterion):
         super().bind(box2box_transform=box2box_transform, num_classes=num_classes)
 
     def compute(self, predictions: Predictions, targets: Targets) -> dict[str, Tensor]:
-        """Computes ``loss_cls`` (focal loss per positive), ``loss_box_reg`` (weighted mean over
-        the positives) and, if the head predicts a quality, ``loss_centerness``."""
+        """Computes ``loss_cls``, ``loss_box_reg`` and, if the head predicts a quality, its loss.
+
+        ``loss_cls`` is the focal loss per positive, ``loss_box_reg`` the weighted mean over
+        the positives; :attr:`quality_name` names the loss of the quality.
+        """
         logits = torch.cat(predictions.logits, dim=1).flatten(0, 1)  # (N x R, K)
         loss_cls = sigmoid_focal_loss(
             logits,
@@ -136,5 +142,5 @@ class ATSSCriterion(Criterion):
         return losses
 
     def quality_targets(self, positives: Positives) -> Tensor:
-        """Targets (P,) in [0, 1] of the head's third output, without a gradient: centerness."""
+        """Returns targets (P,) in [0, 1] of the head's third output: centerness, no gradient."""
         return centerness_targets(positives.anchors, positives.boxes, self.centerness_inset)

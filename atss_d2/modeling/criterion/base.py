@@ -20,11 +20,11 @@ arguments are the keys of the node ``MODEL.ATSS.MY_CRITERION`` that a cfg may ha
 
 
 class Criterion(nn.Module, ABC):
-    """The losses of a detector: ``criterion(predictions, targets)`` is a dict of them.
+    """The losses of a detector: ``criterion(predictions, targets)`` returns a dict of them.
 
-    A subclass implements :meth:`compute`. What it counts over iterations is a buffer. A warm-up
-    needs no state: the rule looks at ``scene.iteration``, and the criterion follows from whether
-    there are ``targets.soft``.
+    A subclass implements :meth:`compute`. It keeps state over iterations in buffers. A warm-up
+    needs no state: the rule reads ``scene.iteration``, and the criterion checks whether there are
+    ``targets.soft``.
 
     Attributes:
         box2box_transform: Box coder of the regression.
@@ -37,13 +37,13 @@ class Criterion(nn.Module, ABC):
         self.num_classes: int | None = None
 
     def bind(self, *, box2box_transform: Any, num_classes: int) -> None:
-        """Fills in what the detector determines; a detector calls it, any number of times.
+        """Sets what the detector determines; a detector may call it any number of times.
 
         Args:
             box2box_transform: Box coder of the regression.
             num_classes: K.
         """
-        # Not as a submodule, which a coder may be: its state is the detector's.
+        # Not as a submodule, even if the coder is one: its state belongs to the detector.
         self.__dict__["box2box_transform"] = box2box_transform
         self.num_classes = num_classes
 
@@ -51,8 +51,8 @@ class Criterion(nn.Module, ABC):
         """Computes the losses of a batch, outside autocast.
 
         Args:
-            predictions: Of the head.
-            targets: What its anchors are trained for.
+            predictions: Predictions of the head.
+            targets: Targets of its anchors.
 
         Returns:
             Weighted scalars by name, ``loss_<name>``.
@@ -64,6 +64,6 @@ class Criterion(nn.Module, ABC):
     def compute(self, predictions: Predictions, targets: Targets) -> dict[str, Tensor]:
         """Computes the losses.
 
-        Every process calls the same collectives in every iteration, also without boxes, and no
-        value is read on the host.
+        Every process must call the same collectives in every iteration, even without boxes, and no
+        value may be read on the host.
         """

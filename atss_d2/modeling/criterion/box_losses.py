@@ -1,4 +1,4 @@
-"""Losses of the regression: of decoded boxes, or of what the box coder takes.
+"""Regression losses, of decoded boxes or of the values that the box coder takes.
 
 All are computed in at least float32.
 
@@ -15,13 +15,13 @@ from torch import Tensor
 
 from ..precision import widen
 
-_IOU_EPS = 1e-7  # added to the areas and squared lengths that are divided by
+_IOU_EPS = 1e-7  # added to areas and squared lengths in denominators
 
 
 def giou_loss(boxes: Tensor, targets: Tensor, eps: float = _IOU_EPS) -> Tensor:
-    """1 - GIoU (R,) of paired XYXY boxes (R, 4), arXiv 1902.09630; in [0, 2].
+    """Computes 1 - GIoU (R,) of paired XYXY boxes (R, 4), arXiv 1902.09630; in [0, 2].
 
-    ``boxes`` may be degenerate or inverted (then their area counts as 0), as predicted ones are.
+    ``boxes`` may be degenerate or inverted, as predictions can be; their area then counts as 0.
     """
     boxes, targets = widen(boxes), widen(targets)
     iou, union, hull_sides = _iou(boxes, targets, eps)
@@ -30,9 +30,10 @@ def giou_loss(boxes: Tensor, targets: Tensor, eps: float = _IOU_EPS) -> Tensor:
 
 
 def diou_loss(boxes: Tensor, targets: Tensor, eps: float = _IOU_EPS) -> Tensor:
-    """1 - DIoU (R,) of paired XYXY boxes (R, 4), arXiv 1911.08287; in [0, 2].
+    """Computes 1 - DIoU (R,) of paired XYXY boxes (R, 4), arXiv 1911.08287; in [0, 2].
 
-    IoU less the squared distance of the centers, relative to the squared diagonal of the hull.
+    DIoU is IoU minus the squared distance of the centers, relative to the squared diagonal of the
+    hull.
     """
     boxes, targets = widen(boxes), widen(targets)
     iou, _, hull_sides = _iou(boxes, targets, eps)
@@ -41,7 +42,7 @@ def diou_loss(boxes: Tensor, targets: Tensor, eps: float = _IOU_EPS) -> Tensor:
 
 
 def ciou_loss(boxes: Tensor, targets: Tensor, eps: float = _IOU_EPS) -> Tensor:
-    """1 - CIoU (R,) of paired XYXY boxes (R, 4), arXiv 1911.08287: DIoU and the aspect ratio.
+    """Computes 1 - CIoU (R,) of paired XYXY boxes (R, 4), arXiv 1911.08287: DIoU and aspect ratio.
 
     The trade-off of the aspect-ratio term gets no gradient, as in the paper. Boxes without area
     have a finite loss.
@@ -56,7 +57,7 @@ def ciou_loss(boxes: Tensor, targets: Tensor, eps: float = _IOU_EPS) -> Tensor:
 
 
 def _iou(boxes: Tensor, targets: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-    """IoU (R,) and union (R,) of paired boxes (R, 4), and the sides (R, 2) of their hull."""
+    """Returns IoU (R,), union (R,) and sides (R, 2) of the hull of paired boxes (R, 4)."""
     sides = (boxes[:, 2:] - boxes[:, :2]).clamp(min=0)
     target_sides = (targets[:, 2:] - targets[:, :2]).clamp(min=0)
     lower = torch.maximum(boxes[:, :2], targets[:, :2])
@@ -69,13 +70,13 @@ def _iou(boxes: Tensor, targets: Tensor, eps: float) -> tuple[Tensor, Tensor, Te
 
 
 def _product(sides: Tensor) -> Tensor:
-    """Product (R,) of two columns (R, 2); the gradient of ``prod`` takes twelve operators."""
+    """Multiplies two columns (R, 2) to (R,); the gradient of ``prod`` takes twelve operators."""
     width, height = sides.unbind(dim=1)
     return width * height
 
 
 def _aspect_angle(boxes: Tensor, eps: float) -> Tensor:
-    """arctan(width / height) (R,) of XYXY boxes (R, 4)."""
+    """Returns arctan(width / height) (R,) of XYXY boxes (R, 4)."""
     sides = (boxes[:, 2:] - boxes[:, :2]).clamp(min=0)
     return torch.atan(sides[:, 0] / (sides[:, 1] + eps))
 
@@ -98,10 +99,10 @@ def box_reg_loss(
     loss_type: str = "giou",
     smooth_l1_beta: float = 0.11,
 ) -> Tensor:
-    """Loss (R,) of the regression of each anchor.
+    """Computes the regression loss (R,) of each anchor.
 
     Args:
-        deltas: (R, 4), as the box coder wants them.
+        deltas: (R, 4), as the box coder takes them.
         anchors: (R, 4) XYXY, pixels.
         boxes: (R, 4) XYXY target of each anchor, pixels.
         box2box_transform: Box coder.

@@ -14,12 +14,12 @@ from ..precision import widen
 
 
 def centerness_targets(anchors: Tensor, boxes: Tensor, inset: float = 0.0) -> Tensor:
-    """Centerness (R,) in [0, 1] of anchor centers within their boxes (FCOS, Eq. 3).
+    """Computes the centerness (R,) in [0, 1] of anchor centers in their boxes (FCOS, Eq. 3).
 
     Args:
         anchors: (R, 4) XYXY, pixels.
         boxes: (R, 4) XYXY box of each anchor, pixels.
-        inset: Pixels taken off each of the four distances, see :class:`ATSSMatcher`.
+        inset: Pixels subtracted from each of the four distances, see :class:`ATSSMatcher`.
 
     Returns:
         sqrt(min(l, r) / max(l, r) * min(t, b) / max(t, b)); 0 for a center outside its box.
@@ -33,5 +33,5 @@ def centerness_targets(anchors: Tensor, boxes: Tensor, inset: float = 0.0) -> Te
 
 
 def centerness_loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """Binary cross entropy (R,) of centerness logits (R,) with targets (R,) in [0, 1]."""
+    """Computes the binary cross entropy (R,) of centerness logits (R,) and targets (R,)."""
     return F.binary_cross_entropy_with_logits(widen(logits), targets, reduction="none")

@@ -2,11 +2,11 @@
 
 Almost all targets are background: the background term is summed over all logits, and corrected at
 the one positive logit of each positive anchor. The gradient of both is known in closed form, so the
-forward pass leaves one buffer for the backward pass, and works through the logits in pieces that
-stay in a CPU's cache.
+forward pass stores only one buffer for the backward pass, and processes the logits in pieces that
+fit into a CPU's cache.
 
-Shapes: R anchors (of one image or of a whole batch), K classes, r anchors of a piece, P anchors,
-all positives among them.
+Shapes: R anchors (of one image or of a whole batch), K classes, r anchors of a piece, P anchors
+that include all positives.
 """
 
 from __future__ import annotations
@@ -18,28 +18,28 @@ from torch.autograd.function import once_differentiable
 
 from ..precision import widen
 
-# Logits of a piece. On a CPU its buffers stay in the cache; on a GPU the memory is bounded.
+# Logits per piece: on a CPU its buffers fit into the cache; on a GPU it bounds the memory.
 _CPU_PIECE, _GPU_PIECE = 2**17, 2**24
 
 
 def sigmoid_focal_loss(
     logits: Tensor, labels: Tensor, *, alpha: float = 0.25, gamma: float = 2.0
 ) -> Tensor:
-    """Sum of the sigmoid focal loss ("Focal Loss for Dense Object Detection", Eq. 5).
+    """Computes the sigmoid focal loss, summed ("Focal Loss for Dense Object Detection", Eq. 5).
 
     It can be differentiated once.
 
     Args:
         logits: (R, K) class logits; half precision is computed in float32.
-        labels: (R,) int64; 0..K-1 foreground, K background, -1 left out.
-        alpha: Weight of positives; negatives weigh ``1 - alpha``. Below 0 for no weighting.
+        labels: (R,) int64; 0..K-1 foreground, K background, -1 ignored.
+        alpha: Weight of positives; negatives have the weight ``1 - alpha``. Below 0: no weighting.
         gamma: Exponent of the modulating factor, >= 0.
 
     Returns:
         Scalar in at least float32, the sum over all anchors and classes.
 
     Raises:
-        ValueError: ``gamma`` is negative or the shapes do not fit each other.
+        ValueError: ``gamma`` is negative, or the shapes do not match.
     """
     if gamma < 0:
         raise ValueError(f"gamma must be >= 0, got {gamma}")
@@ -59,7 +59,7 @@ def sigmoid_focal_loss(
 def _by_definition(
     logits: Tensor, labels: Tensor, positive_weight: float, negative_weight: float, gamma: float
 ) -> Tensor:
-    """The loss for a compiler, which makes one kernel of this and one of its gradient."""
+    """Computes the loss for a compiler, which makes one kernel of it and one of its gradient."""
     labels = labels[:, None]  # (R, 1)
     is_positive = labels == torch.arange(logits.shape[1], device=logits.device)  # (R, K)
     x = widen(logits).masked_fill(labels < 0, -torch.inf)
@@ -77,7 +77,7 @@ class _SigmoidFocalLoss(torch.autograd.Function):
         negative_weight: float,
         gamma: float,
     ) -> Tensor:
-        # float16 would lose what a gradient scaler, which comes later, is there to save.
+        # float16 would underflow here, before a gradient scaler can prevent it.
         dtype = torch.float32 if logits.dtype == torch.float16 else logits.dtype
         grad = torch.empty_like(logits, dtype=dtype, memory_format=torch.contiguous_format)
         loss = _fast_loss(logits, labels, positive_weight, negative_weight, gamma, grad)
@@ -93,7 +93,7 @@ class _SigmoidFocalLoss(torch.autograd.Function):
 
 
 def _unit(negative_weight: float) -> float:
-    """The unit in which the gradient is kept: the weight of nearly all of it, if it has any."""
+    """Returns the unit of the stored gradient: the weight of negatives, or 1 if that is 0."""
     return negative_weight or 1.0
 
 
@@ -105,13 +105,13 @@ def _fast_loss(
     gamma: float,
     grad: Tensor | None,
 ) -> Tensor:
-    """The loss; fills its gradient (R, K), in units of :func:`_unit`."""
+    """Computes the loss and fills ``grad`` (R, K) with its gradient, in units of :func:`_unit`."""
     background = _sum_background(logits, labels, gamma, grad)
     if grad is not None and not negative_weight:
         grad.zero_()
 
     is_positive = (labels >= 0) & (labels < logits.shape[1])  # (R,)
-    if _is_on_cpu(logits):  # on a GPU the host would wait for their number
+    if _is_on_cpu(logits):  # on a GPU, the host would wait for their number
         rows = is_positive.nonzero()[:, 0]
     else:
         rows = torch.arange(len(labels), device=labels.device)
@@ -124,29 +124,30 @@ def _fast_loss(
     if grad is not None:
         slope = (-positive_weight / _unit(negative_weight) * positive_slope).to(grad.dtype)
         grad[rows, columns] = torch.where(is_positive, slope, grad[rows, columns])
-    # Not times the mask: a logit that is left out may be infinite.
+    # Not multiplied by the mask: an ignored logit may be infinite.
     return negative_weight * background + torch.where(is_positive, correction, 0.0).sum()
 
 
 def _term(x: Tensor, gamma: float) -> tuple[Tensor, Tensor]:
-    """p^gamma * -log(1 - p) of p = sigmoid(x), a negative target, and its derivative."""
+    """Computes p^gamma * -log(1 - p), p = sigmoid(x), of negatives, and its derivative."""
     p, cross_entropy = x.sigmoid(), F.softplus(x)
-    # Not a power of p: the gradient of it, where p is 0, is none.
+    # Not `p ** gamma`, whose gradient is NaN at p = 0.
     factor = (gamma * F.logsigmoid(x)).exp() if gamma else torch.ones_like(x)
     return factor * cross_entropy, factor * (gamma * (1 - p) * cross_entropy + p)
 
 
 def _sum_background(logits: Tensor, labels: Tensor, gamma: float, grad: Tensor | None) -> Tensor:
-    """Sum of the terms of all logits of anchors that take part; their derivatives go to ``grad``.
+    """Sums the terms of all logits of anchors not ignored; writes their derivatives to ``grad``.
 
-    As :func:`_term`, but by the fewest and fastest operations, and without a new tensor.
+    The formulas are those of :func:`_term`, with the fewest and fastest operations and without new
+    tensors.
     """
     wide = torch.promote_types(logits.dtype, torch.float32)
     smallest = torch.finfo(wide).tiny
     num_anchors, num_classes = logits.shape
     size = max(1, (_CPU_PIECE if _is_on_cpu(logits) else _GPU_PIECE) // max(num_classes, 1))
     left_out = (labels < 0)[:, None]  # (R, 1)
-    # On a CPU it costs nothing to look whether there are any.
+    # On a CPU it costs nothing to check whether there are any.
     must_mask = not _is_on_cpu(logits) or bool(left_out.any())
     buffers = logits.new_empty((5, min(size, num_anchors), num_classes), dtype=wide)
     total = logits.new_zeros((), dtype=wide)
@@ -155,11 +156,11 @@ def _sum_background(logits: Tensor, labels: Tensor, gamma: float, grad: Tensor |
         own_x, p, q, log_q, other = buffers[:, : len(x)]
         if must_mask or x.dtype != wide:
             x = own_x.copy_(x)
-        if must_mask:  # a score of 0 costs nothing and has no derivative
+        if must_mask:  # a score of 0 has neither loss nor derivative
             x.masked_fill_(left_out[start : start + size], -torch.inf)
 
-        # p, q = 1 - p and log(q), each to the last digits. Where p is small, q is near 1 and has
-        # lost those of p: log(q) is less by q - 1 + p. Where q is 0, log(q) is -x.
+        # p, q = 1 - p and log(q), each accurate to the last digits. Where p is small, q is near 1
+        # and has lost digits of p: log(q) is corrected by q - 1 + p. Where q is 0, log(q) is -x.
         torch.sigmoid(x, out=p)
         minus_x = torch.neg(x, out=other)
         torch.sigmoid(minus_x, out=q)
@@ -180,5 +181,5 @@ def _sum_background(logits: Tensor, labels: Tensor, gamma: float, grad: Tensor |
 
 
 def _is_on_cpu(x: Tensor) -> bool:
-    """Whether the host can look at values without waiting for a device."""
+    """Returns whether the host can read values without waiting for a device."""
     return x.device.type == "cpu"

@@ -1,10 +1,10 @@
-"""The positives of a batch, with what their losses look at, and what losses are divided by.
+"""The positives of a batch, with what their losses use, and the normalizers of losses.
 
-On a GPU the host does not know how many positives there are, and need not wait to learn it: all
-anchors are kept, and marked. On a CPU the positives are picked out.
+On a GPU, the host would have to wait to learn how many positives there are, so all anchors are
+kept, and a mask marks the positives. On a CPU, the positives are picked out.
 
 Shapes: N images, R anchors of an image, K classes, D values that the box coder takes, P anchors of
-the batch, all positives among them.
+the batch that include all positives.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from torch import Tensor
 from ..nouns import Predictions, Targets
 from ..precision import widen
 
-_TINY = 1e-6  # floor of the sum of weights
+_TINY = 1e-6  # minimum of the sum of weights
 
 
 class Positives(NamedTuple):
-    """What losses of the positives look at.
+    """What losses of the positives use.
 
     Attributes:
         rows: Which of the N x R anchors these are: indices (P,) on a CPU, all on a GPU.
@@ -32,7 +32,7 @@ class Positives(NamedTuple):
         anchors: (P, 4) XYXY, pixels.
         boxes: (P, 4) the matched box, XYXY, pixels.
         regression: (P, D) in at least float32, 0 for all but the positives.
-        quality: (P,) logits, likewise; None for a head without.
+        quality: (P,) logits, likewise; None if the head predicts none.
         soft: (P,), see :class:`Targets`; None for a rule with hard labels only.
     """
 
@@ -50,8 +50,8 @@ def find_positives(predictions: Predictions, targets: Targets, num_classes: int)
     """Picks out the positives of a batch.
 
     Args:
-        predictions: Of the head.
-        targets: What its anchors are trained for.
+        predictions: Predictions of the head.
+        targets: Targets of its anchors.
         num_classes: K, the label of background.
     """
     labels = targets.labels.flatten()  # (N x R,)
@@ -77,12 +77,12 @@ def find_positives(predictions: Predictions, targets: Targets, num_classes: int)
 
 
 def is_positive(labels: Tensor, num_classes: int) -> Tensor:
-    """Which labels (...) are those of positives: neither background nor ignored."""
+    """Returns which labels (...) are positive: neither background nor ignored."""
     return (labels >= 0) & (labels != num_classes)
 
 
 def count_with_floor(labels: Tensor, num_classes: int) -> Tensor:
-    """Number of positives, 0-dim; an image without any counts as one, as in mmdetection.
+    """Counts the positives, 0-dim; an image without any counts as one, as in mmdetection.
 
     Args:
         labels: (N, R), see :class:`Targets`.
@@ -92,7 +92,7 @@ def count_with_floor(labels: Tensor, num_classes: int) -> Tensor:
 
 
 def positive_rows(is_positive: Tensor) -> Tensor | slice:
-    """The rows of (R, ...) tensors that box and centerness losses need to look at.
+    """Returns the rows of (R, ...) tensors that box and centerness losses use.
 
     Args:
         is_positive: (R,) bool.
@@ -106,17 +106,17 @@ def positive_rows(is_positive: Tensor) -> Tensor | slice:
 
 
 def loss_normalizers(*totals: Tensor, floors: Sequence[float] = (1, _TINY)) -> tuple[Tensor, ...]:
-    """Averages what losses are divided by over all processes, by one all-reduce.
+    """Averages the normalizers of losses over all processes, with one all-reduce.
 
-    Dividing each process's summed loss by the averages makes DDP's mean of gradients that of one
-    process with the whole batch. Floors apply to the totals, so that this also holds for batches
-    without or with a single positive.
+    Dividing each process's summed loss by the averages makes DDP's mean gradient equal to that of
+    one process with the whole batch. Floors apply to the totals, so that this also holds for
+    batches with one positive or none.
 
     Args:
         *totals: 0-dim, of this process. ATSS has two: the number of positives, and the sum of the
             weights of their box losses.
-        floors: Least totals of all processes, one for each: by default 1 for the number, and a tiny
-            one for the sum of weights (whose numerator vanishes with it).
+        floors: Minimum of each total over all processes: by default 1 for the number, and a tiny
+            value for the sum of weights (whose numerator vanishes with it).
 
     Returns:
         The normalizers, 0-dim float32, equal on every process and positive.

@@ -31,18 +31,18 @@ _METRICS = {"iou": paired_iou, "giou": paired_giou, "diou": paired_diou}
 
 @MATCHER_REGISTRY.register()
 class ATSSMatcher(DenseMatcher):
-    """Positives of a box are the candidates near its center whose IoU stands out.
+    """Selects the candidates near the center of a box whose IoU stands out.
 
-    On each level the ``topk * num_anchors`` anchors whose centers are nearest to the center of
-    the box are candidates; the threshold is mean + standard deviation (unbiased) of the IoUs of
-    the candidates of all levels; positive is a candidate with IoU >= threshold whose center lies
+    On each level, the ``topk * num_anchors`` anchors whose centers are nearest to the center of the
+    box are candidates. The threshold is the mean + standard deviation (unbiased) of the IoUs of the
+    candidates of all levels. A candidate is positive if its IoU >= threshold and its center lies
     inside the box. An anchor that is positive for several boxes goes to the one with the highest
-    IoU. All other anchors are background, none is ignored.
+    IoU. All other anchors are background; none is ignored.
 
-    Ties, the same on every device: among anchors at equal distance the lower index is the
-    candidate, among boxes of equal IoU the lower index gets the anchor.
+    Ties are broken the same way on every device: of anchors at equal distance, the lower index is
+    the candidate; of boxes with equal IoU, the lower index gets the anchor.
 
-    Its stats have ``mean_threshold``, the mean over the boxes with an area (0 without boxes).
+    Its stats contain ``mean_threshold``, the mean over the boxes with an area (0 without boxes).
     """
 
     def __init__(
@@ -60,22 +60,22 @@ class ATSSMatcher(DenseMatcher):
     ) -> None:
         """
         Args:
-            topk: k, candidates per level and anchor of a location (Sec. 3.2; 9 in the paper).
-            num_anchors: A, anchors per location. None: the model's, 1 outside a model.
-            metric: What takes the place of the IoU everywhere: "iou", "giou" or "diou".
+            topk: k, candidates per level for each anchor of a location (Sec. 3.2; 9 in the paper).
+            num_anchors: A, anchors per location. None: the model's, or 1 outside a model.
+            metric: What is used as the IoU everywhere: "iou", "giou" or "diou".
             std_factor: The threshold is mean + ``std_factor`` * deviation; 1 in the paper.
             unbiased_std: Whether the variance is the sum of squares over C - 1 (the published
                 code) or over C. The deviation of a single candidate is 0.
-            center_epsilon: A center is inside a box when its distances to all four sides are
-                larger than this, in pixels. None: a positive need not have its center inside its
-                box, it must only overlap it.
-            inset: Pixels taken off each of these distances. 0 is continuous geometry; 0.5
+            center_epsilon: A center is inside a box when its distances to all four sides are larger
+                than this, in pixels. None: a positive must only overlap its box; its center may lie
+                outside.
+            inset: Pixels subtracted from each of these distances. 0 is continuous geometry; 0.5
                 reproduces the labels of the authors' inclusive-corner geometry.
-            min_positives: 0 is the paper's rule, under which some boxes get no positive (tiny
-                ones between anchor centers; ones whose threshold lies above their best IoU).
-                n >= 1 also makes the n best candidates of every box of positive area positive
-                (by the metric, then by distance within a level), wherever their centers lie. A
-                box still loses them to boxes that overlap them more.
+            min_positives: 0 is the paper's rule, under which some boxes get no positive (tiny boxes
+                between anchor centers, and boxes whose threshold lies above their best IoU). n >= 1
+                also makes the n best candidates of every box with an area positive (by the metric,
+                then by distance within a level), wherever their centers lie. A box still loses them
+                to boxes that overlap them more.
             ignore_ioa_thresh: See :class:`DenseMatcher`.
 
         Raises:
@@ -121,7 +121,7 @@ class ATSSMatcher(DenseMatcher):
         is_real = has_area(boxes)  # (M,)
         positive &= is_real[:, None]
 
-        # "mean" of no boxes would be NaN; a sum over at least one is 0.
+        # A "mean" over no boxes would be NaN; a sum divided by at least 1 is 0.
         sum_thresholds = thresholds.masked_fill(~is_real, 0).sum()
         stats = {"mean_threshold": sum_thresholds / is_real.sum().clamp(min=1)}
         box_idxs = torch.arange(len(boxes), device=boxes.device)[:, None]
@@ -132,18 +132,18 @@ class ATSSMatcher(DenseMatcher):
         return Assignment(matched, stats=stats)
 
     def _candidates(self, scene: Scene, all_anchors: Tensor) -> Tensor:
-        """Algorithm 1, lines 3 to 6: (M, C) indices into the R anchors."""
+        """Returns candidates (M, C), indices into the R anchors (Algorithm 1, lines 3 to 6)."""
         num_anchors = self.num_anchors or 1
         grid = anchor_grid(scene.anchors, scene.grid_sizes, topk=self.topk, num_anchors=num_anchors)
-        if grid is None:  # anchors of another arrangement: all distances
+        if grid is None:  # not a grid: compares all distances
             return nearest_anchors_per_level(scene.anchors, scene.boxes, self.topk * num_anchors)
         return grid.nearest_anchors(all_anchors, scene.boxes)
 
     def _thresholds(self, overlaps: Tensor) -> Tensor:
-        """Algorithm 1, lines 7 to 10: mean + deviation (M,) of each row.
+        """Returns the mean + deviation (M,) of each row (Algorithm 1, lines 7 to 10).
 
-        In float64, where the mean of equal IoUs is that IoU: a box that holds all of its
-        candidates would otherwise get all or none of them by the rounding of a sum.
+        In float64, where the mean of equal IoUs is that IoU: otherwise, rounding would decide
+        whether a box that contains all of its candidates gets all or none of them.
         """
         overlaps = overlaps.double()
         mean = overlaps.mean(dim=1, keepdim=True)  # (M, 1)
@@ -152,14 +152,14 @@ class ATSSMatcher(DenseMatcher):
         return mean[:, 0] + self.std_factor * variance.sqrt()
 
     def _is_inside(self, candidate_boxes: Tensor, boxes: Tensor) -> Tensor:
-        """Mask (M, C) of the candidates whose place allows them to be positive."""
+        """Returns the mask (M, C) of the candidates whose position allows them to be positive."""
         if self.center_epsilon is None:
             return paired_intersection(candidate_boxes, boxes) > 0
         margins = least_side_distance(box_centers(candidate_boxes), boxes)
         return margins - self.inset > self.center_epsilon
 
     def _best_candidates(self, overlaps: Tensor) -> Tensor:
-        """Mask (M, C) of the ``min_positives`` candidates of highest overlap of every box."""
+        """Returns the mask (M, C) of the ``min_positives`` candidates of highest overlap."""
         count = min(self.min_positives, overlaps.shape[1])
         # A stable sort keeps the nearer candidate first among equal overlaps.
         best = overlaps.sort(dim=1, descending=True, stable=True).indices[:, :count]

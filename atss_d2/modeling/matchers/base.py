@@ -32,11 +32,11 @@ class DenseMatcher(ABC):
     """Assigns the anchors of a batch to ground-truth boxes.
 
     A rule implements :meth:`match` on a :class:`Scene` of plain float32 tensors. Calling the
-    matcher takes Detectron2's structures (or plain tensors). A matcher knows nothing of losses or
-    configs, and keeps nothing of a call, so threads may share it.
+    matcher accepts Detectron2's structures (or plain tensors). A matcher knows nothing about losses
+    or configs, and keeps no state of a call, so threads may share it.
 
     Attributes:
-        needs_predictions: Whether the rule looks at ``scene.predictions``. A class sets it.
+        needs_predictions: Whether the rule uses ``scene.predictions``; a class attribute.
     """
 
     needs_predictions = False
@@ -58,9 +58,9 @@ class DenseMatcher(ABC):
         self.ignore_ioa_thresh = ignore_ioa_thresh
 
     def bind(self, num_anchors: int, strides: Sequence[int]) -> None:  # noqa: B027 (optional)
-        """Fills in what the model determines; whoever owns a model calls it, any number of times.
+        """Sets what the model determines; the owner of a model may call it any number of times.
 
-        A rule that depends on one of them overrides this.
+        A rule that depends on one of the values overrides this method.
 
         Args:
             num_anchors: A, anchors per location.
@@ -78,7 +78,8 @@ class DenseMatcher(ABC):
         gt_ignore: Sequence[Tensor] | None = None,
         grid_sizes: Sequence[tuple[int, int]] | None = None,
     ) -> Tensor:
-        """
+        """Matches the anchors of a batch.
+
         Args:
             anchors: L levels of anchors in Detectron2's order (row by row, the anchors of one
                 location adjacent), each (Ri, 4) XYXY in pixels, shared by all images.
@@ -87,8 +88,8 @@ class DenseMatcher(ABC):
                 crowd), not an object. It gets no positives, but still counts in the indices of
                 its image. None: there are no such regions.
             grid_sizes: (Hi, Wi) of the feature maps, if the anchors of every level lie on a grid,
-                as those of Detectron2's ``DefaultAnchorGenerator``. None: rules that want to
-                know look at the anchors, for which the host waits for the device.
+                as those of Detectron2's ``DefaultAnchorGenerator`` do. None: rules that need the
+                sizes read the anchors, for which the host waits for the device.
 
         Returns:
             (N, R) int64: index into the boxes of the image, :data:`BACKGROUND` (-1) or
@@ -96,7 +97,7 @@ class DenseMatcher(ABC):
 
         Raises:
             ValueError: Anchors or boxes are not (n, 4), or ``gt_ignore`` or ``grid_sizes`` do not
-                fit them, or the rule needs predictions, which :meth:`assign` takes.
+                fit them, or the rule needs predictions, which only :meth:`assign` takes.
         """
         scene = build_scene(anchors, gt_boxes, gt_ignore, grid_sizes)
         matched = self.assign(scene).matched_idxs  # (N, R)
@@ -106,11 +107,11 @@ class DenseMatcher(ABC):
 
     @torch.no_grad()
     def assign(self, scene: Scene) -> Assignment:
-        """Applies the rule, outside autocast, and then what holds for all rules.
+        """Applies the rule outside autocast, and then what all rules have in common.
 
         Returns:
-            An :class:`Assignment` whose ``stats`` also have ``num_ignored``, anchors per image,
-            where ``ignore_ioa_thresh`` is set.
+            An :class:`Assignment` whose ``stats`` also contain ``num_ignored``, anchors per image,
+            if ``ignore_ioa_thresh`` is set.
 
         Raises:
             ValueError: The rule needs predictions, which the scene does not have.
@@ -140,7 +141,7 @@ class DenseMatcher(ABC):
         """
 
     def _is_covered(self, scene: Scene, matched: Tensor) -> Tensor:
-        """Mask (N, R) of the anchors that an ignore region of their image covers."""
+        """Returns the mask (N, R) of the anchors that an ignore region of their image covers."""
         anchors = torch.cat(scene.anchors)  # (R, 4)
         covered = torch.zeros_like(matched, dtype=torch.int32)
         areas = box_areas(anchors)  # (R,)
@@ -152,16 +153,16 @@ class DenseMatcher(ABC):
 
 
 def bound_value(matcher: DenseMatcher, name: str, given: Any, determined: Any) -> Any:
-    """A value that a matcher may have been built with and that a model determines.
+    """Returns a value that a model determines, after comparing it with that of the matcher.
 
     Args:
-        matcher: For the message.
-        name: Of the value.
-        given: What the matcher has; None if it has none yet.
-        determined: What the model has.
+        matcher: The matcher, for the message.
+        name: Name of the value.
+        given: The matcher's value; None if it has none yet.
+        determined: The model's value.
 
     Raises:
-        ValueError: Both are there and differ.
+        ValueError: Both values are set and differ.
     """
     if given is not None and given != determined:
         raise ValueError(

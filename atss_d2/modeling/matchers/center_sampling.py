@@ -18,19 +18,20 @@ from .selection import nearest_anchors
 
 @MATCHER_REGISTRY.register()
 class CenterSamplingMatcher(ScaleRangeMatcher):
-    """FCOS's rule (:class:`ScaleRangeMatcher`), for anchors near the center of the box only.
+    """FCOS's rule (:class:`ScaleRangeMatcher`), restricted to anchors near the center of the box.
 
-    Near is either of two, besides the conditions of FCOS's rule:
+    Besides the conditions of FCOS's rule, a positive must be near the center in one of two senses:
 
     - ``radius``: the center of the anchor lies in the square of ``radius`` strides to each side of
       the center of the box, clipped to the box (FCOS's later versions). Detectron2's FCOS differs
-      on edges only: there a distance of exactly the end of a range belongs to neither of the two
-      levels that meet there, ``center_epsilon`` is 0, boxes above 1e8 square pixels get no
-      positives, and areas are compared in steps of 8 square pixels.
-    - ``topk``: the anchor is one of the ``topk`` of its level whose centers are nearest to that
-      of the box, at equal distance the lower index (the paper's Table 3, "center sampling").
+      only in edge cases: there, a distance exactly at the end of a range belongs to neither of the
+      two adjacent levels, ``center_epsilon`` is 0, boxes above 1e8 square pixels get no positives,
+      and areas are compared in steps of 8 square pixels.
+    - ``topk``: the anchor is one of the ``topk`` of its level whose centers are nearest to that of
+      the box; at equal distance, the lower index (the paper's Table 3, "center sampling").
 
-    Conflicts are settled as there: the smallest area, of equal areas the lower index.
+    Conflicts are resolved as in FCOS's rule: the smallest area wins; of equal areas, the lower
+    index.
     """
 
     def __init__(
@@ -51,14 +52,14 @@ class CenterSamplingMatcher(ScaleRangeMatcher):
             topk: Candidates per level, counted in anchors: k A for A anchors per location. None
                 with ``radius``.
             range_factor: See :class:`ScaleRangeMatcher`.
-            center_epsilon: A center is inside a box and its square when its distances to all
+            center_epsilon: A center is inside a box or a sampling square when its distances to all
                 sides are larger than this, in pixels.
-            inset: Pixels taken off the four distances to the box, see :class:`ATSSMatcher`.
+            inset: Pixels subtracted from the four distances to the box, see :class:`ATSSMatcher`.
             ignore_ioa_thresh: See :class:`DenseMatcher`.
 
         Raises:
-            ValueError: An argument is out of range, or not exactly one of ``radius`` and ``topk``
-                is given.
+            ValueError: An argument is out of range, or ``radius`` and ``topk`` are both given or
+                both None.
         """
         super().__init__(
             strides=strides,

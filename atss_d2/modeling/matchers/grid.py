@@ -1,8 +1,8 @@
-"""The anchors nearest to a box, where they lie on grids: O(boxes), not O(boxes x anchors).
+"""Finds the anchors nearest to a box on grids in O(boxes), not O(boxes x anchors).
 
-The center of a box is nearest to one cell of each feature map. A table (see near_cells.py) names
-the cells around that one which may be among the k nearest, and the exact distances of their
-anchors are compared.
+The center of a box is nearest to one cell of each feature map. A table (see near_cells.py) lists
+the cells around it that may be among the k nearest, and the exact distances of their anchors are
+compared.
 
 Shapes: L levels of size Hi x Wi, A anchors per location, R = sum(Hi x Wi x A) anchors, M boxes of
 the batch, m boxes of a chunk, S cells of a row of the table, C candidates of one box.
@@ -21,12 +21,12 @@ from ..geometry import box_centers
 from .near_cells import NO_CELL, axis_cases, near_cells
 from .selection import box_chunks
 
-MAX_TOPK = 32  # a table for more takes long to make
+MAX_TOPK = 32  # a table for a larger k takes long to make
 
-# How far an anchor may be off its place on the grid, in cells.
+# Maximum deviation of an anchor from its place on the grid, in cells.
 _MAX_DEVIATION = 2e-4
-_MAX_COORDINATE = 1e15  # squared distances stay finite
-_NO_KEY = 2**63 - 1  # of an anchor that does not exist: above that of every distance
+_MAX_COORDINATE = 1e15  # keeps squared distances finite
+_NO_KEY = 2**63 - 1  # of a missing anchor: above the key of every distance
 
 
 def anchor_grid(
@@ -36,20 +36,21 @@ def anchor_grid(
     topk: int,
     num_anchors: int,
 ) -> AnchorGrid | None:
-    """What finds the anchors near boxes; images of the same size share one.
+    """Returns the grid that finds the anchors near boxes; images of the same size share one.
 
     Args:
         anchors: L levels, each (Ri, 4).
-        sizes: (Hi, Wi) of the levels, if they are known to be grids of square cells. None: the
-            values of the anchors tell, see :func:`grid_sizes_of`.
+        sizes: (Hi, Wi) of the levels, if they are known to be grids of square cells. None: they are
+            found from the anchors, see :func:`grid_sizes_of`.
         topk: k.
         num_anchors: A.
 
     Returns:
-        None where all distances must be compared: a level is no grid, or k > :data:`MAX_TOPK`.
+        The grid; None if all distances must be compared: a level is not a grid or k >
+        :data:`MAX_TOPK`.
 
     Raises:
-        ValueError: The sizes do not fit the numbers of anchors.
+        ValueError: The sizes do not match the numbers of anchors.
     """
     if sizes is not None:
         _check_sizes(sizes, anchors, num_anchors)
@@ -77,14 +78,14 @@ def _check_sizes(
 def grid_sizes_of(anchors: Sequence[Tensor], num_anchors: int) -> list[tuple[int, int]] | None:
     """Finds out whether anchors lie on grids of square cells, as Detectron2's do.
 
-    Looks at the values, for which the host waits for the device.
+    It reads the anchors, for which the host waits for the device.
 
     Args:
         anchors: L levels, each (Ri, 4).
         num_anchors: A.
 
     Returns:
-        (Hi, Wi) of the levels; None when one is no grid with A anchors per location.
+        (Hi, Wi) of the levels; None if one is not a grid with A anchors per location.
     """
     centers = box_centers(torch.cat(list(anchors)).detach()).cpu().numpy()  # (R, 2)
     ends = np.cumsum([len(level) for level in anchors])
@@ -93,7 +94,7 @@ def grid_sizes_of(anchors: Sequence[Tensor], num_anchors: int) -> list[tuple[int
 
 
 def _grid_size(centers: np.ndarray, num_anchors: int) -> tuple[int, int] | None:
-    """(Hi, Wi) of a level from the centers (Ri, 2) of its anchors."""
+    """Returns (Hi, Wi) of a level from the centers (Ri, 2) of its anchors, or None."""
     if len(centers) == 0 or len(centers) % num_anchors:
         return None
     x, y = centers[::num_anchors].T  # (Hi x Wi,)
@@ -117,7 +118,7 @@ def _grid_size(centers: np.ndarray, num_anchors: int) -> tuple[int, int] | None:
 
 
 class AnchorGrid:
-    """Which anchors of L levels are near which place."""
+    """Finds the anchors of L levels that are nearest to a point."""
 
     def __init__(self, sizes: Sequence[tuple[int, int]], *, topk: int, num_anchors: int) -> None:
         """
@@ -135,7 +136,7 @@ class AnchorGrid:
             tables.append(table)
             lookups += [x_lookup + np.array((num_rows, num_total)), y_lookup]
             corners.append((num_total, num_total + count - num_anchors))
-            # A level of fewer than k A anchors gives all it has.
+            # A level with fewer than k A anchors contributes all of them.
             columns += range(
                 level * self._num_nearest, level * self._num_nearest + min(self._num_nearest, count)
             )
@@ -151,7 +152,7 @@ class AnchorGrid:
             "last_cells": sizes - 1,
             # The first and the last location of each level: indices of anchors (2, L).
             "corners": np.array(corners).T,
-            # See _lookup. x and y of a cell of each level start at other entries of it.
+            # See _lookup. x and y of each level have their own entries, one after the other.
             "lookup": np.concatenate(lookups),  # (sum_i (Wi + 2 + Hi + 2), 2)
             "cell_zero": 1 + (lengths.cumsum() - lengths).reshape(-1, 2).T,  # (2, L)
             "table": np.concatenate([_pad(table, self._row_length) for table in tables]),
@@ -169,15 +170,15 @@ class AnchorGrid:
         return self._on_device[device]
 
     def nearest_anchors(self, anchors: Tensor, boxes: Tensor) -> Tensor:
-        """What :func:`nearest_anchors_per_level` finds, to the last tie.
+        """Finds what :func:`nearest_anchors_per_level` finds, including all ties.
 
-        This holds for boxes whose center is up to 500 cells beyond the border of a level. Farther
-        out float32 cannot tell the distances of neighboring anchors apart, and the candidates
-        are some k A anchors at that border.
+        This holds for boxes whose center is at most 500 cells beyond the border of a level. Farther
+        out, float32 cannot distinguish the distances of neighboring anchors, and the candidates are
+        some k A anchors at that border.
 
         Args:
             anchors: (R, 4), all levels.
-            boxes: (M, 4). One that is not finite gets some candidates.
+            boxes: (M, 4). A box that is not finite gets arbitrary candidates.
 
         Returns:
             Candidates (M, C), C = sum_i min(k A, Ri): indices into the R anchors, level by level,
@@ -198,7 +199,7 @@ class AnchorGrid:
     def _nearest(
         self, near: Tensor, anchors: Tensor, points: Tensor, on: dict[str, Tensor]
     ) -> Tensor:
-        """Candidates (m, C) among the near anchors (m, L, S A) of points (2, m, 1)."""
+        """Returns candidates (m, C) among the near anchors (m, L, S A) of points (2, m, 1)."""
         exists = near < self._num_total
         near = near.clamp(max=self._num_total - 1)
         centers = box_centers(anchors.index_select(0, near.flatten())).view(*near.shape, 2)
@@ -216,7 +217,7 @@ class AnchorGrid:
     def _near_anchors(
         self, first: Tensor, last: Tensor, points: Tensor, on: dict[str, Tensor]
     ) -> Tensor:
-        """Anchors (m, L, S A) among which the nearest are; R or more where there is none."""
+        """Returns anchors (m, L, S A) that include the nearest; R or more where there is none."""
         # Cells per pixel; a single cell is the nearest one wherever the point is.
         scales = on["last_cells"] / torch.where(last > first, last - first, 1.0)
         cells = ((points - first[:, None]) * scales[:, None]).round().clamp(min=-1)
@@ -237,12 +238,12 @@ def _cached_grid(sizes: tuple[tuple[int, int], ...], topk: int, num_anchors: int
 def _lookup(
     height: int, width: int, topk: int, num_anchors: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The table of near cells of a level, and how to find a row of it.
+    """Makes the table of near cells of a level, and what finds a row of it.
 
     Returns:
-        Table (rows, S): anchors, relative to that of the nearest cell; and for the x -1, ..., Wi
-        of a cell, where -1 and Wi are beyond the map, (Wi + 2, 2), what it adds to the number of
-        the row and to the index of the nearest anchor; and the same for y.
+        Table (rows, S) of anchors relative to that of the nearest cell; for each x = -1, ..., Wi of
+        a cell (-1 and Wi are beyond the map), what it adds to the row number and to the index of
+        the nearest anchor, (Wi + 2, 2); and likewise for y.
     """
     x_cases, x_numbers = axis_cases(width, topk)
     y_cases, y_numbers = axis_cases(height, topk)

@@ -19,24 +19,25 @@ from .selection import (
     positive_priority_keys,
 )
 
-_LEAST_IOU = 2.0**-149  # above 0 in float32: a box that overlaps no anchor has no best one
+_LEAST_IOU = 2.0**-149  # smallest float32 above 0: a box that overlaps no anchor has no best one
 
 
 @MATCHER_REGISTRY.register()
 class IoUMatcher(DenseMatcher):
-    """Positives are the anchors whose highest IoU with a box reaches a threshold.
+    """Selects the anchors whose highest IoU with a box reaches a threshold.
 
-    An anchor belongs to the box of highest IoU: positive when that IoU is at least the upper
-    threshold, background when it is below the lower one, ignored in between. With
-    ``allow_low_quality_matches`` the best anchors of every box are positive as well, for the box
-    of *their* highest IoU, which may be another one. The same as Detectron2's
+    An anchor belongs to the box with which its IoU is highest. It is positive if that IoU is at
+    least the upper threshold, background if it is below the lower one, and ignored in between. With
+    ``allow_low_quality_matches``, the best anchors of every box are also positive, for the box of
+    *their* highest IoU, which may be another one. This equals Detectron2's
     ``Matcher(thresholds, [0, -1, 1], allow_low_quality_matches)``, except that a box that overlaps
-    no anchor makes none positive (there it makes all anchors positive that it does not overlap).
+    no anchor makes none positive (in Detectron2, it makes all anchors positive that it does not
+    overlap).
 
-    Ties, the same on every device: among boxes of equal IoU the lower index gets the anchor; all
-    anchors that share the highest IoU of a box are its best anchors.
+    Ties are broken the same way on every device: of boxes with equal IoU, the lower index gets the
+    anchor; all anchors that share the highest IoU of a box are its best anchors.
 
-    Its stats have ``num_ignored``, ignored anchors per image.
+    Its stats contain ``num_ignored``, ignored anchors per image.
     """
 
     def __init__(
@@ -51,14 +52,14 @@ class IoUMatcher(DenseMatcher):
     ) -> None:
         """
         Args:
-            thresholds: IoU below which an anchor is background, and from which on it is positive.
-            allow_low_quality_matches: Whether the best anchors of a box are positive whatever
+            thresholds: IoU below which an anchor is background, and IoU from which it is positive.
+            allow_low_quality_matches: Whether the best anchors of a box are positive regardless of
                 their IoU.
             center_in_gt: Whether positives whose center is not inside their box become ignored
                 (the step "in-GT" of the paper's Table 1).
             center_epsilon: With ``center_in_gt``: a center is inside a box when its distances to
                 all four sides are larger than this, in pixels.
-            inset: With ``center_in_gt``: pixels taken off each of these distances, see
+            inset: With ``center_in_gt``: pixels subtracted from each of these distances, see
                 :class:`ATSSMatcher`.
             ignore_ioa_thresh: See :class:`DenseMatcher`.
 

@@ -1,7 +1,7 @@
-"""Which cells of a map may be among the k nearest ones to a point: a table of all cases.
+"""Tables of the cells of a map that may be among the k nearest ones to a point, in all cases.
 
-That depends on k and on how many cells lie on each side of the one nearest to the point, but not
-on the size of the map, nor on where around that cell the point is. For k = 4, with x for the
+These cells depend on k and on how many cells lie on each side of the one nearest to the point, but
+not on the size of the map or on where around that cell the point is. For k = 4, with x for the
 nearest cell, o for the others and * for a point beyond the map:
 
     far from       at the right    in the corner   beyond the      beyond the
@@ -22,18 +22,18 @@ from typing import NamedTuple
 
 import numpy as np
 
-NO_CELL = 2**32  # an offset that leads out of any map
+NO_CELL = 2**32  # an offset that leads outside any map
 
-# A cell counts as nearer than another only if it is by this much, in squared cells, so that
-# roundings decide nothing. It costs nothing: exact differences, as compared here, are even numbers.
+# A cell counts as nearer than another only if it is nearer by this much, in squared cells, so that
+# rounding decides nothing. It costs nothing: the exact differences compared here are even numbers.
 _MARGIN = 1.0
 
 
 class Axis(NamedTuple):
-    """Where a point is, along x or y, and which cells there are."""
+    """Where a point is along x or y, and how many cells are on each side."""
 
-    below: int  # cells of lower coordinate than the nearest one, as many as may matter
-    above: int  # the same of higher coordinate
+    below: int  # number of cells below the nearest one, limited to those that may matter
+    above: int  # likewise above the nearest one
     side: int  # -1, 1: the point lies below or above all cells; 0: within half a cell of one
 
     def mirrored(self) -> Axis:
@@ -42,15 +42,15 @@ class Axis(NamedTuple):
 
 @functools.lru_cache(maxsize=1024)
 def axis_cases(size: int, topk: int) -> tuple[tuple[Axis, ...], np.ndarray]:
-    """The cases that a coordinate of a point can be in.
+    """Lists the cases that a coordinate of a point can be in.
 
     Args:
         size: Cells along this axis.
         topk: k.
 
     Returns:
-        All different cases; and which of them (size + 2,) it is for a point below the map, one
-        nearest to the cell 0, 1, ..., size - 1, and one above the map.
+        The distinct cases; and the number of the case (size + 2,) of a point below the map, of one
+        nearest to cell 0, 1, ..., size - 1, and of one above the map.
     """
     axes = [_axis(cell, size, topk) for cell in range(-1, size + 1)]
     numbers = {axis: i for i, axis in enumerate(dict.fromkeys(axes))}
@@ -58,12 +58,12 @@ def axis_cases(size: int, topk: int) -> tuple[tuple[Axis, ...], np.ndarray]:
 
 
 def _axis(cell: int, size: int, topk: int) -> Axis:
-    """The case of a point nearest to a cell; -1 and ``size`` are places beyond the map."""
+    """Returns the case of a point nearest to a cell; -1 and ``size`` are beyond the map."""
     side = -1 if cell < 0 else int(cell >= size)
     cell = min(max(cell, 0), size - 1)
     below, above = cell, size - 1 - cell
-    # The row of a cell that lies farther out alone holds k nearer ones: on both sides of the point
-    # if there are that many, else on one.
+    # The row of a cell that lies farther out already contains k nearer cells: on both sides of the
+    # point if there are that many, else on one side.
     both_sides = (topk + 1) // 2
     most = both_sides if min(below, above) >= both_sides else topk
     return Axis(min(below, most), min(above, most), side)
@@ -71,7 +71,7 @@ def _axis(cell: int, size: int, topk: int) -> Axis:
 
 @functools.lru_cache(maxsize=256)
 def near_cells(topk: int, x_axes: tuple[Axis, ...], y_axes: tuple[Axis, ...]) -> np.ndarray:
-    """Table of the cells that may be among the k nearest ones.
+    """Makes the table of the cells that may be among the k nearest ones.
 
     Args:
         topk: k.
@@ -91,7 +91,7 @@ def near_cells(topk: int, x_axes: tuple[Axis, ...], y_axes: tuple[Axis, ...]) ->
 
 @functools.cache
 def _near_cells(topk: int, x: Axis, y: Axis) -> np.ndarray:
-    """Cells (n, 2) of one case: those that fewer than k others are certainly nearer than."""
+    """Returns the cells (n, 2) of a case for which fewer than k others are surely nearer."""
     # The mirror image of a case has the mirror image of its cells.
     if x.mirrored() < x:
         return _near_cells(topk, x.mirrored(), y) * (-1, 1)
@@ -102,8 +102,9 @@ def _near_cells(topk: int, x: Axis, y: Axis) -> np.ndarray:
     cells = np.stack(
         np.meshgrid(np.arange(-x.below, x.above + 1), np.arange(-y.below, y.above + 1)), axis=-1
     ).reshape(-1, 2)
-    # All cells of the rectangle between the nearest one and a cell d are nearer than d, but for up
-    # to three next to the point, which may be as near. Larger rectangles hold k that are nearer.
+    # All cells of the rectangle between the nearest one and a cell d are nearer than d, except up
+    # to three next to the point, which may be equally near. Larger rectangles contain k nearer
+    # cells.
     cells = cells[(np.abs(cells) + 1).prod(axis=1) <= topk + 3]
     differences = _largest_difference(cells[:, 0], x.side) + _largest_difference(
         cells[:, 1], y.side
@@ -112,10 +113,11 @@ def _near_cells(topk: int, x: Axis, y: Axis) -> np.ndarray:
 
 
 def _largest_difference(cells: np.ndarray, side: int) -> np.ndarray:
-    """By how much a cell c can be farther than a cell d, along one axis: (n, n), [d, c].
+    """Returns by how much a cell c can be farther than a cell d along one axis: (n, n), [d, c].
 
-    The squared distances from f to c and to d differ by c^2 - d^2 - 2 f (c - d), which is largest
-    at an end of the range of f: -1/2 to 1/2, or from there to infinity for a point beyond the map.
+    The squared distances from a point f to c and to d differ by c^2 - d^2 - 2 f (c - d), which is
+    largest at an end of the range of f: -1/2 to 1/2, or from there to infinity for a point beyond
+    the map.
     """
     c, d = cells, cells[:, None]
     if side == 0:

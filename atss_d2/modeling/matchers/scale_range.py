@@ -23,19 +23,19 @@ _STRIDES_OF_FCOS = (8, 16, 32, 64, 128)
 
 @MATCHER_REGISTRY.register()
 class ScaleRangeMatcher(DenseMatcher):
-    """Positives of a box are the anchors inside it, on the level that its size belongs to.
+    """Selects the anchors inside a box, on the level that its size belongs to.
 
-    An anchor is positive when its center lies inside the box and the largest of the distances
-    from the center to the four sides is in the range of its level: from ``range_factor`` times
-    the stride of the level before (no bound on the first level) to ``range_factor`` times its own
-    stride (no bound on the last level). With the default arguments: up to 64, 64 to 128, 128 to
-    256, 256 to 512, from 512 pixels on. Both ends belong to the range (FCOS, Sec. 3.2: negative is
-    a distance *below* the lower end or *above* the upper one), so anchors at exactly 64 pixels are
-    positive on two levels. An anchor that is positive for several boxes goes to the one of the
-    smallest area, of equal areas to the lower index. All other anchors are background, none is
-    ignored.
+    An anchor is positive when its center lies inside the box and the largest distance from the
+    center to the four sides is in the range of its level: from ``range_factor`` times the stride of
+    the previous level (no minimum on the first level) to ``range_factor`` times its own stride (no
+    maximum on the last level). With the default arguments, the ranges are up to 64, 64 to 128, 128
+    to 256, 256 to 512, and from 512 pixels. Both ends belong to the range (FCOS, Sec. 3.2: a
+    location is negative *below* the lower end or *above* the upper one), so anchors at exactly 64
+    pixels are positive on two levels. An anchor that is positive for several boxes goes to the one
+    with the smallest area; of equal areas, to the lower index. All other anchors are background;
+    none is ignored.
 
-    Only the centers of the anchors count; the anchors of one location are labeled alike.
+    Only the centers of the anchors matter; the anchors of one location get the same label.
     """
 
     def __init__(
@@ -49,12 +49,12 @@ class ScaleRangeMatcher(DenseMatcher):
     ) -> None:
         """
         Args:
-            strides: Strides of the L levels in pixels, ascending. None: those of the model, outside
-                of a model FCOS's 8, 16, 32, 64, 128.
+            strides: Strides of the L levels in pixels, ascending. None: those of the model, or
+                FCOS's 8, 16, 32, 64, 128 outside a model.
             range_factor: Upper end of the range of a level, in its strides.
             center_epsilon: A center is inside a box when its distances to all four sides are
                 larger than this, in pixels.
-            inset: Pixels taken off each of the four distances, see :class:`ATSSMatcher`.
+            inset: Pixels subtracted from each of the four distances, see :class:`ATSSMatcher`.
             ignore_ioa_thresh: See :class:`DenseMatcher`.
 
         Raises:
@@ -100,7 +100,7 @@ class ScaleRangeMatcher(DenseMatcher):
         return torch.cat(matched, dim=1)
 
     def _is_positive(self, level: int, centers: Tensor, boxes: Tensor) -> Tensor:
-        """Mask (m, Ri) of the anchors of a level that boxes (m, 4) may have, before conflicts."""
+        """Returns the mask (m, Ri) of the anchors of a level that boxes (m, 4) claim."""
         least, largest = (
             distance.sub_(self.inset)
             for distance in side_distance_bounds(centers, boxes[:, None])  # (m, Ri)
@@ -109,7 +109,7 @@ class ScaleRangeMatcher(DenseMatcher):
         return (least > self.center_epsilon) & (largest >= low) & (largest <= high)
 
     def _range(self, level: int) -> tuple[float, float]:
-        """Least and most of the largest distance of the positives of a level, in pixels."""
+        """Returns the range of the largest distance for positives of a level, in pixels."""
         strides = self._strides()
         low = self.range_factor * strides[level - 1] if level > 0 else -math.inf
         is_last = level == len(strides) - 1

@@ -13,26 +13,26 @@ from ..nouns import Scene
 from .base import MATCHER_REGISTRY, DenseMatcher
 from .selection import box_chunks, ordered_bits, priority_keys, resolve_conflicts, stable_topk
 
-# What a distance as large as the largest one of the image takes off the IoU.
+# The largest distance of an image reduces the IoU by 1 over this.
 _MAX_PENALTY_DIVISOR = 1000.0
 
 
 @MATCHER_REGISTRY.register()
 class TopKMatcher(DenseMatcher):
-    """Positives of a box are those of its ``topk`` best anchors whose center lies inside it.
+    """Selects those of a box's ``topk`` best anchors whose center lies inside it.
 
-    The best anchors, over all levels, have the highest IoU - d / d_max / 1000: d is the distance
-    from the center of the anchor to that of the box, d_max the largest such distance of the image,
-    over all of its anchors and boxes. So the IoU decides, and the distance among anchors of nearly
-    the same IoU. An anchor whose center is not inside the box takes a place among the best without
-    being positive. An anchor that is positive for several boxes goes to the one with the highest
-    IoU. All other anchors are background, none is ignored.
+    The best anchors, over all levels, have the highest IoU - d / d_max / 1000, where d is the
+    distance from the center of the anchor to that of the box, and d_max the largest such distance
+    in the image, over all of its anchors and boxes. So the IoU decides, and the distance only among
+    anchors with nearly the same IoU. An anchor whose center is outside the box takes a place among
+    the best without being positive. An anchor that is positive for several boxes goes to the one
+    with the highest IoU. All other anchors are background; none is ignored.
 
     This is the rule TOPK of the authors' release, which the paper does not mention; with
     ``inset=0.5`` and their anchors it gives their labels.
 
-    Ties, the same on every device: among anchors that are equally good the lower index is taken,
-    among boxes of equal IoU the lower index gets the anchor.
+    Ties are broken the same way on every device: of equally good anchors, the lower index is taken;
+    of boxes with equal IoU, the lower index gets the anchor.
     """
 
     def __init__(
@@ -46,10 +46,10 @@ class TopKMatcher(DenseMatcher):
         """
         Args:
             topk: Anchors per box.
-            center_epsilon: A center is inside a box when its distances to all four sides are
-                larger than this, in pixels. None: a positive need not have its center inside its
-                box, it must only overlap it.
-            inset: Pixels taken off each of these distances, see :class:`ATSSMatcher`.
+            center_epsilon: A center is inside a box when its distances to all four sides are larger
+                than this, in pixels. None: a positive must only overlap its box; its center may lie
+                outside.
+            inset: Pixels subtracted from each of these distances, see :class:`ATSSMatcher`.
             ignore_ioa_thresh: See :class:`DenseMatcher`.
 
         Raises:
@@ -70,7 +70,8 @@ class TopKMatcher(DenseMatcher):
         centers = box_centers(all_anchors)  # (R, 2)
         k = min(self.topk, len(all_anchors))
         largest = self._largest_distances(centers, scene)  # (M, 1)
-        # A tensor: a GPU multiplies by the reciprocal of a number, which is rounded otherwise.
+        # A tensor: a GPU divides by a number by multiplying by its reciprocal, which rounds
+        # differently.
         divisor = torch.full((1,), _MAX_PENALTY_DIVISOR, device=boxes.device)
         candidates, candidate_ious = [], []
         for rows in box_chunks(boxes, len(all_anchors)):
@@ -91,7 +92,7 @@ class TopKMatcher(DenseMatcher):
 
     @staticmethod
     def _largest_distances(centers: Tensor, scene: Scene) -> Tensor:
-        """d_max (M, 1) of the image of each box, above 0; boxes without area do not count."""
+        """Returns d_max > 0 (M, 1) of the image of each box; boxes without area do not count."""
         boxes, image_idxs = scene.boxes, scene.image_idxs
         farthest = [
             _distances(centers, boxes[rows]).amax(dim=1)  # (m,)
@@ -105,6 +106,6 @@ class TopKMatcher(DenseMatcher):
 
 
 def _distances(centers: Tensor, boxes: Tensor) -> Tensor:
-    """Distances (m, R) from centers (R, 2) to those of boxes (m, 4), in pixels."""
+    """Returns the distances (m, R) from centers (R, 2) to those of boxes (m, 4), in pixels."""
     delta_x, delta_y = (centers - box_centers(boxes)[:, None]).unbind(dim=-1)
     return delta_x.square().add_(delta_y.square()).sqrt_()
