@@ -57,7 +57,7 @@ def stable_topk(values: Tensor, k: int, *, largest: bool) -> Tensor:
 
 
 def nearest_anchors(points: Tensor, centers: Tensor, k: int) -> Tensor:
-    """Returns the indices (m, k) of the k centers (r, 2) nearest to points (m, 2); ties by index."""
+    """Returns indices (m, k) of the k centers (r, 2) nearest to points (m, 2); ties by index."""
     delta = points[:, None] - centers  # (m, r, 2)
     distances = delta[..., 0].square() + delta[..., 1].square()  # (m, r)
     return stable_topk(distances, k, largest=False)
