@@ -11,6 +11,7 @@ is all that ``predict-exported`` needs for an .onnx file. When a command imports
 
 from __future__ import annotations
 
+import gc
 import importlib
 import importlib.util
 import re
@@ -48,6 +49,8 @@ def run(command: str, argv: Sequence[str] | None = None) -> int:
         is_training = command == "train" and "--eval-only" not in arguments
         print(f"interrupted{hint if is_training else ''}", file=sys.stderr)
         return 130
+    finally:
+        gc.freeze()  # saves 0.8 s: no last search for garbage among torch's objects
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,12 +1,28 @@
 """ATSS for Detectron2. Importing this package registers models, backbones and data sets."""
 
+import contextlib
+import gc
 import warnings
 
 from .warning_filters import filter_third_party_warnings
 
 __version__ = "0.2.0"
 
-with warnings.catch_warnings():  # importing Detectron2 raises warnings
+
+@contextlib.contextmanager
+def _without_garbage_collection():
+    """Importing torch creates a million objects, none of them garbage; saves a tenth of its time."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+# Importing Detectron2 raises warnings.
+with warnings.catch_warnings(), _without_garbage_collection():
     filter_third_party_warnings()
     from . import data  # registers the data sets
     from .config import add_atss_config, get_cfg, get_config, list_configs
