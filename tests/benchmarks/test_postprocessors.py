@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from atss_d2.modeling.nms import batched_nms
-from benchmarks import postprocessors, scenes
+from benchmarks import scenes
 from benchmarks.cases.nms import SCENES, STRATEGIES
 from benchmarks.models import ATSS, FCOS
 from benchmarks.postprocessors import TV_FCOS, check_equal, detections, groups
@@ -46,52 +46,6 @@ def test_fcos_finds_the_same_where_thresholds_mean_the_same(found):
         check_equal(group)
     group[1].model.test_score_thresh = group[2].model.score_thresh = math.sqrt(0.05)
     assert check_equal(group) > 15
-
-
-def test_centerness_matters(found):
-    group = groups(found, SIZE, NUM_CLASSES)["centerness"]
-    for one in group:
-        _, scores, _ = detections(one)
-        assert len(scores) > 10
-    sure = dataclasses.replace(found, centerness=[torch.full_like(x, 40) for x in found.centerness])
-    for one, other in zip(group, groups(sure, SIZE, NUM_CLASSES)["centerness"]):
-        assert detections(other)[1].max() > detections(one)[1].max()
-
-
-def test_a_second_run_gives_the_same(found):
-    """Some overwrite their input; they get it anew."""
-    for group in groups(found, SIZE, NUM_CLASSES).values():
-        for one in group:
-            torch.testing.assert_close(detections(one), detections(one), rtol=0, atol=0)
-
-
-def test_the_scene_is_like_that_of_a_trained_detector():
-    found = scenes.predictions(scenes.IMAGE_SIZE, 80)
-    scores = torch.cat(found.logits).sigmoid()
-    assert scores.shape == (22400, 80)
-    assert 2000 < (scores > 0.05).sum() < 5000
-    assert (scores > 0.8).sum() > 30
-    extent = torch.tensor(scenes.IMAGE_SIZE[::-1]).repeat(2)
-    for anchors, boxes in zip(found.anchors, found.boxes):
-        centers = (anchors[:, :2] + anchors[:, 2:]) / 2
-        inside = (boxes >= 0).all() and (boxes <= extent).all()
-        assert inside
-        on_image = (centers < extent[:2]).all(dim=1)
-        assert (centers >= boxes[:, :2])[on_image].all()
-        assert (centers <= boxes[:, 2:])[on_image].all()
-
-
-def test_maps_are_those_of_a_convolution():
-    """Anchor r of a level is location (r // Wi, r % Wi)."""
-    levels = [
-        torch.arange(h * w)[:, None] * torch.tensor([1, 100])
-        for h, w in scenes.level_sizes((64, 96))
-    ]
-    maps = scenes.as_maps(levels, (64, 96), num_images=2)
-    assert maps[0].shape == (2, 2, 8, 12)
-    assert maps[0][1, 1, 3, 5] == 100 * (3 * 12 + 5)
-    back = postprocessors.permute_to_N_HWA_K(maps[1], 2)[0]
-    torch.testing.assert_close(back, levels[1])
 
 
 @pytest.mark.parametrize("kind", SCENES)
