@@ -56,34 +56,23 @@ def test_help_is_the_default_and_names_every_target():
         assert re.search(rf"^  {target} +\S", result.stdout, re.MULTILINE), target
 
 
-def test_setup_makes_the_environment_then_the_data(calls):
-    check, environment, data = calls("setup")
+@pytest.mark.parametrize(
+    ("arguments", "last"),
+    [
+        (["setup"], ["tools/prepare_data.py [] 1"]),
+        (["demo", "DEMO_ARGS=--seed 1"], ["tools/run_demo.py --seed 1"]),
+        (["benchmarks", "BENCHMARK_ARGS=--quick"], ["-m benchmarks --quick"]),
+        (["test", "TEST_ARGS=-x"], ["-m ruff check", "-m ruff format", "-m pytest -x"]),
+    ],
+)
+def test_targets_set_up_and_pass_arguments_on(calls, arguments, last):
+    check, environment, data, *rest = [" ".join(line.split()) for line in calls(*arguments)]
     assert check.startswith("-c import sys")
     assert environment.startswith("tools/setup_env.py --venv ")
-    assert data.startswith("tools/prepare_data.py")
-    assert {line[line.index(" [") :] for line in (environment, data)} == {" [] 1"}
-
-
-def test_test_sets_up_lints_and_runs_the_tests(calls):
-    lines = calls("test", "TEST_ARGS=-x")[-4:]
-    assert [" ".join(line.split()[:3]) for line in lines] == [
-        "tools/prepare_data.py [] 1",
-        "-m ruff check",
-        "-m ruff format",
-        "-m pytest -x",
-    ]
-
-
-def test_demo_passes_arguments_on(calls):
-    lines = calls("demo", "DEMO_ARGS=--seed 1")
-    assert lines[-1].startswith("tools/run_demo.py --seed 1")
-    assert lines[-2].startswith("tools/prepare_data.py")
-
-
-def test_benchmarks_pass_arguments_on(calls):
-    lines = calls("benchmarks", "BENCHMARK_ARGS=--quick")
-    assert lines[-1].startswith("-m benchmarks --quick")
-    assert lines[-2].startswith("tools/prepare_data.py")
+    assert environment.endswith(" [] 1")  # not the packages of the shell
+    assert data == "tools/prepare_data.py [] 1"
+    for line, start in zip(rest or [data], last, strict=True):
+        assert line.startswith(start)
 
 
 def test_venv_of_the_shell_is_not_taken(tmp_path):
