@@ -25,9 +25,10 @@ ROOT = Path(__file__).resolve().parent.parent
 CATEGORIES = [{"id": i, "name": name} for name, i in IDS.items()]
 # A short training on small images.
 SHORT = [
-    "train.max_iter=2",
-    "train.eval_period=2",
-    "dataloader.train.total_batch_size=2",
+    "train.max_iter=1",
+    "train.eval_period=1",
+    "dataloader.train.total_batch_size=1",
+    "dataloader.test.num_workers=0",
     "dataloader.train.mapper.augmentations.0.short_edge_length=64",
     "dataloader.test.mapper.augmentations.0.short_edge_length=64",
     "train.report.num_pictures=2",
@@ -77,8 +78,8 @@ def shell(command: str, cwd: Path) -> str:
 
 
 def test_the_commands_as_typed_in_a_fresh_folder(tmp_path, backbone):
-    """120 images; spaces in the paths; the names are right at every stop."""
-    write_set(tmp_path / "my data", 120)
+    """Spaces in the paths; the names are right at every stop."""
+    write_set(tmp_path / "my data", 30)
     script = shlex.join([sys.executable, str(ROOT / "tools" / "start_project.py")])
     data = "--train 'my data/train.json' 'my data/images'"
     output = shell(f"{script} {data} --output 'a project' --model mobilenetv2", tmp_path)
@@ -295,17 +296,3 @@ def test_names_of_programs(folder, capsys, monkeypatch):
             assert os.path.samefile(program, sys.executable)
         else:
             assert program == python
-
-
-def test_help_is_quick_to_import():
-    """Nothing heavy is imported before the arguments are parsed."""
-    code = (
-        "import sys; sys.argv = ['start_project.py', '--help']\n"
-        "import atss_d2_cli\n"
-        "try: atss_d2_cli.run('start-project')\n"
-        "except SystemExit as e: assert e.code == 0\n"
-        "assert not {'torch', 'numpy', 'detectron2', 'PIL'} & set(sys.modules)\n"
-    )
-    output = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert output.returncode == 0, output.stderr
-    assert "--val-fraction" in output.stdout

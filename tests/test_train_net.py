@@ -303,15 +303,6 @@ def test_the_command_launches_processes(tmp_path, monkeypatch):
 # Mistakes
 
 
-def test_a_mistake_ends_in_one_sentence(tmp_path):
-    config_file = toy.write_config(tmp_path / "config.py", tmp_path / "output")
-    process = command_line("--config-file", config_file, "train.max_itr=10")
-    assert process.returncode != 0
-    assert process.stderr.count("\n") == 1, process.stderr
-    assert "has no key 'train.max_itr'; did you mean train.max_iter" in process.stderr
-    assert not (tmp_path / "output").exists()
-
-
 @pytest.mark.parametrize("flags", [[], ["--eval-only"]])
 def test_a_damaged_checkpoint_ends_in_one_sentence(toy_data, tmp_path, flags):
     config_file = toy.write_config(tmp_path / "config.py", tmp_path / "output")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -12,7 +13,6 @@ DOCUMENTS = ("README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs"
 LANGUAGES = ("bash", "python", "yaml")  # others, such as "bibtex" and none, are not code to run
 
 _FENCE = re.compile(r"^ {0,3}(```+|~~~+)\s*([\w+-]*)")
-_COMMENT = re.compile(r"(?:^|\s)#.*$")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,11 +66,11 @@ class Entry:
     Attributes:
         contains: A piece of the block that no other block of the document has.
         replace: Text -> what takes its place, everywhere in the block.
-        append: Program -> words added to each of its commands.
+        append: Word -> words added to each command that has it.
         save_as: The block is the content of this file, which other blocks use.
-        before: Python code that is run first, for names that the text takes for granted.
-        after: Python code that is run behind a Python block, or a shell command behind one of bash.
-        leaves: Files that are there afterwards; for bash they are removed before.
+        before: Python code that is run first, for names that a Python block takes for granted.
+        after: Python code that is run behind the block.
+        leaves: Files that are there afterwards.
         run_by: The test that runs this block instead, a path below the checkout.
     """
 
@@ -83,8 +83,8 @@ class Entry:
     leaves: tuple[str, ...] = ()
     run_by: str = ""
 
-    def apply(self, block: Block) -> str:
-        """The text of the block with all changes.
+    def text(self, block: Block) -> str:
+        """The text of the block with all changes but those of ``append``.
 
         Raises:
             ValueError: A change finds nothing to change.
@@ -94,27 +94,27 @@ class Entry:
             if old not in text:
                 raise ValueError(f"{block} has no {old!r} to replace: correct tests/documents/")
             text = text.replace(old, new)
-        for program, words in self.append.items():
-            text, count = _append(text, program, words)
-            if not count:
-                raise ValueError(f"{block} has no command of {program!r}: correct tests/documents/")
-        return f"{self.before}{text}{self.after}"
+        return text if block.language == "bash" else f"{self.before}{text}{self.after}"
 
+    def commands(self, block: Block) -> list[list[str]]:
+        """The words of each command of a block of bash, with all changes.
 
-def _append(text: str, program: str, words: str) -> tuple[str, int]:
-    """Adds words to each command of ``program``: before its comment, behind its last line."""
-    result, command, count = [], "", 0
-    for line in text.splitlines():
-        code = _COMMENT.sub("", line).rstrip()
-        command += f"{code}\n"
-        if code.endswith("\\"):
-            result.append(line)
-            continue
-        if re.search(rf"(?:^|\s){re.escape(program)}(?=\s|$)", command):
-            line, count = f"{code} {words}", count + 1
-        result.append(line)
-        command = ""
-    return "\n".join(result) + "\n", count
+        One that is not of Python, and may be more than words, is an argument of bash.
+
+        Raises:
+            ValueError: A change finds nothing to change.
+        """
+        result, unused = [], set(self.append)
+        for line in self.text(block).replace("\\\n", " ").splitlines():
+            words = shlex.split(line, comments=True)
+            for word in [word for word in self.append if word in words]:
+                words += shlex.split(self.append[word])
+                unused.discard(word)
+            if words:
+                result.append(words if words[0] == "python" else ["bash", "-euc", line])
+        if unused:
+            raise ValueError(f"{block} has no command with {unused}: correct tests/documents/")
+        return result
 
 
 def find_entry(block: Block, entries: tuple[Entry, ...]) -> Entry | None:

@@ -39,6 +39,11 @@ def _demo_model(checkout: Checkout) -> None:
     _save(checkout, cfg, "output/demo/model_final.pth", [{"id": 1, "name": "tree"}])
 
 
+def _shapes_model(checkout: Checkout) -> None:
+    cfg = get_config("demo/atss_mobilenetv2_shapes")
+    _save(checkout, cfg, "output/shapes/model_final.pth")
+
+
 def _model_of_80_classes(checkout: Checkout) -> None:
     _save(checkout, get_config("coco/atss_R_50_FPN_1x"), "atss_R_50_80_classes.pth")
 
@@ -82,16 +87,12 @@ def _own_configs(checkout: Checkout) -> None:
 
 NEEDS: dict[str, tuple[Callable[[Checkout], None], ...]] = {
     "README.md": (
-        Checkout.add_own_data,
         Checkout.add_coco,
         Checkout.add_r50,
         Checkout.add_photographs,
         _repository,
-        _demo_model,
-        _authors_weights,
-        _mmdet_weights,
     ),
-    "docs/ablations.md": (Checkout.add_coco, Checkout.add_r50, _demo_model),
+    "docs/ablations.md": (Checkout.add_coco, Checkout.add_r50, _demo_model, _shapes_model),
     "docs/checkpoints.md": (
         Checkout.add_coco,
         Checkout.add_own_data,

@@ -1,4 +1,4 @@
-"""Every block of the documents is run: in a fresh checkout, in processes of its own, as written.
+"""Every block of the documents is run: in a fresh checkout, as written.
 
 What has to be changed for that is in table.py. The blocks of a document are run in their order in
 one checkout, so that a later one finds what an earlier one has left.
@@ -6,16 +6,14 @@ one checkout, so that a later one finds what an earlier one has left.
 
 from __future__ import annotations
 
-import resource
 import shutil
-import textwrap
-import time
 
 import pytest
 
 from atss_d2.data import dataset_root
 from tests.documents.blocks import DOCUMENTS, Block, Entry, find_entry, read
 from tests.documents.checkout import EMBEDDED, Checkout
+from tests.documents.session import Session
 from tests.documents.table import TABLE
 
 HOW_TO = (
@@ -36,42 +34,37 @@ def test_the_blocks_of(document, tmp_path):
     from tests.documents.needs import prepare
 
     checkout = Checkout(tmp_path)
+    session = Session(checkout.folder, checkout.environment)
     try:
         prepare(checkout, document)
         for block in read(document):
-            run_block(checkout, block, find_entry(block, TABLE.get(document, ())))
+            entry = find_entry(block, TABLE.get(document, ())) or Entry("")
+            if not entry.run_by:
+                run_block(checkout, session, block, entry)
     finally:
+        session.close()
         shutil.rmtree(tmp_path)  # checkpoints of an R-50 are large
 
 
-def run_block(checkout: Checkout, block: Block, entry: Entry | None) -> None:
+def run_block(checkout: Checkout, session: Session, block: Block, entry: Entry) -> None:
     """Runs a block, or writes the file that it is the content of."""
-    entry = Entry("") if entry is None else entry
-    text = entry.apply(block)
-    if entry.run_by:
-        return
     if entry.save_as:
-        (checkout.folder / entry.save_as).write_text(text, encoding="utf-8")
+        (checkout.folder / entry.save_as).write_text(entry.text(block), encoding="utf-8")
         return
     assert block.language != "yaml", f"{block} must be saved as a file: {HOW_TO}"
-    for name in entry.leaves:
-        (checkout.folder / name).unlink(missing_ok=True)
-    start = time.perf_counter(), _cpu_seconds()
-    process = checkout.run(text) if block.language == "bash" else checkout.run_python(text)
-    seconds, cpu_seconds = time.perf_counter() - start[0], _cpu_seconds() - start[1]
-    print(f"{block}: {seconds:.0f} s, {cpu_seconds:.0f} s of a core", flush=True)
-    if process.returncode != 0:
-        pytest.fail(
-            f"{block} ended with {process.returncode}.\n{HOW_TO}\n\n"
-            f"{textwrap.indent(text, '    ')}\n"
-            f"--- standard output\n{process.stdout[-3000:]}\n"
-            f"--- standard error\n{process.stderr[-5000:]}",
-            pytrace=False,
-        )
+    if block.language == "python":
+        commands = [["python", "-c", entry.text(block)]]
+    else:
+        commands = entry.commands(block)
+        commands += [["python", "-c", entry.after]] if entry.after else []
+    for program, *words in commands:
+        process = session.run(words) if program == "python" else checkout.run(program, *words)
+        if process.returncode != 0:
+            pytest.fail(
+                f"{block} ended with {process.returncode}.\n{HOW_TO}\n\n    {[program, *words]}\n"
+                f"--- standard output\n{process.stdout[-3000:]}\n"
+                f"--- standard error\n{process.stderr[-5000:]}",
+                pytrace=False,
+            )
     for name in entry.leaves:
         assert (checkout.folder / name).is_file(), f"{block} has not written {name}"
-
-
-def _cpu_seconds() -> float:
-    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return usage.ru_utime + usage.ru_stime

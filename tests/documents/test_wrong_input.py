@@ -1,14 +1,16 @@
 """Every command, run on wrong input: one sentence that names it and says what to do instead.
 
-In processes of their own and in a fresh checkout. More of what can go wrong, without a process for
-each, is in the tests of the commands.
+In a fresh checkout. More of what can go wrong is in the tests of the commands.
 """
 
 from __future__ import annotations
 
+import shlex
+
 import pytest
 
 from tests.documents.checkout import Checkout
+from tests.documents.session import Session
 from tests.drawn_set import write_set
 
 CONFIG = "configs/custom/atss_mobilenetv2.py"
@@ -54,19 +56,24 @@ CASES = {
 
 
 @pytest.fixture(scope="module")
-def checkout(tmp_path_factory) -> Checkout:
+def session(tmp_path_factory):
+    """A checkout and a session in it."""
     checkout = Checkout(tmp_path_factory.mktemp("wrong"))
     checkout.add_photographs()
     write_set(checkout.folder / "data", 2)
     (checkout.folder / "page.pth").write_text("<!DOCTYPE html><html></html>")
     (checkout.folder / "unfinished.py").write_text("import atss_d2\n\nmodel = dict(\n")
-    return checkout
+    session = Session(checkout.folder, checkout.environment)
+    yield checkout, session
+    session.close()
 
 
 @pytest.mark.parametrize("command", CASES)
-def test_a_mistake_is_one_sentence(checkout, command):
+def test_a_mistake_is_one_sentence(session, command):
+    checkout, session = session
     before = {path for path in checkout.folder.rglob("*") if "__pycache__" not in path.parts}
-    process = checkout.run(command)
+    program, *words = shlex.split(command)
+    process = session.run(words) if program == "python" else checkout.run("bash", "-c", command)
     assert process.returncode in (1, 2), process.stdout
     lines = process.stderr.splitlines()
     assert CASES[command] in lines[-1]
