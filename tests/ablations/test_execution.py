@@ -15,14 +15,6 @@ def execute_study(study, runs, **options):
     return execute(runs, study.train_net, say=study.lines.append, **options)
 
 
-def most_at_once(calls):
-    running = most = 0
-    for name, *_ in sorted(calls, key=lambda call: float(call[-1])):
-        running += -1 if name == "end" else 1
-        most = max(most, running)
-    return most
-
-
 def test_runs_every_row_and_seed_and_keeps_the_results(study):
     runs = study.plan("table4/k3", "table4/k5", seeds=(0, 1))
     assert execute_study(study, runs, jobs=2, threads=3) == []
@@ -34,14 +26,6 @@ def test_runs_every_row_and_seed_and_keeps_the_results(study):
     assert {threads for _, _, threads, *_ in study.calls()} == {"3"}
     assert study.lines[-1].startswith("[4/4, 0.")
     assert "AP 1" in study.lines[-1]
-
-
-@pytest.mark.parametrize("jobs", [1, 2])
-def test_number_of_processes(study, monkeypatch, jobs):
-    monkeypatch.setenv("SLEEP", "0.3")
-    execute_study(study, study.plan("table4/k3", seeds=(0, 1, 2)), jobs=jobs)
-    assert len(study.calls()) == 6
-    assert most_at_once(study.calls()) == jobs
 
 
 def test_finished_runs_are_not_repeated(study):
@@ -72,17 +56,6 @@ def test_a_run_that_evaluates_nothing_has_failed(study):
     (run,) = study.plan("table4/k3")
     assert execute_study(study, [run]) == [run]
     assert "FAILED: nothing to see" in study.lines[-1]
-
-
-def test_time_of_a_resumed_run_is_not_known(study, monkeypatch):
-    monkeypatch.setenv("FAIL", "0")
-    execute_study(study, study.plan("table4/k3"))
-    monkeypatch.delenv("FAIL")
-    study.lines.clear()
-    assert execute_study(study, study.plan("table4/k3")) == []
-    assert study.lines[0] == "start   table4/k3 seed 0 (resumed)"
-    (result,) = read_results(study.output, "shapes")
-    assert result.seconds is None
 
 
 def test_an_interruption_ends_the_processes(study, monkeypatch):

@@ -25,15 +25,6 @@ def test_rows_of_equal_config_share_their_runs(study):
         assert config_hash(run.cfg) == run.config_hash
 
 
-def test_a_run_is_found_again_under_the_name_of_another_row(study):
-    (run,) = study.plan("table3/retinanet_atss")
-    assert run.folder.parent.name == f"table3_retinanet_atss_{run.config_hash}"
-    run.prepare()
-    (again,) = study.plan("table4/k9")
-    assert again.folder == run.folder
-    assert again.row.name == "table4/k9"
-
-
 def test_other_overrides_and_data_are_other_runs(study):
     folders = [
         study.plan("table4/k3")[0].folder,
@@ -42,11 +33,6 @@ def test_other_overrides_and_data_are_other_runs(study):
         study.plan("table4/k3", data="coco")[0].folder,
     ]
     assert len(set(folders)) == 4
-
-
-def test_overrides_that_make_rows_equal_make_them_one_run(study):
-    runs = study.plan("table4/k3", "table4/k5", overrides=["model.matcher.topk=4"])
-    assert [run.row.name for run in runs] == ["table4/k3"]
 
 
 def test_the_config_of_a_run_is_there_for_train_net(study):

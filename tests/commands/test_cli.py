@@ -46,11 +46,6 @@ def test_commands_are_listed():
     assert version.stdout == f"atss_d2 {atss_d2.__version__}\n"
 
 
-def test_a_misspelt_command_is_answered(capsys):
-    assert atss_d2_cli.main(["trian"]) == 2
-    assert capsys.readouterr().err == "atss-d2: there is no command 'trian'; did you mean train?\n"
-
-
 @pytest.mark.parametrize(
     ("door", "command"),
     [

@@ -394,7 +394,7 @@ def test_wrong_configs_end_with_a_sentence(photos, tmp_path, capsys):
     torch.save(instantiate(LazyConfig.load(str(config)).model).state_dict(), tmp_path / "w.pth")
     weights = ["--weights", str(tmp_path / "w.pth")]
     (tmp_path / "broken.py").write_text("model = (")
-    (tmp_path / "other.yaml").write_text("MODEL: {NO_SUCH_KEY: 1}")
+    (tmp_path / "other.yaml").write_text("MODEL: {NO_SUCH_KEY: 1}\nVERSION: 2")
     (tmp_path / "empty.py").write_text("x = 1")
     rest = ["--input", str(photos / "b"), "--output", str(tmp_path / "out")]
     for flags, message in [

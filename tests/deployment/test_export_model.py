@@ -54,13 +54,6 @@ def test_files_are_as_good_as_the_model(exported, file_format):
     }[file_format]
 
 
-def test_scripted_files_are_as_good_as_the_model(export_model, trained, tmp_path, capsys):
-    flags = ["--export-method", "scripting", "--run-eval", "--output", tmp_path / "scripted.ts"]
-    assert export_model.main(arguments(trained, *flags)) == 0
-    assert_equal_metrics(capsys.readouterr().out)
-    assert (tmp_path / "scripted.ts").is_file()
-
-
 def test_the_evaluation_is_of_the_file(export_model, trained, exported, tmp_path, capsys):
     """Against a model that finds nothing."""
     weights = torch.load(trained / "model.pth")
@@ -72,13 +65,6 @@ def test_the_evaluation_is_of_the_file(export_model, trained, exported, tmp_path
     model, file, _ = comparison(capsys.readouterr().out)["AP"]
     assert np.isnan(model)
     assert file > 20
-
-
-def test_nms_elsewhere(export_model, trained, tmp_path, capsys):
-    flags = ["--no-nms", "--run-eval", "--output", tmp_path / "raw.ts"]
-    assert export_model.main(arguments(trained, *flags)) == 0
-    assert_equal_metrics(capsys.readouterr().out)
-    assert not load_exported(tmp_path / "raw.ts").metadata.with_nms
 
 
 def test_bfloat16(export_model, trained, tmp_path, capsys):

@@ -49,16 +49,18 @@ def test_boxes_have_the_colours_of_their_classes(tmp_path):
 ODD = {
     "nothing": ([], ["disc"]),
     "no boxes": ([((300, 200), [], [])], ["disc"]),
-    "wide and high": (
-        [((3000, 90), [[0.1, 0.1, 0.1, 0.5]], [1]), ((50, 2000), [[0.1, 0.1, 0.1, 0.5]], [0])],
-        ["disc", "square"],
+    "sizes and letters": (
+        [
+            ((3000, 90), [[0.1, 0.1, 0.1, 0.5]], [1]),
+            ((50, 2000), [[0.1, 0.1, 0.1, 0.5]], [0]),
+            ((1, 1), [[0, 0, 1, 1]], [0]),
+        ],
+        ["汽车", "$\\frac{"],
     ),
-    "tiny": ([((1, 1), [[0, 0, 1, 1]], [0])], ["disc"]),
     "many classes": (
         [((300, 200), [[0.1, 0.1, 0.1, 0.5]] * 80, list(range(80)))],
         [f"class {k} of a very long name, which goes on and on $x_{k}" for k in range(80)],
     ),
-    "letters": ([((300, 200), [[0.1, 0.1, 0.8, 0.5]], [0])], ["汽车", "$\\frac{"]),
 }
 
 
