@@ -41,14 +41,14 @@ def toy_study(tmp_path, monkeypatch):
 
 
 def test_runs_resumes_skips_and_reports(toy_study, tmp_path, capsys, monkeypatch):
-    rows = ["--rows", "table3/retinanet_atss", "table4/k9", "--seeds", "1"]
+    rows = ["--rows", "table3/retinanet_atss", "table4/k9", "--seeds", "0"]
     override = "train.checkpointer.period=1"
     assert __main__.main([*rows, override, *toy_study]) == 0
     printed = capsys.readouterr().out
     assert printed.count("start ") == 1  # of two rows that are one
-    (path,) = (tmp_path / "output").glob("toy/*/seed1/results.json")
+    (path,) = (tmp_path / "output").glob("toy/*/seed0/results.json")
     content = json.loads(path.read_text())
-    assert (content["row"], content["seed"]) == ("table3/retinanet_atss", 1)
+    assert (content["row"], content["seed"]) == ("table3/retinanet_atss", 0)
     assert (content["iterations"], content["overrides"]) == (1, [override])
     assert content["seconds"] > 0
     assert 0 <= content["metrics"]["AP"] <= 100
@@ -59,7 +59,7 @@ def test_runs_resumes_skips_and_reports(toy_study, tmp_path, capsys, monkeypatch
     monkeypatch.setattr(__main__, "TRAIN_NET", tmp_path / "idle.py")
     assert __main__.main([*rows, override, *toy_study]) == 0
     printed = capsys.readouterr().out
-    assert re.findall("start .*", printed) == ["start   table3/retinanet_atss seed 1 (resumed)"]
+    assert re.findall("start .*", printed) == ["start   table3/retinanet_atss seed 0 (resumed)"]
     assert json.loads(path.read_text())["seconds"] is None
 
     document = tmp_path / "docs" / "a.md"

@@ -40,7 +40,7 @@ def _demo_model(checkout: Checkout) -> None:
 
 
 def _shapes_model(checkout: Checkout) -> None:
-    cfg = get_config("demo/atss_mobilenetv2_shapes")
+    cfg = get_config("demo/atss_mobilenetv2_shapes_wide_tta")
     _save(checkout, cfg, "output/shapes/model_final.pth")
 
 
