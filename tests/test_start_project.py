@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import runpy
 import shlex
 import shutil
 import subprocess
@@ -77,7 +78,15 @@ def shell(command: str, cwd: Path) -> str:
     return result.stdout
 
 
-def test_the_commands_as_typed_in_a_fresh_folder(tmp_path, backbone):
+def run_here(command: str, monkeypatch) -> None:
+    """Runs a printed command in this process, which has imported torch."""
+    _, script, *arguments = shlex.split(command)
+    monkeypatch.setattr(sys, "argv", [script, *arguments])
+    with pytest.raises(SystemExit, match="^0$"):
+        runpy.run_path(script, run_name="__main__")
+
+
+def test_the_commands_as_typed_in_a_fresh_folder(tmp_path, backbone, monkeypatch):
     """Spaces in the paths; the names are right at every stop."""
     write_set(tmp_path / "my data", 30)
     script = shlex.join([sys.executable, str(ROOT / "tools" / "start_project.py")])
@@ -95,12 +104,13 @@ def test_the_commands_as_typed_in_a_fresh_folder(tmp_path, backbone):
     results = (tmp_path / "a project" / "output" / "metrics.json").read_text()
     assert {f"bbox/AP-{name}" for name in IDS} <= set(json.loads(results.splitlines()[-1]))
 
-    shell(f"{commands['predict']} --confidence-threshold 0 --opts {LOW}", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    run_here(f"{commands['predict']} --confidence-threshold 0 --opts {LOW}", monkeypatch)
     found = (tmp_path / "a project" / "predictions" / "detections.json").read_text()
     assert '"bbox"' in found
     assert any(f'"{name}"' in found for name in IDS)
-    # ONNX takes long; tests/documents/ writes it with the same command.
-    shell(commands["export"].replace("--format onnx", "--format torchscript"), tmp_path)
+    # ONNX takes long; tests/deployment/ writes it.
+    run_here(commands["export"].replace("--format onnx", "--format torchscript"), monkeypatch)
     files = {"atss_d2": ""}
     torch.jit.load(tmp_path / "a project" / "export" / "model.ts", _extra_files=files)
     assert json.loads(files["atss_d2"])["class_names"] == list(IDS)

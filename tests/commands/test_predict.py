@@ -446,19 +446,3 @@ dataloader.test.dataset.names = dataloader.train.dataset.names = "mine"
     assert content["categories"] == names
     assert {x["category_id"] for x in content["annotations"]} <= {3, 13, 23, 33, 43}
     assert "unknown" not in result.stderr
-
-
-def test_unknown_names_are_said_once(photos, tmp_path, caplog):
-    """With a data set that is not here, and no names in the checkpoint."""
-    config = tmp_path / "config.py"
-    config.write_text(
-        _CONFIG.replace('"shapes_val"', '"gone"') + 'dataloader.train.dataset.names = "gone"\n'
-    )
-    model = instantiate(LazyConfig.load(str(config)).model)
-    torch.save({"model": model.state_dict()}, tmp_path / "model.pth")
-    arguments = ["--config-file", config, "--weights", tmp_path / "model.pth"]
-    arguments += ["--input", photos / "b", "--output", tmp_path / "found"]
-    assert predict.main(list(map(str, arguments))) == 0
-    assert caplog.text.count("The names of the classes are unknown") == 1
-    content = json.loads((tmp_path / "found" / "detections.json").read_text())
-    assert content["categories"] == [{"id": i, "name": str(i)} for i in range(5)]

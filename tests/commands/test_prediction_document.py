@@ -66,8 +66,3 @@ def test_the_snippet_on_tiles_runs(monkeypatch, tmp_path):
     exec(BLOCKS[1], names)
     assert names["instances"].image_size == (300, 700)
     assert names["predictor"].batch_size == 4
-
-
-@pytest.mark.parametrize("link", re.findall(r"\]\(([^)#]+)[)#]", TEXT))
-def test_links_lead_somewhere(link):
-    assert (ROOT / "docs" / link).exists()

@@ -4,7 +4,6 @@ import re
 import shutil
 
 import numpy as np
-import pytest
 import torch
 
 from tests.deployment.conftest import ROOT
@@ -38,8 +37,3 @@ def test_flags_and_formats_are_those_of_the_tool(export_model):
         assert flag in helped, flag
     for name, file_format in export_model.FORMATS.items():
         assert re.search(rf"^\| `{name}` \| `{file_format.file_name}`", TEXT, re.MULTILINE), name
-
-
-@pytest.mark.parametrize("link", re.findall(r"\]\(([^)#]+)\)", TEXT))
-def test_links_lead_somewhere(link):
-    assert (ROOT / "docs" / link).exists()

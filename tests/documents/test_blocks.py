@@ -23,6 +23,13 @@ def test_all_languages_are_known(document):
             assert not _COMMAND.search(block.text), f"{block} has commands: mark it as bash"
 
 
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_links_lead_somewhere(document):
+    path = ROOT / document
+    for link in re.findall(r"\]\(([^)#]+)[)#]", path.read_text()):
+        assert link.startswith("https://") or (path.parent / link).exists(), link
+
+
 @pytest.mark.parametrize("document", TABLE)
 def test_every_entry_has_its_block(document):
     assert document in DOCUMENTS
