@@ -44,6 +44,10 @@ def _shapes_model(checkout: Checkout) -> None:
     _save(checkout, cfg, "output/shapes/model_final.pth")
 
 
+def _coco_model(checkout: Checkout) -> None:
+    _save(checkout, get_config("coco/atss_R_50_FPN_1x"), "output/model_final.pth")
+
+
 def _model_of_80_classes(checkout: Checkout) -> None:
     _save(checkout, get_config("coco/atss_R_50_FPN_1x"), "atss_R_50_80_classes.pth")
 
@@ -86,12 +90,7 @@ def _own_configs(checkout: Checkout) -> None:
 
 
 NEEDS: dict[str, tuple[Callable[[Checkout], None], ...]] = {
-    "README.md": (
-        Checkout.add_coco,
-        Checkout.add_r50,
-        Checkout.add_photographs,
-        _repository,
-    ),
+    "README.md": (Checkout.add_photographs, _repository, _coco_model),
     "docs/ablations.md": (Checkout.add_coco, Checkout.add_r50, _demo_model, _shapes_model),
     "docs/checkpoints.md": (
         Checkout.add_coco,
@@ -105,4 +104,5 @@ NEEDS: dict[str, tuple[Callable[[Checkout], None], ...]] = {
     "docs/custom_dataset.md": (Checkout.add_own_data, Checkout.add_r50),
     "docs/deployment.md": (Checkout.add_photographs, _demo_model),
     "docs/prediction.md": (Checkout.add_photographs, _demo_model),
+    "docs/training.md": (Checkout.add_coco, Checkout.add_r50),
 }

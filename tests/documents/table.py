@@ -62,19 +62,6 @@ TABLE: dict[str, tuple[Entry, ...]] = {
             },
         ),
         Entry("tools/start_project.py", run_by="docs/custom_dataset.md"),
-        Entry(
-            "# COCO under $DETECTRON2_DATASETS",
-            replace={
-                "tcp://HOST:PORT": "tcp://HOST:PORT --help",  # the flags are known
-                "--num-gpus 8": "--num-gpus 1",
-            },
-            append={
-                "configs/coco/atss_R_50_FPN_1x.py": _SMALL,
-                "configs/yaml/atss_R_50_FPN_1x.yaml": _SMALL_YAML,
-                "tools/demo.py": f"--opts {_TEST} {_LOW}",
-            },
-            leaves=("output/model_final.pth", "output/pictures/street.jpg"),
-        ),
         Entry("atss_d2.Predictor(", after="assert instances.image_size[0] > 0\nassert cfg.MODEL\n"),
         Entry(
             "atss_d2.use_atss(model)",
@@ -88,13 +75,6 @@ TABLE: dict[str, tuple[Entry, ...]] = {
             "gt_boxes = [torch.tensor([[2.0, 2, 60, 60]])]\n",
             after="assert matched_idxs[0].shape == (2,)\n"
             "assert type(model.label_anchors.matcher).__name__ == 'ATSSMatcher'\n",
-        ),
-        Entry("tools/convert_weights.py", run_by="docs/checkpoints.md docs/deployment.md"),
-        Entry(
-            "configs/ablations/table3/retinanet_atss.py",
-            # Prints the commands; docs/ablations.md runs them.
-            replace={"--num-gpus 8": "--num-gpus 1", "--data shapes": "--data coco"},
-            append={"configs/ablations/table3/retinanet_atss.py": _SMALL},
         ),
     ),
     "docs/ablations.md": (
@@ -230,5 +210,25 @@ TABLE: dict[str, tuple[Entry, ...]] = {
         ),
         Entry("COCOeval(", run_by="tests/commands/test_prediction_document.py"),
         Entry("predictor.detect_tiles(", run_by="tests/commands/test_prediction_document.py"),
+    ),
+    "docs/training.md": (
+        Entry(
+            "# COCO under $DETECTRON2_DATASETS",
+            replace={
+                "tcp://HOST:PORT": "tcp://HOST:PORT --help",  # the flags are known
+                "--num-gpus 8": "--num-gpus 1",
+            },
+            append={
+                "configs/coco/atss_R_50_FPN_1x.py": _SMALL,
+                "configs/yaml/atss_R_50_FPN_1x.yaml": _SMALL_YAML,
+            },
+            leaves=("output/model_final.pth",),
+        ),
+        Entry(
+            "configs/ablations/table3/retinanet_atss.py",
+            # Prints the commands; docs/ablations.md runs them.
+            replace={"--num-gpus 8": "--num-gpus 1", "--data shapes": "--data coco"},
+            append={"configs/ablations/table3/retinanet_atss.py": _SMALL},
+        ),
     ),
 }
