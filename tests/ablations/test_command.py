@@ -132,18 +132,3 @@ def test_errors_are_sentences(toy_study, arguments, message):
         __main__.main([*arguments, *toy_study])
     assert str(error.value).startswith("ablations: ")
     assert message in str(error.value)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ([], "what to do?"),
-        (["--list", "table4/k3"], "'table4/k3' is neither a flag nor key=value"),
-        (["--list", "--data", "voc"], "invalid choice"),
-    ],
-)
-def test_wrong_arguments(capsys, arguments, message):
-    with pytest.raises(SystemExit) as error:
-        __main__.main(arguments)
-    assert error.value.code == 2
-    assert message in capsys.readouterr().err

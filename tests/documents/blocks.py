@@ -71,7 +71,8 @@ class Entry:
         before: Python code that is run first, for names that a Python block takes for granted.
         after: Python code that is run behind the block.
         leaves: Files that are there afterwards.
-        run_by: The test that runs this block instead, a path below the checkout.
+        run_by: The test that runs this block instead, a path below the checkout; or the document
+            whose blocks have its commands with the same words, or more.
     """
 
     contains: str

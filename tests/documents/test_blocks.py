@@ -54,7 +54,7 @@ def test_every_block_can_be_prepared(block):
         others = [x.text for x in read(block.document) if x is not block]
         assert any(entry.save_as in text for text in others), f"no block uses {entry.save_as}"
     elif entry.run_by and block.language == "bash":  # with the same words, or more, elsewhere
-        others = [x for name in entry.run_by.split() for x in read(name) if x.language == "bash"]
+        others = [x for x in read(entry.run_by) if x.language == "bash"]
         known = [set(words) for x in others for words in Entry("").commands(x)]
         for words in entry.commands(block):
             assert any(known_words >= set(words) for known_words in known), words
