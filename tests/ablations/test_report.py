@@ -7,7 +7,7 @@ import cv2
 import pytest
 
 from ablations import collect, find_row, plan_runs, read_results, write_document
-from ablations.document import cost_of, fill_blocks
+from ablations.document import cost_of
 from ablations.report import NOT_MEASURED, Measurement, mean_and_spread
 from ablations.rows import TABLES, select_rows
 
@@ -131,11 +131,3 @@ def test_cost_counts_a_shared_run_once(output):
     text = cost_of(list(measurements.values()))
     assert text.startswith("8 runs of 100 iterations; 0.2 hours in all, 100 to 102 seconds a run")
     assert cost_of([Measurement(find_row("table4/k3"), ())]) == "No run has been made."
-
-
-def test_a_document_without_blocks_is_an_error(tmp_path):
-    document = tmp_path / "a.md"
-    document.write_text("# nothing\n")
-    with pytest.raises(ValueError, match="a.md has none of the blocks shapes x.*begin shapes x"):
-        fill_blocks(document, {"shapes x": "text"})
-    assert document.read_text() == "# nothing\n"

@@ -14,7 +14,7 @@ from benchmarks.results import read_json
 # Files of all formats are compared with the model in tests/export/ and tests/deployment/.
 CHEAP = [name for name in CASES if name not in ("deployment", "exported_nms")]
 ROOT = Path(__file__).resolve().parents[2]
-BLOCKS = (*CASES, "machine", "targets")
+BLOCKS = (*CASES, "machine", "targets", "assignment summary")
 
 
 def test_a_quick_run(tmp_path, monkeypatch, capsys):

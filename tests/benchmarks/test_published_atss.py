@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from atss_d2 import ATSSMatcher
 from benchmarks import published_atss, scenes
 from tests.matching_scenes import by_loops, grid
 
@@ -28,11 +27,3 @@ def test_an_anchor_of_two_boxes_goes_to_the_higher_iou():
     boxes = torch.tensor([[6.0, 0, 45, 16], [15.0, 0, 33, 16]])
     assert published_atss.match_image(levels, boxes, 3).tolist() == [-1, 1, -1, -1, -1, -1]
     assert published_atss.match_image(levels, boxes[:1], 3).tolist() == [-1, 0, -1, -1, -1, -1]
-
-
-def test_images_one_by_one():
-    levels = [a.tensor for a in scenes.anchors((96, 128))]
-    boxes = [scenes.random_boxes(n, (96, 128), n) for n in (1, 7)]
-    matched = published_atss.match_images(levels, boxes)
-    assert matched.shape == (2, scenes.num_anchors((96, 128)))
-    torch.testing.assert_close(matched, ATSSMatcher()(levels, boxes), rtol=0, atol=0)
