@@ -68,17 +68,11 @@ def test_the_evaluation_is_of_the_file(export_model, trained, exported, tmp_path
 
 
 def test_scripted_and_nms_elsewhere(export_model, trained, tmp_path, capsys):
-    flags = [
-        "--export-method",
-        "scripting",
-        "--no-nms",
-        "--run-eval",
-        "--output",
-        tmp_path / "a.ts",
-    ]
+    path = tmp_path / "raw.ts"
+    flags = ["--export-method", "scripting", "--no-nms", "--run-eval", "--output", path]
     assert export_model.main(arguments(trained, *flags)) == 0
     assert_equal_metrics(capsys.readouterr().out)
-    assert not load_exported(tmp_path / "a.ts").metadata.with_nms
+    assert not load_exported(path).metadata.with_nms
 
 
 def test_bfloat16(export_model, trained, tmp_path, capsys):
