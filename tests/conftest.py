@@ -21,6 +21,17 @@ hypothesis.settings.register_profile("atss_d2", deadline=None)
 hypothesis.settings.load_profile("atss_d2")
 
 
+@pytest.fixture(scope="module")
+def toy_data(tmp_path_factory):
+    """The toy's data set, drawn and registered."""
+    from tests import toy
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TOY_DATA", "")  # restored afterwards
+        toy.write_dataset(tmp_path_factory.mktemp("toy_data"))
+        yield
+
+
 @pytest.fixture(autouse=True)
 def fixed_seed() -> None:
     """Starts every test from the same random state, alone or in a suite."""

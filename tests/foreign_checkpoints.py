@@ -6,14 +6,50 @@ used. Statistics of norms are such that a signal neither dies nor explodes in fi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import sys
+import types
+from collections.abc import Iterator, Sequence
+from unittest import mock
 
+import numpy as np
 import torch
 from torch import Tensor
 
 R_50 = (3, 4, 6, 3)
 R_101 = (3, 4, 23, 3)
 NO_DCN = (False, False, False, False)
+
+
+@contextlib.contextmanager
+def mmengine() -> Iterator[types.ModuleType]:
+    """A module of mmengine with three classes, there while a file is written and not afterwards."""
+    name = "mmengine.logging.history_buffer"
+    packages = [name.rsplit(".", i)[0] for i in range(3)]
+
+    class HistoryBuffer:
+        def __init__(self, values: Sequence[float]) -> None:
+            self._log_history = np.array(values)
+            self._count_history = np.ones(len(values), dtype=np.int64)
+            self._statistics_methods = {"mean": HistoryBuffer.mean}
+
+        def mean(self) -> float:
+            return self._log_history.mean()
+
+    class Level(list):
+        pass
+
+    class Settings(dict):
+        pass
+
+    with mock.patch.dict(sys.modules, {x: types.ModuleType(x) for x in packages}):
+        module = sys.modules[name]
+        for cls in (HistoryBuffer, Level, Settings):
+            cls.__module__, cls.__qualname__ = name, cls.__name__
+            setattr(module, cls.__name__, cls)
+        HistoryBuffer.mean.__qualname__ = "HistoryBuffer.mean"
+        HistoryBuffer.mean.__module__ = name
+        yield module
 
 
 class Weights(dict):

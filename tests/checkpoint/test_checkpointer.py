@@ -1,7 +1,6 @@
 """The checkpointer: what Detectron2's loads, loaded safely; prefixes; where it is used."""
 
 import copy
-import logging
 import os
 import pickle
 from pathlib import Path
@@ -10,12 +9,10 @@ import numpy as np
 import pytest
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
-from detectron2.utils.file_io import PathHandler, PathManager
 from torch import nn
 
 from atss_d2 import Predictor
 from atss_d2.checkpoint import CheckpointError, SafeCheckpointer, check_checkpoint, save_file
-from atss_d2.checkpoint import checkpointer as module
 from atss_d2.commands import train as train_net
 from atss_d2.config import load_config
 from atss_d2.engine import Trainer, do_train, load_weights
@@ -127,36 +124,6 @@ def test_safetensors(tmp_path, model):
     assert (after["bottom_up.stem.conv1.weight"] == 1).all()
 
 
-def test_what_else_a_file_holds(tmp_path, model):
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
-    path = of_torch(tmp_path, optimizer=optimizer.state_dict())
-    other = torch.optim.SGD(model.parameters(), lr=0.1)
-    rest = SafeCheckpointer(model, optimizer=other).load(str(path))
-    assert other.param_groups[0]["lr"] == 0.5
-    assert rest == {"iteration": 4}
-
-
-class Handler(PathHandler):
-    """A prefix of somebody's own, of which one cannot tell whether a file is there."""
-
-    def __init__(self, folder: Path):
-        super().__init__()
-        self.folder = folder
-
-    def _get_supported_prefixes(self):
-        return ["test_weights://"]
-
-    def _get_local_path(self, path, **kwargs):
-        return str(self.folder / path.removeprefix("test_weights://"))
-
-
-@pytest.fixture
-def handler(tmp_path):
-    PathManager.register_handler(Handler(tmp_path), allow_override=True)
-    yield "test_weights://"
-    PathManager._path_handlers.pop("test_weights://")
-
-
 def test_prefixes_of_path_handlers(tmp_path, model, handler):
     detectron2_zoo(tmp_path)
     with pytest.raises(CheckpointError, match=f"no checkpoint at '{handler}nowhere.pkl': give t"):
@@ -168,55 +135,12 @@ def test_prefixes_of_path_handlers(tmp_path, model, handler):
 # Other implementations
 
 
-@pytest.fixture
-def converted(monkeypatch):
-    """The calls of the conversion, which has tests of its own."""
-    calls = []
-
-    def convert(state_dict, convention):
-        calls.append((set(state_dict), convention))
-        return state_dict["state_dict"], "everything found"
-
-    monkeypatch.setattr(module, "convert_state_dict", convert)
-    return calls
-
-
-@pytest.mark.parametrize("convention", ["authors", "mmdet"])
-@pytest.mark.parametrize("where", ["{path}", "{handler}a.pth", "a.pth"])
-def test_prefixes_of_conventions(
-    tmp_path, monkeypatch, converted, handler, caplog, convention, where
-):
-    model = detector.build(seed=1)
-    expected = detector.build(seed=2).state_dict()
-    torch.save({"state_dict": expected, "meta": {"epoch": 12}}, tmp_path / "a.pth")
-    monkeypatch.chdir(tmp_path)
-    path = f"{convention}://{where.format(path=tmp_path / 'a.pth', handler=handler)}"
-    check_checkpoint(path)
-    with caplog.at_level(logging.INFO):
-        load_weights(model, path)
-    torch.testing.assert_close(model.state_dict(), expected)
-    assert converted == [({"state_dict", "meta"}, convention)]
-    assert "everything found" in caplog.text
-    needed = "product" if convention == "mmdet" else "sqrt"
-    assert ("test_score_type is" in caplog.text) == (model.test_score_type != needed)
-    assert f"atss_d2.checkpoint.apply_convention(cfg, '{convention}')" in caplog.text
-
-
 def test_a_failed_conversion_names_the_file(tmp_path):
     path = of_torch(tmp_path)
     with pytest.raises(CheckpointError, match=f"'authors://{path}' is refused: .*bottom_up"):
         load_weights(detector.build(), f"authors://{path}")
     with pytest.raises(CheckpointError, match="converted for the model ATSS, not for Backbone"):
         load_weights(Backbone(), f"mmdet://{path}")
-
-
-def test_a_convention_is_forgotten_after_a_call(tmp_path, model, converted):
-    checkpointer = SafeCheckpointer(model)
-    path = str(of_torch(tmp_path))
-    with pytest.raises(CheckpointError):
-        checkpointer.load(f"authors://{path}")
-    checkpointer.load(path)
-    assert converted == []
 
 
 # What does not fit
@@ -326,14 +250,6 @@ class Shell:
         return os.system, (self.command,)
 
 
-@pytest.fixture(scope="module")
-def toy_data(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TOY_DATA", "")  # restored afterwards
-        toy.write_dataset(tmp_path_factory.mktemp("toy_data"))
-        yield
-
-
 def train_lazily(path: Path, folder: Path, resume: bool) -> None:
     do_train(toy.config(folder, **{"train.init_checkpoint": str(path)}), resume=resume)
 
@@ -357,17 +273,16 @@ def evaluate(path: Path, folder: Path, resume: bool) -> None:
     train_net.run_lazy(train_net.setup(args), args)
 
 
-@pytest.mark.parametrize("suffix", [".pkl", ".pth"])
 @pytest.mark.parametrize(
-    ("use", "resume"),
+    ("use", "resume", "suffix"),
     [
-        (train_lazily, False),
-        (train_lazily, True),
-        (train_by_yaml, False),
-        (train_by_yaml, True),
-        (predict, False),
-        (evaluate, False),
-        (evaluate, True),
+        (train_lazily, False, ".pth"),
+        (train_lazily, True, ".pkl"),
+        (train_by_yaml, False, ".pkl"),
+        (train_by_yaml, True, ".pth"),
+        (predict, False, ".pkl"),
+        (evaluate, False, ".pth"),
+        (evaluate, True, ".pkl"),
     ],
 )
 def test_hostile_files_are_refused_wherever_weights_are_loaded(
@@ -384,16 +299,3 @@ def test_hostile_files_are_refused_wherever_weights_are_loaded(
     with pytest.raises(CheckpointError, match=f"'{path}' is refused; .*system"):
         use(path, tmp_path, resume)
     assert not sentinel.exists()
-
-
-def test_yaml_training_writes_and_resumes(toy_data, tmp_path):
-    (tmp_path / "toy.yaml").write_text(toy.yaml_config(tmp_path))
-    cfg = load_config(tmp_path / "toy.yaml")
-    cfg.merge_from_list(["MODEL.DEVICE", "cpu", "SOLVER.MAX_ITER", 2, "DATASETS.TEST", ()])
-    trainer = Trainer(cfg)
-    trainer.resume_or_load(resume=False)
-    trainer.train()
-    again = Trainer(cfg)
-    again.resume_or_load(resume=True)
-    assert again.start_iter == 2
-    torch.testing.assert_close(again.model.state_dict(), trainer.model.state_dict())

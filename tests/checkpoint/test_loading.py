@@ -64,8 +64,9 @@ each_format = pytest.mark.parametrize("name", FORMATS)
 # What is admitted
 
 
-@pytest.mark.parametrize("name", ["a.pth", "a.pt", "a.ckpt", "a.pth.tar", "a"])
-@pytest.mark.parametrize("is_zip", [True, False])
+@pytest.mark.parametrize(
+    ("name", "is_zip"), [("a.pth", True), ("a.pt", False), ("a.pth.tar", False), ("a", True)]
+)
 def test_files_of_torch(tmp_path, name, is_zip):
     expected = weights()
     loaded = load_file(write(tmp_path / name, expected, zip=is_zip))

@@ -4,7 +4,6 @@ import io
 import os
 import pickle
 import struct
-import subprocess
 import sys
 import zipfile
 from collections import OrderedDict
@@ -17,83 +16,56 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from atss_d2.checkpoint import CheckpointError, load_file
+from atss_d2.checkpoint.numpy_pickle import NotPlainError
 from atss_d2.checkpoint.plain_parts import read_plain_parts
 from atss_d2.checkpoint.plain_values import LeftOut
 from tests.checkpoint.test_loading import FORMATS, Call, hostile_contents, write
-
-# A checkpoint as mmengine's runner writes it. The classes exist in this process only.
-_WRITER = """
-import collections, sys, types
-import numpy as np
-import torch
-
-name = "mmengine.logging.history_buffer"
-for i in range(1, 4):
-    package = ".".join(name.split(".")[:i])
-    sys.modules[package] = types.ModuleType(package)
-
-class HistoryBuffer:
-    def __init__(self, values):
-        self._log_history = np.array(values)
-        self._count_history = np.ones(len(values), dtype=np.int64)
-        self._statistics_methods = dict(mean=HistoryBuffer.mean)
-    def mean(self):
-        return self._log_history.mean()
-
-class Level(list):
-    pass
-
-class Settings(dict):
-    pass
-
-for cls in (HistoryBuffer, Level, Settings):
-    cls.__module__ = name
-    setattr(sys.modules[name], cls.__name__, cls)
-
-torch.manual_seed(3)
-model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4))
-optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-model(torch.ones(2, 3, 5, 5)).sum().backward()
-optimizer.step()
-state = model.state_dict()
-state["tied"] = state["0.weight"]
-state["view"] = state["0.weight"][1:3].transpose(0, 1)
-checkpoint = {
-    "meta": {"epoch": 12, "cfg": "model = dict()", "classes": ("a", "b"), "set": {1, 2}},
-    "state_dict": state,
-    "message_hub": {
-        "log_scalars": collections.OrderedDict(
-            (f"train/{key}", HistoryBuffer([1.0, 2.0])) for key in ("loss", "lr")
-        ),
-        "runtime_info": {"iter": 7, "best": np.float64(0.5), "levels": Level([1, 2])},
-    },
-    "param_schedulers": [{"settings": Settings(a=1), "last_step": 3}, {"last_step": 4}],
-    "optimizer": optimizer.state_dict(),
-    "parameter": torch.nn.Parameter(torch.arange(3.0)),
-    "half": torch.arange(3).to(torch.bfloat16),
-    "mask": torch.tensor([True, False, True]),
-    "empty": torch.zeros(0, 4),
-    "number": torch.tensor(3),
-}
-for kind in sys.argv[2:]:
-    version, protocol = kind.split("-")
-    options = dict(_use_new_zipfile_serialization=version == "zip", pickle_protocol=int(protocol))
-    torch.save(checkpoint, f"{sys.argv[1]}/{kind}.pth", **options)
-"""
-
+from tests.foreign_checkpoints import mmengine
 
 KINDS = ("zip-2", "legacy-2", "zip-4", "legacy-5")  # format and protocol of pickle
 
 
+def trained() -> tuple[torch.nn.Module, torch.optim.Optimizer]:
+    torch.manual_seed(3)
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    model(torch.ones(2, 3, 5, 5)).sum().backward()
+    optimizer.step()
+    return model, optimizer
+
+
 @pytest.fixture(scope="module")
 def training_checkpoints(tmp_path_factory) -> Path:
+    """A checkpoint as mmengine's runner writes it."""
     folder = tmp_path_factory.mktemp("mmengine")
-    subprocess.run([sys.executable, "-c", _WRITER, str(folder), *KINDS], check=True)
-    return folder
-
-
-def test_the_classes_are_not_here():
+    model, optimizer = trained()
+    state = model.state_dict()
+    state["tied"] = state["0.weight"]
+    state["view"] = state["0.weight"][1:3].transpose(0, 1)
+    with mmengine() as module:
+        buffer = module.HistoryBuffer
+        logs = OrderedDict((f"train/{key}", buffer([1.0, 2.0])) for key in ("loss", "lr"))
+        info = {"iter": 7, "best": np.float64(0.5), "levels": module.Level([1, 2])}
+        schedulers = [{"settings": module.Settings(a=1), "last_step": 3}, {"last_step": 4}]
+        content = {
+            "meta": {"epoch": 12, "cfg": "model = dict()", "classes": ("a", "b"), "set": {1, 2}},
+            "state_dict": state,
+            "message_hub": {"log_scalars": logs, "runtime_info": info},
+            "param_schedulers": schedulers,
+            "optimizer": optimizer.state_dict(),
+            "parameter": torch.nn.Parameter(torch.arange(3.0)),
+            "half": torch.arange(3).to(torch.bfloat16),
+            "mask": torch.tensor([True, False, True]),
+            "empty": torch.zeros(0, 4),
+            "number": torch.tensor(3),
+        }
+        for kind in KINDS:
+            version, protocol = kind.split("-")
+            options = {"_use_new_zipfile_serialization": version == "zip"}
+            path = folder / f"{kind}.pth"
+            torch.save(content, path, pickle_protocol=int(protocol), **options)
     assert "mmengine" not in sys.modules
+    return folder
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -116,11 +88,7 @@ def test_training_checkpoints_of_mmdetection(training_checkpoints, kind, caplog)
     }
     assert loaded["param_schedulers"] == [{"last_step": 3}, {"last_step": 4}]
     state = loaded["state_dict"]
-    torch.manual_seed(3)
-    model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4))
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-    model(torch.ones(2, 3, 5, 5)).sum().backward()
-    optimizer.step()
+    model, optimizer = trained()
     expected = model.state_dict()
     assert list(state) == [*expected, "tied", "view"]
     for name, value in expected.items():
@@ -356,14 +324,14 @@ def test_shared_and_cyclic_containers(tmp_path):
 def test_copies_are_bounded(tmp_path, name):
     """One list, given to a maker of copies again and again: memory of the file's size squared."""
     module, function = name.split()
-    count = 20_000
+    count = 2000
     items = {
         "set": b"](" + b"".join(number(i) for i in range(count)) + b"e",
         "OrderedDict": b"](" + b"".join(number(i) + b"N\x86" for i in range(count)) + b"e",
-        "encode": text("x" * 100_000),
+        "encode": text("x" * 10_000),
     }[function]
     call = f"c{module}\n{function}\n".encode() + b"h\x01\x85R"
-    program = b"\x80\x02](" + tensor() + items + b"q\x01" + call * 20_000 + b"e."
+    program = b"\x80\x02](" + tensor() + items + b"q\x01" + call * 1200 + b"e."
     path = archive(tmp_path / "a.pth", program, FOUR)
     with pytest.raises(pickle.UnpicklingError, match="much larger than the file"):
         read_plain_parts(path)
@@ -413,10 +381,14 @@ def test_forged_legacy_files(tmp_path, monkeypatch, changes, message):
     assert not Path("SENTINEL").exists()
 
 
-def test_a_legacy_storage_larger_than_the_file(tmp_path):
-    pid = b"(" + text("storage") + b"ctorch\nFloatStorage\n" + text("0") + text("cpu")
-    program = b"\x80\x02" + pid + number(2**40) + b"NtQ."
-    with pytest.raises(pickle.UnpicklingError, match="larger than the file"):
+@pytest.mark.parametrize(
+    ("kind", "count", "message"),
+    [("Float", 2**40, "larger than the file"), ("Other", 4, "type 'torch.OtherStorage'")],
+)
+def test_legacy_storages_that_cannot_be_read(tmp_path, kind, count, message):
+    pid = b"(" + text("storage") + f"ctorch\n{kind}Storage\n".encode() + text("0") + text("cpu")
+    program = b"\x80\x02" + pid + number(count) + b"NtQ."
+    with pytest.raises((pickle.UnpicklingError, NotPlainError), match=message):
         read_plain_parts(legacy(tmp_path / "a.pth", program))
 
 

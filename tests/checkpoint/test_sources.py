@@ -8,20 +8,19 @@ from typing import ClassVar
 
 import pytest
 import torch
-from detectron2.utils.file_io import PathHandler, PathManager
+from detectron2.utils.file_io import PathManager
 
 from atss_d2 import Predictor
 from atss_d2.checkpoint import (
     CheckpointError,
     CheckpointNotFoundError,
     SafeCheckpointer,
-    apply_convention,
     check_checkpoint,
     convention_differences,
     convert_state_dict,
     save_file,
 )
-from atss_d2.config import get_cfg, get_config
+from atss_d2.config import get_cfg
 from atss_d2.engine import build_model, do_train, load_weights
 from tests import detector, toy
 from tests import foreign_checkpoints as foreign
@@ -134,9 +133,6 @@ def test_without_network(no_network, path, url):
     name = rf"'{path}' \({url}.*\)" if url else f"'{path}'"
     with pytest.raises(CheckpointNotFoundError, match=rf"^{name} cannot be .*not known.*{WAY_ON}"):
         check_checkpoint(path)
-
-
-def test_an_unknown_model_of_the_catalog(no_network):
     with pytest.raises(CheckpointNotFoundError, match="'catalog://nothing' cannot be downloaded"):
         check_checkpoint("catalog://nothing")
 
@@ -155,41 +151,19 @@ def test_a_training_without_network(no_network, tmp_path):
         do_train(cfg)
 
 
-class LocalHandler(PathHandler):
-    """Downloads of a prefix, by copying."""
-
-    def __init__(self, folder):
-        super().__init__()
-        self.folder = folder
-
-    def _get_supported_prefixes(self):
-        return ["https://download.test/"]
-
-    def _get_local_path(self, path, **kwargs):
-        return str(self.folder / path.removeprefix("https://download.test/"))
-
-
-@pytest.fixture
-def download(tmp_path):
-    PathManager.register_handler(LocalHandler(tmp_path), allow_override=True)
-    yield "https://download.test/"
-    PathManager._path_handlers.pop("https://download.test/")
-
-
 # Whole models in mmdetection's layout
 
 
-def test_fine_tuning_from_a_url_of_mmdetection(download, tmp_path, caplog):
-    cfg = get_config("coco/atss_R_50_FPN_1x")
-    apply_convention(cfg, "mmdet")
+def test_fine_tuning_from_a_url_of_mmdetection(handler, tmp_path, caplog):
+    theirs = foreign.mmdet(num_classes=80, channels=64, width=8)
+    expected, report = convert_state_dict(theirs)
+    cfg = report.architecture.config_with("mmdet")
     cfg.model.num_classes = 3
     cfg.train.device = "cpu"
-    theirs = foreign.mmdet(num_classes=80)
-    expected = convert_state_dict(theirs).state_dict
     torch.save({"meta": {}, "state_dict": theirs}, tmp_path / "atss_r50.pth")
     model = build_model(cfg)
     fresh = {name: value.clone() for name, value in model.head.cls_score.state_dict().items()}
-    path = f"mmdet://{download}atss_r50.pth"
+    path = f"mmdet://{handler}atss_r50.pth"
     SafeCheckpointer(model, str(tmp_path)).resume_or_load(path, resume=False)
     assert convention_differences(model, "mmdet") == []
     for name, value in model.state_dict().items():
@@ -207,6 +181,8 @@ def test_fine_tuning_from_a_url_of_mmdetection(download, tmp_path, caplog):
 
 def test_all_weights_are_needed(tmp_path):
     model = detector.build()
+    with pytest.raises(CheckpointError, match=r"no checkpoint is named, .*train\.init_checkpoint="):
+        load_weights(model, "")
     weights = model.state_dict()
     for kept, absent in (
         (lambda name: name.startswith("backbone."), "head.cls_subnet.0.weight"),
@@ -218,17 +194,6 @@ def test_all_weights_are_needed(tmp_path):
         with pytest.raises(CheckpointError, match=message):
             load_weights(model, str(path))
         SafeCheckpointer(model, str(tmp_path)).resume_or_load(str(path), resume=False)  # trains
-
-
-@pytest.mark.parametrize("build", ["retinanet", "fcos"])
-def test_detectors_of_detectron2(tmp_path, build):
-    from tests import detectron2_models
-
-    model = getattr(detectron2_models, build)()
-    weights = {k: v for k, v in model.state_dict().items() if not k.startswith("head.bbox")}
-    path = save_file(weights, tmp_path / "a.pth")
-    with pytest.raises(CheckpointError, match=rf"'{path}' lacks .*head\.bbox"):
-        load_weights(model, str(path))
 
 
 # Frozen layers
@@ -277,7 +242,3 @@ def test_frozen_layers_with_weights(r_50, tmp_path, caplog):
 def test_trained_layers_without_weights(tmp_path, caplog):
     SafeCheckpointer(detector.build(), str(tmp_path)).resume_or_load("", resume=False)
     assert frozen_warnings(caplog) == []
-
-
-def test_the_default_yaml_config_names_weights():
-    assert get_cfg().MODEL.WEIGHTS == "detectron2://ImageNetPretrained/MSRA/R-50.pkl"

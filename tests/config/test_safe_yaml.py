@@ -1,5 +1,6 @@
 """A yaml config runs nothing, whichever way it is loaded."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from detectron2.layers import ShapeSpec
 from omegaconf import OmegaConf
 
 from atss_d2 import Predictor, get_cfg
-from atss_d2.config import get_config, list_configs, load_config
+from atss_d2.config import load_config
 from atss_d2.config.safe_yaml import merge_yaml
 
 ROOT = Path(__file__).parents[2]
@@ -88,34 +89,14 @@ def test_these_files_are_hostile_indeed():
 def test_the_command(tmp_path):
     Path("a.yaml").write_text(yacs(ATTACKS[0]))
     command = [sys.executable, str(ROOT / "train_net.py"), "--config-file", "a.yaml"]
-    result = subprocess.run(command, capture_output=True, text=True)
+    env = {**os.environ, "DETECTRON2_DATASETS": str(tmp_path / "root")}
+    result = subprocess.run(command, capture_output=True, text=True, env=env)
     assert result.returncode == 1
     assert result.stderr.strip().splitlines()[-1].startswith("train_net.py: a.yaml, line 4: the ta")
-    assert not Path("SENTINEL").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["a.yaml"]  # nor did the import write
 
 
 # What is read
-
-
-@pytest.mark.parametrize("name", ["coco/atss_R_50_FPN_1x", "demo/atss_mobilenetv2_shapes_wide_tta"])
-def test_saved_configs_are_the_same(name):
-    cfg = get_config(name)
-    LazyConfig.save(cfg, "config.yaml")
-    expected, loaded = LazyConfig.load("config.yaml"), load_config("config.yaml")
-    assert OmegaConf.to_container(loaded) == OmegaConf.to_container(expected)
-    assert loaded.model.head.input_shape[0] == ShapeSpec(
-        channels=cfg.model.head.input_shape[0].channels
-    )
-
-
-def test_every_config_can_be_saved_and_read():
-    tags = set()
-    for name in list_configs():
-        LazyConfig.save(get_config(name), "config.yaml")
-        text = Path("config.yaml").read_text()
-        tags |= {word for word in text.split() if word.startswith("!!")}
-        assert load_config("config.yaml") == LazyConfig.load("config.yaml")
-    assert tags == {"!!python/object:detectron2.layers.shape_spec.ShapeSpec"}
 
 
 def test_values_of_lazy_configs():
@@ -159,7 +140,7 @@ def test_values_of_lazy_configs():
         ("\t- 1", "is not yaml: "),
         ("\x07", "is not yaml: "),
         ("&a [*a]", "contains itself|found unconstructable recursive node"),
-        ("[" * 5000, "nested too deeply"),
+        ("[" * 1200, "nested too deeply"),
     ],
 )
 def test_wrong_values(value, message):
@@ -192,13 +173,3 @@ def test_detectron2_own_files_may_compute():
         ValueError, match=r"Base-RetinaNet.yaml, line 8: the tag '!!python/object/a"
     ):
         load_config("copy/COCO-Detection/retinanet_R_50_FPN_1x.yaml")
-
-
-def test_the_chain_of_bases_is_merged():
-    Path("base.yaml").write_text(
-        "MODEL:\n  ATSS:\n    NUM_CLASSES: 3\n  MASK_ON: true\nVERSION: 2\n"
-    )
-    Path("a.yaml").write_text("_BASE_: base.yaml\nMODEL:\n  MASK_ON: false\n")
-    cfg = load_config("a.yaml")
-    assert cfg.MODEL.ATSS.NUM_CLASSES == 3
-    assert cfg.MODEL.MASK_ON is False

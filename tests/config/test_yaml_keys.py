@@ -1,25 +1,22 @@
 """The yaml keys, held against the signatures, and parts of one's own by name."""
 
-import copy
+import functools
 from pathlib import Path
 
 import pytest
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.config import get_cfg as get_detectron2_cfg
-from detectron2.layers import ShapeSpec
 from detectron2.modeling import (
     BACKBONE_REGISTRY,
     META_ARCH_REGISTRY,
     Backbone,
     build_model,
 )
-from detectron2.modeling.box_regression import Box2BoxTransform
 from torch import nn
 
 from atss_d2.config import (
     add_atss_config,
-    get_cfg,
 )
 from atss_d2.config.arguments import arguments_of
 from atss_d2.modeling import (
@@ -81,10 +78,15 @@ def toy_backbone():
     del BACKBONE_REGISTRY._obj_map[TOY_BACKBONE]
 
 
-def toy_cfg():
-    """A small ATSS with every key of ours at its default."""
+def add_keys() -> CfgNode:
     cfg = get_detectron2_cfg()
     add_atss_config(cfg)
+    return cfg
+
+
+def toy_cfg():
+    """A small ATSS with every key of ours at its default."""
+    cfg = add_keys()
     cfg.MODEL.DEVICE = "cpu"
     cfg.MODEL.META_ARCHITECTURE = "ATSS"
     cfg.MODEL.BACKBONE.NAME = TOY_BACKBONE
@@ -105,12 +107,6 @@ def flatten(node, prefix=""):
     return values
 
 
-# -------------------------------------------------------------------- signatures and cfg nodes
-
-
-# ----------------------------------------------------------------------------- add_atss_config
-
-
 def test_nothing_of_detectron2s_is_changed():
     theirs, ours = get_detectron2_cfg(), get_detectron2_cfg()
     add_atss_config(ours)
@@ -122,14 +118,6 @@ def test_nothing_of_detectron2s_is_changed():
     assert {key: ours[key] for key in theirs} == theirs
     # Nor the defaults that the next call of Detectron2's own get_cfg() gives.
     assert "ATSS" not in get_detectron2_cfg().MODEL
-
-
-def test_two_cfgs_share_nothing():
-    first, second = toy_cfg(), toy_cfg()
-    first.MODEL.ATSS.HEAD.NORM = "BN"
-    first.MODEL.ATSS.TEST_SCORE_THRESH = 0.9
-    assert second.MODEL.ATSS.HEAD.NORM == "GN"
-    assert second.MODEL.ATSS.TEST_SCORE_THRESH == 0.05
 
 
 # Node -> what its keys are arguments of, and the arguments that come from elsewhere.
@@ -179,20 +167,6 @@ def test_the_document_lists_the_keys():
     assert document == write_yaml_keys.document(), "run python tools/write_yaml_keys.py"
 
 
-def add_keys() -> CfgNode:
-    cfg = get_detectron2_cfg()
-    add_atss_config(cfg)
-    return cfg
-
-
-def matcher_effects(node, **values):
-    """Entries of ``EFFECTS`` for the arguments of a matcher, which it keeps under their names."""
-    return {
-        f"{node}.{name.upper()}": (value, lambda m, name=name: getattr(m.matcher, name), value)
-        for name, value in values.items()
-    }
-
-
 @CRITERION_REGISTRY.register()
 class TwiceTheLoss(ATSSCriterion):
     """Losses of one's own, with an argument more."""
@@ -227,98 +201,73 @@ class NothingIsPositive(DenseMatcher):
         return torch.full((scene.num_images, sum(map(len, scene.anchors))), BACKGROUND)
 
 
-# Key of MODEL.ATSS -> (another value, what the built model then has).
+# Other values of keys that are no plain numbers.
+VALUES = {
+    "HEAD_IN_FEATURES": ["p3", "p4", "p5"],
+    "BOX_REG_LOSS_TYPE": "smooth_l1",
+    "TEST_SCORE_TYPE": "product",
+    "TEST_RANK_BY": "class_score",
+    "MATCHER.METRIC": "giou",
+    "MATCHER.IGNORE_IOA_THRESH": 0.5,
+    "IOU_MATCHER.THRESHOLDS": (0.3, 0.6),
+    "CENTER_SAMPLING_MATCHER.TOPK": 5,
+    "BOX2BOX_TRANSFORM.WEIGHTS": (1.0, 2.0, 3.0, 4.0),
+}
+PARTS = {"ANCHOR_GENERATOR": "anchor_generator"}
+PARTS |= dict.fromkeys(("POINT_DISTANCES", "BOX2BOX_TRANSFORM"), "box2box_transform")
+
+
+def attribute(model, key):
+    """The value of a key in the part that has it."""
+    node, _, name = key.rpartition(".")
+    if node:
+        part = getattr(model, PARTS.get(node, "matcher"))
+    else:
+        part = model if hasattr(model, name.lower()) else model.criterion
+    return getattr(part, name.lower())
+
+
+# Keys that are no attributes -> (another value, what the built model then has).
 EFFECTS = {
     "NUM_CLASSES": (7, lambda m: (m.num_classes, m.head.cls_score.out_channels), (7, 7)),
-    "HEAD_IN_FEATURES": (["p3", "p4", "p5"], lambda m: m.head_in_features, ["p3", "p4", "p5"]),
-    "FOCAL_LOSS_ALPHA": (0.5, lambda m: m.criterion.focal_loss_alpha, 0.5),
-    "FOCAL_LOSS_GAMMA": (1.5, lambda m: m.criterion.focal_loss_gamma, 1.5),
-    "BOX_REG_LOSS_TYPE": ("smooth_l1", lambda m: m.criterion.box_reg_loss_type, "smooth_l1"),
-    "SMOOTH_L1_BETA": (0.5, lambda m: m.criterion.smooth_l1_beta, 0.5),
-    "BOX_REG_LOSS_WEIGHT": (3.0, lambda m: m.criterion.box_reg_loss_weight, 3.0),
-    "CENTERNESS_WEIGHTED_BOX_LOSS": (
-        False,
-        lambda m: m.criterion.centerness_weighted_box_loss,
-        False,
-    ),
-    "CENTERNESS_LOSS_WEIGHT": (0.5, lambda m: m.criterion.centerness_loss_weight, 0.5),
-    "CENTERNESS_INSET": (0.5, lambda m: m.criterion.centerness_inset, 0.5),
-    "FLOOR_PER_IMAGE": (True, lambda m: m.criterion.floor_per_image, True),
-    "TEST_SCORE_THRESH": (0.3, lambda m: m.test_score_thresh, 0.3),
-    "TEST_TOPK_CANDIDATES": (10, lambda m: m.test_topk_candidates, 10),
-    "TEST_NMS_THRESH": (0.4, lambda m: m.test_nms_thresh, 0.4),
-    "MAX_DETECTIONS_PER_IMAGE": (5, lambda m: m.max_detections_per_image, 5),
-    "TEST_SCORE_TYPE": ("product", lambda m: m.test_score_type, "product"),
-    "TEST_RANK_BY": ("class_score", lambda m: m.test_rank_by, "class_score"),
     "HEAD.CONV_DIMS": ([64, 32], lambda m: m.head.cls_score.in_channels, 32),
     "HEAD.NORM": ("BN", lambda m: type(m.head.cls_subnet[1]), nn.BatchNorm2d),
     "HEAD.CONV_BIAS": (False, lambda m: m.head.cls_subnet[0].bias, None),
     "HEAD.DEFORM_LAST_CONV": (True, lambda m: type(m.head.cls_subnet[0]), ModulatedDeformConvPack),
     "HEAD.PRIOR_PROB": (
-        0.5,
-        lambda m: m.head.cls_score.bias.sigmoid().mean().item(),
-        pytest.approx(0.5),
+        *(0.5, lambda m: m.head.cls_score.bias.sigmoid().mean().item(), pytest.approx(0.5)),
     ),
     "HEAD.WITH_CENTERNESS": (False, lambda m: m.head.ctrness, None),
     "HEAD.WITH_SCALES": (False, lambda m: len(list(m.head.scales.parameters())), 0),
     "HEAD.BBOX_PRED_BIAS": (4.0, lambda m: m.head.bbox_pred.bias.mean().item(), 4.0),
     "FPN.P7_RELU": (False, lambda m: type(m.backbone.top_block), LastLevelP6P7WithoutReLU),
-    "ANCHOR_GENERATOR.CENTER_SHIFT": (0.5, lambda m: m.anchor_generator.center_shift, 0.5),
     "MATCHER.NAME": ("IoUMatcher", lambda m: type(m.matcher), IoUMatcher),
     "CRITERION.NAME": ("TwiceTheLoss", lambda m: type(m.criterion), TwiceTheLoss),
-    **matcher_effects(
-        "MATCHER",
-        topk=5,
-        metric="giou",
-        std_factor=0.5,
-        unbiased_std=False,
-        center_epsilon=0.1,
-        inset=0.5,
-        min_positives=1,
-        ignore_ioa_thresh=0.5,
-    ),
-    **matcher_effects(
-        "IOU_MATCHER",
-        thresholds=(0.3, 0.6),
-        allow_low_quality_matches=False,
-        center_in_gt=True,
-    ),
-    **matcher_effects(
-        "SCALE_RANGE_MATCHER",
-        range_factor=4.0,
-    ),
-    **matcher_effects(
-        "CENTER_SAMPLING_MATCHER",
-        radius=2.5,
-        range_factor=4.0,
-    ),
-    "CENTER_SAMPLING_MATCHER.TOPK": (5, lambda m: m.matcher.topk, 5),
-    **matcher_effects("TOPK_MATCHER", topk=5),
     "BOX_CODER": ("PointDistances", lambda m: type(m.box2box_transform), PointDistances),
-    "POINT_DISTANCES.ANCHOR_SCALE": (4.0, lambda m: m.box2box_transform.anchor_scale, 4.0),
-    "POINT_DISTANCES.INSET": (0.5, lambda m: m.box2box_transform.inset, 0.5),
-    "BOX2BOX_TRANSFORM.WEIGHTS": (
-        [1.0, 2.0, 3.0, 4.0],
-        lambda m: m.box2box_transform.weights,
-        (1.0, 2.0, 3.0, 4.0),
-    ),
     "BOX2BOX_TRANSFORM.CLAMP_BOTH_SIDES": (
-        True,
-        lambda m: type(m.box2box_transform),
-        TwoSidedBox2BoxTransform,
+        *(True, lambda m: type(m.box2box_transform), TwoSidedBox2BoxTransform),
     ),
 }
 
 
-def test_the_effect_of_every_key_is_tested():
-    cfg = get_detectron2_cfg()
-    add_atss_config(cfg)
-    assert set(flatten(cfg.MODEL.ATSS)) - {"CATEGORIES"} == set(EFFECTS)
+def other_value(key, value):
+    if key in VALUES:
+        return VALUES[key]
+    if isinstance(value, bool):
+        return not value
+    return value + 1 if isinstance(value, int) else value / 2 + 0.25
 
 
-@pytest.mark.parametrize("key", EFFECTS)
+DEFAULTS = flatten(add_keys().MODEL.ATSS)
+
+
+@pytest.mark.parametrize("key", sorted(DEFAULTS.keys() - {"CATEGORIES"}))
 def test_every_key_has_an_effect(key):
-    value, read, expected = EFFECTS[key]
+    if key in EFFECTS:
+        value, read, expected = EFFECTS[key]
+    else:
+        value = expected = other_value(key, DEFAULTS[key])
+        read = functools.partial(attribute, key=key)
     cfg = toy_cfg()
     # The node of a part matters when that part is chosen.
     for name, (node, _) in BOX_CODERS.items():
@@ -343,6 +292,29 @@ def test_every_key_has_an_effect(key):
     assert type(model) is ATSS
 
 
+def test_parts_follow_each_other():
+    """Features, strides of a rule, anchors per location, and Detectron2's keys."""
+    cfg = toy_cfg()
+    cfg.MODEL.ATSS.MATCHER.NAME = "ScaleRangeMatcher"
+    cfg.MODEL.ATSS.HEAD_IN_FEATURES = ["p4", "p5"]
+    cfg.MODEL.ANCHOR_GENERATOR.SIZES = [[128], [256]]
+    cfg.MODEL.ANCHOR_GENERATOR.OFFSET = 0.5
+    cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD = [1.0, 2.0, 3.0], [4.0, 5.0, 6.0]
+    cfg.INPUT.FORMAT = "RGB"
+    cfg.VIS_PERIOD = 20
+    model = build_model(cfg)
+    assert list(model.matcher.strides) == model.anchor_generator.strides == [16, 32]
+    assert len(model.head.scales) == 2
+    assert model.anchor_generator.offset == 0.5
+    assert model.pixel_mean.flatten().tolist() == [1.0, 2.0, 3.0]
+    assert model.pixel_std.flatten().tolist() == [4.0, 5.0, 6.0]
+    assert (model.input_format, model.vis_period) == ("RGB", 20)
+    cfg = toy_cfg()
+    cfg.MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS = [[0.5, 1.0, 2.0]]
+    model = build_model(cfg)
+    assert model.head.num_anchors == model.matcher.num_anchors == 3
+
+
 @pytest.mark.parametrize(
     ("key", "known"),
     [
@@ -356,91 +328,6 @@ def test_an_unknown_choice_names_the_known_ones(key, known):
     cfg.merge_from_list([f"MODEL.ATSS.{key}", "Nothing"])
     with pytest.raises(ValueError, match=f"MODEL.ATSS.{key} must be one of .*{known}.*'Nothing'"):
         build_model(cfg)
-
-
-def test_strides_of_the_rules_follow_the_backbone():
-    cfg = toy_cfg()
-    cfg.MODEL.ATSS.MATCHER.NAME = "ScaleRangeMatcher"
-    cfg.MODEL.ATSS.HEAD_IN_FEATURES = ["p4", "p5"]
-    cfg.MODEL.ANCHOR_GENERATOR.SIZES = [[128], [256]]
-    assert list(build_model(cfg).matcher.strides) == [16, 32]
-
-
-def test_fewer_features_than_the_backbone_has():
-    cfg = toy_cfg()
-    cfg.merge_from_list(["MODEL.ATSS.HEAD_IN_FEATURES", "['p4', 'p5']"])
-    cfg.MODEL.ANCHOR_GENERATOR.SIZES = [[128], [256]]
-    model = build_model(cfg)
-    assert model.head_in_features == ["p4", "p5"]
-    assert model.anchor_generator.strides == [16, 32]
-    assert len(model.head.scales) == 2
-
-
-def test_anchors_per_location_follow_the_anchor_generator():
-    cfg = toy_cfg()
-    cfg.MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS = [[0.5, 1.0, 2.0]]
-    model = build_model(cfg)
-    assert model.head.num_anchors == model.matcher.num_anchors == 3
-
-
-def test_detectron2s_keys_reach_the_model():
-    cfg = toy_cfg()
-    cfg.MODEL.PIXEL_MEAN = [1.0, 2.0, 3.0]
-    cfg.MODEL.PIXEL_STD = [4.0, 5.0, 6.0]
-    cfg.MODEL.ANCHOR_GENERATOR.OFFSET = 0.5
-    cfg.INPUT.FORMAT = "RGB"
-    model = build_model(cfg)
-    assert model.pixel_mean.flatten().tolist() == [1.0, 2.0, 3.0]
-    assert model.pixel_std.flatten().tolist() == [4.0, 5.0, 6.0]
-    assert model.anchor_generator.offset == 0.5
-    assert model.input_format == "RGB"
-
-
-def test_cfg_and_constructor_build_the_same():
-    """No value comes from anywhere but the signatures and the keys."""
-    cfg = toy_cfg()
-    torch.manual_seed(0)
-    from_cfg = build_model(cfg)
-    torch.manual_seed(0)
-    by_hand = ATSS(
-        backbone=OneConvPerLevel(),
-        head=ATSSHead(input_shape=[ShapeSpec(channels=64)] * 3, num_classes=80, conv_dims=(64,)),
-        anchor_generator=copy.deepcopy(from_cfg.anchor_generator),
-        box2box_transform=Box2BoxTransform((10.0, 10.0, 5.0, 5.0)),
-        matcher=ATSSMatcher(),
-        num_classes=80,
-        pixel_mean=cfg.MODEL.PIXEL_MEAN,
-        pixel_std=cfg.MODEL.PIXEL_STD,
-    )
-    ours, theirs = from_cfg.state_dict(), by_hand.state_dict()
-    torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
-    public = {k: v for k, v in vars(by_hand).items() if isinstance(v, (int, float, str, list))}
-    assert len(public) > 10
-    assert {k: getattr(from_cfg, k) for k in public} == public
-
-
-def test_a_saved_cfg_builds_again(tmp_path):
-    cfg = toy_cfg()
-    cfg.MODEL.ATSS.MATCHER.TOPK = 5
-    path = tmp_path / "config.yaml"
-    path.write_text(cfg.dump())
-    loaded = get_detectron2_cfg()
-    add_atss_config(loaded)
-    loaded.merge_from_file(str(path))
-    assert flatten(loaded.MODEL.ATSS) == flatten(cfg.MODEL.ATSS)
-    assert build_model(loaded).matcher.topk == 5
-
-
-def test_get_cfg_is_the_paper_s_recipe():
-    cfg = get_cfg()
-    assert cfg.MODEL.META_ARCHITECTURE == "ATSS"
-    assert cfg.MODEL.RESNETS.DEPTH == 50
-    assert cfg.MODEL.ANCHOR_GENERATOR.SIZES == [[64], [128], [256], [512], [1024]]
-    assert cfg.MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS == [[1.0]]
-    assert cfg.MODEL.ANCHOR_GENERATOR.OFFSET == 0.5
-    assert (cfg.SOLVER.MAX_ITER, cfg.SOLVER.STEPS) == (90000, (60000, 80000))
-    assert (cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.BASE_LR) == (16, 0.01)
-    assert flatten(cfg.MODEL.ATSS) == flatten(add_keys().MODEL.ATSS)
 
 
 # ------------------------------------------------------------------------ parts of one's own

@@ -5,6 +5,7 @@ import math
 import pickle
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from detectron2.config import LazyConfig, instantiate
@@ -15,11 +16,10 @@ from detectron2.utils.registry import locate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import nn
 
-from atss_d2 import ATSS, get_config, list_configs
+from atss_d2 import ATSS, list_configs
 from atss_d2.config import get_config_path, load_config
-from atss_d2.data import DataError
+from atss_d2.data import BoxDatasetMapper, DataError
 from atss_d2.engine.data_check import check_dataset_files
-from atss_d2.engine.evaluation import COCOEvaluatorWithAR
 
 ROOT = Path(get_config_path("coco/atss_R_50_FPN_1x")).parents[2]
 LAZY = list_configs()
@@ -41,12 +41,6 @@ NUM_PARAMETERS = {
     "atss_dcnv2_X_101_32x8d_FPN_2x": 102_670_094,
     "atss_dcnv2_X_101_64x4d_FPN_2x": 97_334_030,
 }
-
-
-@pytest.fixture(scope="module")
-def configs() -> dict[str, DictConfig]:
-    """All LazyConfigs by name; not to be changed."""
-    return {name: get_config(name) for name in LAZY}
 
 
 @pytest.fixture(scope="module")
@@ -77,20 +71,23 @@ def plain(node):
     return [plain(value) for value in node] if isinstance(node, list) else node
 
 
-def test_the_ten_models_of_the_authors_are_there():
-    assert [name.removeprefix("coco/") for name in COCO] == sorted(NUM_PARAMETERS)
+# The ablations are of the same parts: a saved and a built one of each table is enough.
+KINDS = [x for x in LAZY if not x.startswith("ablations/") or x.endswith(("retinanet", "atss_3x3"))]
 
 
-@pytest.mark.parametrize("name", LAZY)
+@pytest.mark.parametrize("name", KINDS)
 def test_loads_saves_and_reloads(configs, name, tmp_path):
     cfg = configs[name]
     assert set(cfg) >= {"model", "dataloader", "optimizer", "lr_multiplier", "train"}
     for function in callables(cfg):
         assert function.__name__ != "<lambda>"
         pickle.dumps(function)  # by its name
-    LazyConfig.save(cfg, str(tmp_path / "config.yaml"))
+    path = tmp_path / "config.yaml"
+    LazyConfig.save(cfg, str(path))
     assert not (tmp_path / "config.yaml.pkl").exists()  # Detectron2's way out of lambdas
-    again = load_config(tmp_path / "config.yaml")
+    tags = {word for word in path.read_text().split() if word.startswith("!!")}
+    assert tags <= {"!!python/object:detectron2.layers.shape_spec.ShapeSpec"}
+    again = load_config(path)
     assert plain(again) == plain(cfg)
 
 
@@ -119,17 +116,12 @@ def test_yaml_says_what_it_is(name):
 # Models
 
 
-@pytest.mark.parametrize("name", COCO)
-def test_size_of_the_model(meta_models, name):
-    model = meta_models[name]
+@pytest.mark.parametrize(("name", "num_parameters"), NUM_PARAMETERS.items())
+def test_the_ten_models_of_the_authors(meta_models, name, num_parameters):
+    assert len(COCO) == len(NUM_PARAMETERS)
+    model = meta_models[f"coco/{name}"]
     assert isinstance(model, ATSS)
-    num = sum(p.numel() for p in model.parameters())
-    assert num == NUM_PARAMETERS[name.removeprefix("coco/")]
-
-
-@pytest.mark.parametrize("name", COCO)
-def test_parts_of_the_model(meta_models, name):
-    model = meta_models[name]
+    assert sum(p.numel() for p in model.parameters()) == num_parameters
     deform = "dcnv2" in name
     names = [key for key, _ in model.named_parameters()]
     stages = sorted({key.split(".")[2] for key in names if "conv2_offset" in key})
@@ -150,21 +142,42 @@ def test_parts_of_the_model(meta_models, name):
     assert model.backbone.size_divisibility == 32
 
 
-def test_the_demo_models_build(configs):
-    demos = [name for name in LAZY if name.startswith("demo/")]
-    assert demos
-    for name in demos:
-        with torch.device("meta"):
-            assert isinstance(instantiate(configs[name].model), ATSS)
+@pytest.mark.parametrize("name", [x for x in LAZY if x.startswith(("coco/", "demo/"))])
+def test_images(configs, name):
+    """16 bits of grey are read as 8 (by our mapper only), in the sizes of the paper."""
+    dataloader = configs[name].dataloader
+    mappers = [instantiate(dataloader[part].mapper) for part in ("train", "test")]
+    is_drawn = "shapes" in str(dataloader.train.dataset.names)
+    assert is_drawn or all(isinstance(mapper, BoxDatasetMapper) for mapper in mappers)
+    if name not in COCO:
+        return
+    resize, test_resize = (mapper.augmentations.augs[0] for mapper in mappers)
+    image = np.zeros((700, 900, 3), np.uint8)
+    sizes = {resize.get_transform(image).new_h for _ in range(50)}
+    if name.endswith("2x"):
+        assert 640 <= min(sizes) < 700 < max(sizes) <= 800
+        assert len(sizes) > 10
+    else:
+        assert sizes == {800}
+    transform = test_resize.get_transform(image)
+    assert (transform.new_h, transform.new_w) == (800, 1029)
+    transform = test_resize.get_transform(image[:500])
+    assert max(transform.new_h, transform.new_w) == 1333
+
+
+@pytest.mark.parametrize("name", [x for x in LAZY if x.startswith("demo/") and "tta" not in x])
+def test_the_demo_models_build(configs, name):
+    with torch.device("meta"):
+        assert isinstance(instantiate(configs[name].model), ATSS)
 
 
 @pytest.mark.parametrize("name", CUSTOM)
 def test_configs_for_your_data_are_neutral(configs, name):
     """No augmentation of a certain kind of photographs; what training needs is switched on."""
     cfg = configs[name]
-    model = instantiate(cfg.model)
+    with torch.device("meta"):
+        model = instantiate(cfg.model)
     assert isinstance(model, ATSS)
-    assert model.test_nms_thresh == 0.6
     assert (cfg.model.num_classes, cfg.model.head.num_classes) == (1, 1)
     augmentations = [instantiate(x) for x in cfg.dataloader.train.mapper.augmentations]
     kinds = [type(x).__name__ for x in augmentations]
@@ -174,10 +187,6 @@ def test_configs_for_your_data_are_neutral(configs, name):
     low, high = augmentations[0].short_edge_length
     (test_resize,) = (instantiate(x) for x in cfg.dataloader.test.mapper.augmentations)
     assert low < test_resize.short_edge_length[0] <= high
-    assert cfg.dataloader.evaluator._target_ is COCOEvaluatorWithAR
-    assert cfg.train.best_checkpoint.enabled
-    assert cfg.train.report.enabled
-    assert cfg.train.clip_gradients.enabled
     rgb = name == "custom/atss_mobilenetv2"
     assert cfg.train.init_checkpoint.endswith("mobilenet_v2.pth" if rgb else "MSRA/R-50.pkl")
     assert cfg.dataloader.train.mapper.image_format == ("RGB" if rgb else "BGR")
@@ -189,23 +198,6 @@ def test_configs_for_your_data_ask_for_them(configs, name):
         check_dataset_files(configs[name], with_training=True)
     with pytest.raises(DataError, match="'my_val' stands for a data set of your own"):
         check_dataset_files(configs[name], with_training=False)
-
-
-@pytest.mark.parametrize("name", COCO)
-def test_image_sizes(configs, name):
-    augmentations = configs[name].dataloader.train.mapper.augmentations
-    resize = instantiate(augmentations[0])
-    sizes = {resize.get_transform(torch.zeros(700, 900, 3).numpy()).new_h for _ in range(50)}
-    if name.endswith("2x"):
-        assert 640 <= min(sizes) < 700 < max(sizes) <= 800
-        assert len(sizes) > 10
-    else:
-        assert sizes == {800}
-    resize = instantiate(configs[name].dataloader.test.mapper.augmentations[0])
-    transform = resize.get_transform(torch.zeros(700, 900, 3).numpy())
-    assert (transform.new_h, transform.new_w) == (800, 1029)
-    transform = resize.get_transform(torch.zeros(500, 900, 3).numpy())
-    assert max(transform.new_h, transform.new_w) == 1333
 
 
 # Schedule and optimiser
@@ -254,7 +246,7 @@ def rates_and_decays(model: nn.Module, optimizer) -> dict[str, tuple[float, floa
     return {name: found[p] for name, p in model.named_parameters() if p in found}
 
 
-@pytest.mark.parametrize("name", LAZY)
+@pytest.mark.parametrize("name", KINDS)
 def test_optimiser_and_schedule_build(configs, name):
     cfg = OmegaConf.create(
         {key: configs[name][key] for key in ("optimizer", "lr_multiplier", "train")},

@@ -25,11 +25,6 @@ def test_sides_are_multiplied(size, factor, expected):
     np.testing.assert_allclose(aug_input.boxes, np.array([[1.0, 1.0, 3.0, 2.0]]) * scale)
 
 
-def test_factor_must_be_positive():
-    with pytest.raises(ValueError, match="factor must be > 0, got 0"):
-        ResizeByFactor(0)
-
-
 def test_crops_are_squares_of_all_sizes_in_the_range():
     image = np.arange(40 * 60, dtype=np.uint8).reshape(40, 60, 1)
     crop = RandomSquareCrop(10, 12)
@@ -50,6 +45,8 @@ def test_crop_is_no_larger_than_the_image():
 
 
 @pytest.mark.parametrize(("smallest", "largest"), [(0, 5), (6, 5)])
-def test_crop_sizes_must_be_a_range(smallest, largest):
+def test_sizes_out_of_range_are_named(smallest, largest):
+    with pytest.raises(ValueError, match="factor must be > 0, got 0"):
+        ResizeByFactor(0)
     with pytest.raises(ValueError, match="need 1 <= min_size <= max_size"):
         RandomSquareCrop(smallest, largest)

@@ -4,13 +4,12 @@ import numpy as np
 import pycocotools.mask
 import pytest
 import torch
-from detectron2.config import LazyCall, LazyConfig, get_cfg, instantiate
+from detectron2.config import get_cfg
 from detectron2.data import DatasetMapper
 from detectron2.data import transforms as T
 from detectron2.structures import BoxMode
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from omegaconf import OmegaConf
 from PIL import Image
 
 from atss_d2.data import BoxDatasetMapper
@@ -41,17 +40,6 @@ def record(tmp_path_factory):
             )
         ],
     }
-
-
-class _FixedCrop(T.Augmentation):
-    """Cut out x0 y0 w h."""
-
-    def __init__(self, x0, y0, w, h):
-        super().__init__()
-        self.window = (x0, y0, w, h)
-
-    def get_transform(self, image):
-        return T.CropTransform(*self.window)
 
 
 def _mapper(augmentations, cls=BoxDatasetMapper, is_train=True, **kwargs):
@@ -117,7 +105,7 @@ def test_segmentation_and_proposals_are_those_of_detectron2s_mapper(record, tmp_
     }
     outputs = []
     for cls in (BoxDatasetMapper, DatasetMapper):
-        augmentations = [_FixedCrop(10, 4, 80, 70), T.RandomFlip(prob=1.0)]
+        augmentations = [T.CropTransform(10, 4, 80, 70), T.RandomFlip(prob=1.0)]
         mapper = _mapper(augmentations, cls, is_train, precomputed_proposal_topk=2)
         before = copy.deepcopy(record)
         outputs.append(mapper(record))
@@ -131,22 +119,6 @@ def test_segmentation_and_proposals_are_those_of_detectron2s_mapper(record, tmp_
         assert torch.equal(getattr(found, "tensor", found), getattr(expected, "tensor", expected))
 
 
-def test_16_bit_grey_trains_with_its_contrast(tmp_path):
-    grey = np.tile(np.arange(100, dtype=np.uint8), (80, 1))
-    images = []
-    for cls, name, pixels in (
-        (BoxDatasetMapper, "16.png", grey.astype(np.uint16) * 257),
-        (BoxDatasetMapper, "8.png", grey),
-        (DatasetMapper, "8.png", grey),
-    ):
-        Image.fromarray(pixels).save(tmp_path / name)
-        record = {"file_name": str(tmp_path / name), "height": 80, "width": 100, "annotations": []}
-        images.append(_mapper([], cls)(record)["image"])
-    assert torch.equal(images[0], images[1])
-    assert torch.equal(images[0], images[2])
-    assert images[0].float().std() > 20
-
-
 def test_slivers_are_dropped_by_hand(tmp_path):
     # Crop x 20..80, y 10..60. Visible: all of the first; 10 of 20 columns of the second; 10 of 20
     # columns and 10 of 20 rows of the third; nothing of the fourth.
@@ -155,26 +127,14 @@ def test_slivers_are_dropped_by_hand(tmp_path):
     expected = {0.0: [0, 1, 2], 0.2: [0, 1, 2], 0.25: [0, 1, 2], 0.26: [0, 1], 0.5: [0, 1]}
     expected |= {0.51: [0], 1.0: [0]}
     for min_visible, kept in expected.items():
-        mapper = _mapper([_FixedCrop(20, 10, 60, 50)], min_visible=min_visible)
+        mapper = _mapper([T.CropTransform(20, 10, 60, 50)], min_visible=min_visible)
         assert mapper(record)["instances"].gt_classes.tolist() == kept
-    assert len(record["annotations"]) == 4  # the input is left alone
-    output = _mapper([_FixedCrop(20, 10, 60, 50)], min_visible=0.2)(record)
+    assert _mapper([], is_train=False)(record).keys() == {"file_name", "height", "width", "image"}
+    output = _mapper([T.CropTransform(20, 10, 60, 50)], min_visible=0.2)(record)
     torch.testing.assert_close(
         output["instances"].gt_boxes.tensor,
         torch.tensor([[10.0, 10, 30, 30], [0, 10, 10, 30], [50, 40, 60, 50]]),
     )
-
-
-def test_a_box_without_area_is_dropped(tmp_path):
-    record = _blank(tmp_path, [(10, 10, 10, 20), (10, 10, 20, 20)])
-    output = _mapper([], min_visible=0.5)(record)
-    assert output["instances"].gt_classes.tolist() == [1]
-
-
-def test_an_image_may_lose_all_boxes(tmp_path):
-    record = _blank(tmp_path, [(0, 0, 40, 40)])
-    output = _mapper([_FixedCrop(30, 30, 50, 50)], min_visible=0.5)(record)
-    assert output["instances"].gt_boxes.tensor.shape == (0, 4)
 
 
 @settings(deadline=None, max_examples=25)
@@ -190,7 +150,7 @@ def test_the_fraction_counts_pixels(tmp_path_factory, seed, min_visible):
     inside[y0:y1, x0:x1] = True
     seen = inside[cy : cy + window[3], cx : cx + window[2]].sum()
     # Flips, rotations and resizing change no fraction.
-    augmentations = [_FixedCrop(*window), *_AUGMENTATIONS[1:5]]
+    augmentations = [T.CropTransform(*window), *_AUGMENTATIONS[1:5]]
     np.random.seed(seed % 1000)  # noqa: NPY002
     output = _mapper(augmentations, min_visible=min_visible)(record)
     fraction = seen / inside.sum()
@@ -198,8 +158,7 @@ def test_the_fraction_counts_pixels(tmp_path_factory, seed, min_visible):
         assert len(output["instances"]) == (fraction > min_visible)
 
 
-@pytest.mark.parametrize("iscrowd", [0, 1])
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize(("seed", "iscrowd"), [(i, i % 2) for i in range(6)])
 def test_augmentations_move_boxes_with_pixels(tmp_path, seed, iscrowd):
     # Without resizing, the box must be exactly that of the white pixels.
     pixels = np.zeros((300, 400, 3), np.uint8)
@@ -218,35 +177,6 @@ def test_augmentations_move_boxes_with_pixels(tmp_path, seed, iscrowd):
     torch.testing.assert_close(
         output["instances"].gt_boxes.tensor, torch.tensor([expected], dtype=torch.float32)
     )
-
-
-def test_inference_keeps_no_annotations(record):
-    output = _mapper([], is_train=False, min_visible=0.5, keep_ignored=True)(record)
-    assert "annotations" not in output
-    assert "instances" not in output
-
-
-def test_it_is_built_from_a_lazy_config(record, tmp_path):
-    config = LazyCall(BoxDatasetMapper)(
-        is_train=True,
-        augmentations=[
-            LazyCall(T.RandomCrop)(crop_type="absolute", crop_size=[100, 120]),
-            LazyCall(T.RandomRotation)(angle=[0, 90, 180, 270], sample_style="choice"),
-            LazyCall(T.ResizeScale)(
-                min_scale=1.0, max_scale=2.0, target_height=100, target_width=100
-            ),
-        ],
-        image_format="RGB",
-        min_visible=0.4,
-        keep_ignored=True,
-    )
-    # Through a file, as `output_dir/config.yaml` is read again.
-    path = str(tmp_path / "config.yaml")
-    LazyConfig.save(OmegaConf.create({"mapper": config}, flags={"allow_objects": True}), path)
-    mapper = instantiate(LazyConfig.load(path).mapper)
-    assert mapper.min_visible == 0.4
-    assert mapper(record)["image"].shape[0] == 3
-    assert mapper(record)["instances"].has("gt_ignore")
 
 
 def test_it_is_built_from_a_yaml_config(record):
@@ -270,7 +200,6 @@ _ROW = [(x, 10, x + 15, 30) for x in (0, 20, 40, 60, 80)]
 
 def test_regions_are_kept_behind_the_objects(tmp_path):
     record = _blank(tmp_path, _ROW, flags=_REGIONS)
-    expected = copy.deepcopy(record)
     instances = _mapper([], keep_ignored=True)(record)["instances"]
     assert instances.gt_ignore.dtype == torch.bool
     assert instances.gt_ignore.tolist() == [False, False, True, True, True]
@@ -278,7 +207,6 @@ def test_regions_are_kept_behind_the_objects(tmp_path):
     torch.testing.assert_close(
         instances.gt_boxes.tensor, torch.tensor([_ROW[i] for i in (1, 3, 0, 2, 4)]).float()
     )
-    assert record == expected  # the input is left alone
 
 
 def test_regions_are_never_objects(tmp_path):
@@ -288,8 +216,7 @@ def test_regions_are_never_objects(tmp_path):
     assert not instances.has("gt_ignore")
 
 
-@pytest.mark.parametrize("min_visible", [0.0, 0.5])
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize(("seed", "min_visible"), [(0, 0.0), (1, 0.5), (2, 0.5)])
 def test_keeping_regions_changes_no_object(record, seed, min_visible):
     outputs = []
     for keep_ignored in (False, True):
@@ -310,7 +237,9 @@ def test_slivers_become_regions(tmp_path):
     boxes.append((78, 20, 108, 40))
     record = _blank(tmp_path, boxes, flags=[{}] * 4 + [{"iscrowd": 1}])
     for min_visible, num_objects in [(0.0, 3), (0.3, 2), (0.6, 1)]:
-        mapper = _mapper([_FixedCrop(20, 10, 60, 50)], min_visible=min_visible, keep_ignored=True)
+        mapper = _mapper(
+            [T.CropTransform(20, 10, 60, 50)], min_visible=min_visible, keep_ignored=True
+        )
         instances = mapper(record)["instances"]
         assert instances.gt_classes.tolist() == [0, 1, 2, 4]
         assert instances.gt_ignore.tolist() == [i >= num_objects for i in range(4)]
@@ -318,24 +247,6 @@ def test_slivers_become_regions(tmp_path):
             instances.gt_boxes.tensor[1:],
             torch.tensor([[0.0, 10, 10, 30], [50, 40, 60, 50], [58, 10, 60, 30]]),
         )
-
-
-@pytest.mark.parametrize(
-    ("boxes", "flags", "expected"),
-    [
-        ([], [], []),
-        ([(30, 30, 50, 50)], [], [False]),
-        ([(30, 30, 50, 50)], [{"iscrowd": 1}], [True]),
-        ([(0, 0, 20, 20)], [{"iscrowd": 1}], []),  # outside the crop
-        ([(30, 30, 30, 50), (30, 30, 50, 50)], [{"iscrowd": 1}], [False]),  # no area
-    ],
-)
-def test_every_image_has_the_field(tmp_path, boxes, flags, expected):
-    mapper = _mapper([_FixedCrop(25, 25, 50, 50)], min_visible=0.3, keep_ignored=True)
-    instances = mapper(_blank(tmp_path, boxes, flags=flags))["instances"]
-    assert instances.gt_ignore.dtype == torch.bool
-    assert instances.gt_ignore.tolist() == expected
-    assert instances.gt_boxes.tensor.shape == (len(expected), 4)
 
 
 def test_masks_of_crowds_are_left_aside(tmp_path):
@@ -347,7 +258,7 @@ def test_masks_of_crowds_are_left_aside(tmp_path):
         {"iscrowd": 1, "segmentation": pycocotools.mask.encode(mask)},
     ]
     record = _blank(tmp_path, _ROW[:2], flags=flags)
-    output = _mapper([_FixedCrop(0, 0, 50, 40), T.RandomFlip(1.0)], keep_ignored=True)(record)
+    output = _mapper([T.CropTransform(0, 0, 50, 40), T.RandomFlip(1.0)], keep_ignored=True)(record)
     instances = output["instances"]
     assert list(instances.get_fields()) == ["gt_boxes", "gt_classes", "gt_ignore"]
     torch.testing.assert_close(

@@ -8,17 +8,9 @@ import pytest
 from tests import toy
 
 
-@pytest.fixture(scope="module")
-def toy_data(tmp_path_factory) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TOY_DATA", "")  # restored afterwards
-        toy.write_dataset(tmp_path_factory.mktemp("toy_data"))
-        yield
-
-
-@pytest.fixture(scope="module")
-def whole_runs(toy_data, tmp_path_factory) -> Callable[..., toy.Run]:
-    """``whole_runs(**overrides)`` is an uninterrupted run; not to be changed."""
+@pytest.fixture(scope="session")
+def whole_runs(tmp_path_factory) -> Callable[..., toy.Run]:
+    """``whole_runs(**overrides)`` is an uninterrupted run on toy_data; not to be changed."""
     runs: dict[str, toy.Run] = {}
 
     def get(**overrides) -> toy.Run:

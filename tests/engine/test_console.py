@@ -1,7 +1,6 @@
 """What training shows, how long it says it takes, and the weights that it keeps as the best."""
 
 import io
-import json
 import logging
 import re
 import time
@@ -12,8 +11,7 @@ import torch
 from detectron2.engine import HookBase
 from detectron2.utils.events import EventStorage
 
-from atss_d2.config import load_config
-from atss_d2.engine import console, trainer
+from atss_d2.engine import trainer
 from atss_d2.engine.console import FILE_ONLY, ProgressPrinter, filter_console, quiet_evaluation
 from atss_d2.engine.evaluation_hooks import TimedEvalHook
 from tests import toy
@@ -254,25 +252,13 @@ def test_what_is_no_list_of_hooks_is_refused(tmp_path, is_list):
         run.train()
 
 
-def test_the_lr_that_is_logged_is_the_base_rate(tmp_path):
+def test_the_lr_that_is_logged_is_the_base_rate(tmp_path, whole_runs):
     from detectron2.config import LazyCall as L
 
     from atss_d2.engine import BackboneLRFactor
 
     run = toy.Run(tmp_path)
     run.cfg.optimizer.params.lr_factor_func = L(BackboneLRFactor)(factor=0.1, prefix="")
-    expected = toy.Run(tmp_path / "plain").train().rates()
+    expected = whole_runs().rates()
     run.cfg.optimizer.params.lr_factor_func.prefix = "head."  # most of the parameters
     assert run.train().rates() == pytest.approx(expected)
-
-
-def test_the_saved_config_names_the_classes(tmp_path):
-    run = toy.Run(tmp_path).train()
-    saved = tmp_path / "config.yaml"
-    from detectron2.config import LazyConfig
-
-    LazyConfig.save(run.cfg, str(saved))
-    assert "categories" not in load_config(saved)  # do_train does not change its config
-    assert run.checkpoint()["categories"][0] == {"id": 1, "name": "bright"}
-    assert json.loads(json.dumps(run.checkpoint()["categories"]))
-    assert console.FILE_ONLY == {"file_only": True}

@@ -1,5 +1,3 @@
-import types
-
 import pytest
 import torch
 from torch import nn
@@ -56,57 +54,7 @@ def test_averaged_model_stays_in_evaluation_mode():
     assert not any(module.training for module in hook.model.modules())
 
 
-def test_weights_loaded_into_the_average_reach_training():
-    model = make_model()
-    hook = EMAHook(model)
-    loaded = snapshot(make_model())
-    hook.model.load_state_dict(loaded)  # as the checkpointer does
-    hook.before_train()
-    torch.testing.assert_close(snapshot(model), loaded)
-
-
-def test_resumes_exactly():
-    torch.manual_seed(0)
-    model = make_model()
-    hook = EMAHook(model, decay=0.9)
-    hook.before_train()
-    for _ in range(3):
-        change_weights(model)
-        hook.after_step()
-    checkpoint = {
-        "trained": snapshot(model),
-        "averaged": snapshot(hook.model),
-        "hook": hook.state_dict(),
-    }
-    assert checkpoint["hook"] == {"n_averaged": 3}
-
-    def go_on(model, hook):
-        torch.manual_seed(1)
-        hook.before_train()
-        for _ in range(3):
-            change_weights(model)
-            hook.after_step()
-        return snapshot(hook.model)
-
-    uninterrupted = go_on(model, hook)
-    model = make_model()
-    hook = EMAHook(model, decay=0.9)
-    model.load_state_dict(checkpoint["trained"])
-    hook.model.load_state_dict(checkpoint["averaged"])
-    hook.load_state_dict(checkpoint["hook"])
-    torch.testing.assert_close(go_on(model, hook), uninterrupted, rtol=0, atol=0)
-
-
 @pytest.mark.parametrize("decay", [-0.1, 1, 1.5, float("nan")])
 def test_wrong_decay(decay):
     with pytest.raises(ValueError, match=rf"decay must be in \[0, 1\), got {decay}"):
         EMAHook(make_model(), decay=decay)
-
-
-def test_works_as_a_hook():
-    """Detectron2's trainer gives a hook its trainer, and calls these methods without arguments."""
-    hook = EMAHook(make_model())
-    hook.trainer = types.SimpleNamespace(iter=0, max_iter=1)
-    for method in ("before_train", "before_step", "after_backward", "after_step", "after_train"):
-        getattr(hook, method)()
-    assert hook.state_dict() == {"n_averaged": 1}

@@ -6,15 +6,8 @@ from detectron2.data import DatasetCatalog
 from detectron2.structures import Boxes, BoxMode, Instances
 
 from atss_d2.engine.evaluation import COCOEvaluatorWithAR
-from tests import toy
 
-
-@pytest.fixture(scope="module", autouse=True)
-def toy_data(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TOY_DATA", "")  # restored afterwards
-        toy.write_dataset(tmp_path_factory.mktemp("toy_data"))
-        yield
+pytestmark = pytest.mark.usefixtures("toy_data")
 
 
 def evaluate(tmp_path, shifts: list[float]) -> dict:

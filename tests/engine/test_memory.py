@@ -1,6 +1,7 @@
 import platform
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 from omegaconf import OmegaConf
@@ -22,6 +23,9 @@ def test_elsewhere_nothing_happens(monkeypatch):
     monkeypatch.setattr(sys, "platform", "darwin")
     assert memory.keep_freed_memory() is False
     monkeypatch.setattr(sys, "platform", "linux")
+    for library, expected in ((object(), False), (SimpleNamespace(mallopt=lambda *_: 1), True)):
+        monkeypatch.setattr(memory.ctypes, "CDLL", lambda name, library=library: library)
+        assert memory.keep_freed_memory() is expected
     monkeypatch.setattr(memory.ctypes.util, "find_library", lambda name: None)
     assert memory.keep_freed_memory() is False
 

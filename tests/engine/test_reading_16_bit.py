@@ -3,17 +3,15 @@
 import numpy as np
 import pytest
 import torch
-from detectron2.config import instantiate
 from detectron2.data import DatasetCatalog, DatasetMapper, MetadataCatalog
 from detectron2.structures import BoxMode
 from PIL import Image
-from torch import nn
 
-from atss_d2 import DenseDetectorWithTTA, get_config, list_configs
+from atss_d2 import DenseDetectorWithTTA
 from atss_d2.config import load_config
-from atss_d2.data import BoxDatasetMapper
 from atss_d2.engine import Trainer
 from tests import toy
+from tests.spots import Spots
 
 GREY = np.tile(np.arange(128, dtype=np.uint8), (96, 1))
 
@@ -60,46 +58,11 @@ def test_the_loaders_of_yaml(dataset, tmp_path):
     assert (DatasetMapper(cfg, is_train=False)(record)["image"][:, :, 5:] == 255).all()
 
 
-@pytest.mark.parametrize("name", [x for x in list_configs() if x.startswith(("coco/", "demo/"))])
-def test_the_mappers_of_lazy_configs_are_ours(name):
-    cfg = get_config(name)
-    for part in ("train", "test"):
-        mapper = instantiate(cfg.dataloader[part].mapper)
-        is_ablation_data = "shapes" in str(cfg.dataloader[part].dataset.names)
-        assert is_ablation_data or isinstance(mapper, BoxDatasetMapper)
-
-
-class Watching(nn.Module):
-    """Keeps the images that it is given; finds nothing."""
-
-    input_format, test_nms_thresh = "BGR", 0.5
-
-    def __init__(self):
-        super().__init__()
-        self.seen = []
-
-    def forward(self, inputs):
-        from detectron2.structures import Boxes, Instances
-
-        self.seen += [x["image"] for x in inputs]
-        nothing = torch.zeros(0)
-        return [
-            {
-                "instances": Instances(
-                    (x["height"], x["width"]),
-                    pred_boxes=Boxes(torch.zeros(0, 4)),
-                    scores=nothing,
-                    pred_classes=nothing.long(),
-                )
-            }
-            for x in inputs
-        ]
-
-
 def test_test_time_augmentation(files):
-    model = Watching().eval()
+    model = Spots()
     tta = DenseDetectorWithTTA(model, min_sizes=[96], flip=False)
     for path in files:
         tta([{"file_name": str(path)}])
-    assert torch.equal(*model.seen)
-    assert model.seen[0].float().std() > 20
+    seen = [image for batch in model.batches for image in batch]
+    assert torch.equal(*seen)
+    assert seen[0].float().std() > 20

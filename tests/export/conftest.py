@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from atss_d2.export import Metadata, export_onnx, export_pt2
+from atss_d2.export import Metadata, export_onnx, export_pt2, export_torchscript
+from atss_d2.export.torchscript import METHODS
 from tests.exported import EXPORTS_GRAPHS, noise, spot_detector
 
 METADATA = {"class_names": ["spot", "Fleck", "пятно"], "shortest_edge": 96, "max_size": 300}
@@ -36,5 +37,21 @@ def pt2_file(model, metadata, sample, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def onnx_file(model, metadata, sample, tmp_path_factory):
+    if not EXPORTS_GRAPHS:
+        pytest.skip("an .onnx file needs torch 2.7 or newer")
+    pytest.importorskip("onnx")
+    pytest.importorskip("onnxscript")
     path = tmp_path_factory.mktemp("onnx") / "new folder" / "model.onnx"
     return export_onnx(model, sample, path, metadata=metadata)
+
+
+@pytest.fixture(scope="session")
+def torchscript_files(model, metadata, sample, tmp_path_factory):
+    """Method -> file."""
+    folder = tmp_path_factory.mktemp("torchscript")
+    return {
+        method: export_torchscript(
+            model, sample, folder / f"{method}.ts", metadata=metadata, method=method
+        )
+        for method in METHODS
+    }

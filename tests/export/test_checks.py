@@ -2,17 +2,26 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 import torch.fx.experimental._config as fx_config
+from detectron2.layers import ShapeSpec
 from torch import nn
 from torchvision.models.swin_transformer import ShiftedWindowAttention, ShiftedWindowAttentionV2
 
-from atss_d2.export import ExportableDetector, Metadata, export_pt2, load_exported
+from atss_d2.export import (
+    ExportableDetector,
+    export_aot_inductor,
+    export_onnx,
+    export_pt2,
+    export_torchscript,
+)
 from atss_d2.export.pt2 import export_program
 from atss_d2.export.swin import use_any_size_attention
+from atss_d2.modeling import ATSSHead
 from tests.detector import CHANNELS, ToyBackbone, build
-from tests.exported import assert_same_detections, needs_graphs, noise
+from tests.exported import EXPORTS_GRAPHS, assert_same_detections, needs_graphs, noise
 
 
 class WithStep(ToyBackbone):
@@ -69,14 +78,61 @@ def test_an_old_torch_is_told_so(model, sample, monkeypatch):
         export_program(model, sample)
 
 
-@needs_graphs
-def test_nothing_is_computed_and_nothing_changes():
-    model = build(num_levels=1).eval()
-    sample = noise(64, 64)[None]
-    before = {name: x.clone() for name, x in model.state_dict().items()}
-    export_program(model, sample)
-    torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
-    assert all(type(x) is nn.Parameter for x in model.parameters())
+def deformable():
+    head = ATSSHead(
+        input_shape=[ShapeSpec(channels=CHANNELS)] * 2,
+        num_classes=3,
+        conv_dims=[CHANNELS],
+        deform_last_conv=True,
+    )
+    return build(head=head).eval()
+
+
+# How the message calls a format -> its suffix and exporter.
+EXPORTERS = {
+    "pt2": (".pt2", export_pt2),
+    "torchscript": (".ts", export_torchscript),
+    "onnx": (".onnx", export_onnx),
+    "aot_inductor": (".pt2", export_aot_inductor),
+}
+SAMPLES = [
+    (torch.zeros(2, 3, 8, 8), r"shape \(1, 3, height, width\), got \(2, 3, 8, 8\)"),
+    (torch.zeros(1, 3, 0, 8), r"got \(1, 3, 0, 8\)"),
+    (torch.zeros(1, 3, 8, 8).double(), "uint8 or float32 tensor, got torch.float64"),
+    (np.zeros((1, 3, 8, 8)), "got ndarray"),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        *((name, {"path": "m.so"}, r"'m\.so' must end in \{suffix}") for name in EXPORTERS),
+        *(("pt2", {"sample": sample}, message) for sample, message in SAMPLES),
+        ("pt2", {"model": build()}, r"call model\.eval\(\)"),
+        ("pt2", {"dtype": torch.float16}, "pt2 on cpu runs backbone and head .* got torch.float16"),
+        ("torchscript", {"dtype": torch.int8}, "got torch.int8"),
+        ("torchscript", {"method": "compiling"}, 'one of tracing, scripting, got "compiling"'),
+        ("onnx", {"dtype": torch.bfloat16}, "onnx on cpu runs .* got torch.bfloat16"),
+        ("onnx", {"opset": 17}, "opset must be >= 18, got 17"),
+        ("onnx", {"model": deformable(), "opset": 18}, r"\(DCN\), .* opset 19 on, got opset 18"),
+        ("aot_inductor", {"dtype": torch.float16}, "aot_inductor on cpu runs .* torch.float16"),
+    ],
+    ids=str,
+)
+def test_impossible_arguments_are_refused(
+    name, change, message, model, metadata, sample, tmp_path, monkeypatch
+):
+    suffix, export = EXPORTERS[name]
+    if name != "torchscript" and not EXPORTS_GRAPHS:
+        pytest.skip("such graphs need torch 2.7 or newer")
+    if name == "onnx":
+        pytest.importorskip("onnx")
+        pytest.importorskip("onnxscript")
+    monkeypatch.chdir(tmp_path)
+    arguments = {"model": model, "sample": sample, "path": f"m{suffix}", **change}
+    with pytest.raises(ValueError, match=message.replace("{suffix}", suffix)):
+        export(**arguments, metadata=metadata)
+    assert not list(tmp_path.iterdir())
 
 
 # -------------------------------------------------------------------------------- Swin transformers
@@ -112,15 +168,12 @@ class Attention(nn.Module):
 
 
 @needs_graphs
-def test_a_transformer_of_windows_takes_images_of_all_sizes(tmp_path):
+@torch.no_grad()
+def test_a_transformer_of_windows_takes_images_of_all_sizes():
     model = build(num_levels=1, backbone=WithStep(Attention())).eval()
-    exported = load_exported(
-        export_pt2(
-            model, noise(8, 8)[None], tmp_path / "m.pt2", metadata=Metadata.from_model(model)
-        )
-    )
+    exported = export_program(model, noise(8, 8)[None]).module(check_guards=False)
     for size in [(1, 1), (56, 56), (57, 56), (130, 70), (40, 300)]:
         images = torch.stack([noise(*size, seed) for seed in range(2)])
         assert_same_detections(exported(images), model, images)
-        with torch.no_grad():  # which has a branch, and takes both ways here
-            assert_same_detections(ExportableDetector(model)(images), model, images)
+        # Which has a branch, and takes both ways here.
+        assert_same_detections(ExportableDetector(model)(images), model, images)

@@ -1,8 +1,6 @@
 """torch.export: images of all sizes, in a program without us."""
 
-import json
-import subprocess
-import sys
+import shutil
 
 import numpy as np
 import pytest
@@ -19,43 +17,15 @@ pytestmark = needs_graphs
 
 @pytest.fixture(scope="module")
 def exported(pt2_file):
-    return load_exported(pt2_file)
+    """Loaded under another name: formats are told apart by content."""
+    return load_exported(shutil.copy(pt2_file, pt2_file.with_name("model.bin")))
 
 
-@pytest.mark.parametrize("name", BATCHES)
-def test_detections_are_those_of_the_model(exported, model, name):
-    assert_same_detections(exported(BATCHES[name]), model, BATCHES[name])
-
-
-def test_metadata(exported, metadata):
+def test_detections_are_those_of_the_model(exported, model, metadata):
     assert exported.format == "pt2"
     assert exported.metadata == metadata
-
-
-_PROGRAM = """
-import json, sys
-import torch, torchvision
-files = {"atss_d2": ""}
-program = torch.export.load(sys.argv[1], extra_files=files)
-boxes, scores, classes, num = program.module(check_guards=False)(torch.load(sys.argv[2]))
-print(json.dumps([num.tolist(), boxes[0, 0].tolist(), json.loads(files["atss_d2"])["class_names"]]))
-print(json.dumps([name for name in ("atss_d2", "detectron2", "fvcore") if name in sys.modules]))
-"""
-
-
-def test_another_program_runs_it_without_us(pt2_file, model, tmp_path):
-    images = BATCHES["one"]
-    torch.save(images, tmp_path / "images.pth")
-    command = [sys.executable, "-W", "ignore", "-c", _PROGRAM, pt2_file, tmp_path / "images.pth"]
-    result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
-    assert result.returncode == 0, result.stderr
-    (number, box, names), forbidden = map(json.loads, result.stdout.splitlines())
-    assert forbidden == []
-    assert number == [1]
-    assert names == ["spot", "Fleck", "пятно"]
-    with torch.no_grad():
-        (expected,) = model([{"image": images[0]}])
-    np.testing.assert_allclose(box, expected["instances"].pred_boxes.tensor[0], atol=1e-2)
+    for batch in BATCHES.values():
+        assert_same_detections(exported(batch), model, batch)
 
 
 def test_type_of_sample_and_network_are_those_of_the_file(tmp_path):
@@ -78,32 +48,6 @@ def test_type_of_sample_and_network_are_those_of_the_file(tmp_path):
     assert found.num_detections[0] > 5
     np.testing.assert_array_equal(found.boxes, exported(images.float()).boxes)
     assert {x.dtype for x in model.parameters()} == {torch.float32}
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"path": "m.onnx"}, r"'m\.onnx' must end in \.pt2"),
-        ({"sample": torch.zeros(2, 3, 8, 8)}, r"shape \(1, 3, height, width\), got \(2, 3, 8, 8\)"),
-        ({"sample": torch.zeros(1, 3, 0, 8)}, r"got \(1, 3, 0, 8\)"),
-        (
-            {"sample": torch.zeros(1, 3, 8, 8).double()},
-            "uint8 or float32 tensor, got torch.float64",
-        ),
-        ({"sample": np.zeros((1, 3, 8, 8))}, "got ndarray"),
-        ({"dtype": torch.float16}, "pt2 on cpu runs backbone and head .* got torch.float16"),
-        ({"model": build()}, r"call model\.eval\(\)"),
-    ],
-    ids=str,
-)
-def test_impossible_arguments_are_refused(
-    model, metadata, sample, tmp_path, monkeypatch, change, message
-):
-    monkeypatch.chdir(tmp_path)
-    arguments = {"model": model, "sample": sample, "path": "m.pt2", **change}
-    with pytest.raises(ValueError, match=message):
-        export_pt2(**arguments, metadata=metadata)
-    assert not list(tmp_path.iterdir())
 
 
 def test_a_file_is_replaced_at_once(model, metadata, sample, tmp_path, monkeypatch):

@@ -1,12 +1,16 @@
 """Files are recognised by their content, and images checked at the door."""
 
+import json
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
 
 from atss_d2.export import Detections, Metadata, load_exported
 from atss_d2.export.runtime import ExportedDetector
-from tests.exported import BATCHES, needs_graphs
+from tests.exported import BATCHES, EXPORTS_GRAPHS, needs_graphs
 
 
 class Remembers(ExportedDetector):
@@ -51,14 +55,6 @@ def test_other_images_are_refused(images, message):
         Remembers(min_size=5)(images)
 
 
-def test_formats_are_told_apart_by_content(pt2_file, tmp_path):
-    renamed = tmp_path / "model.bin"
-    renamed.write_bytes(pt2_file.read_bytes())
-    exported = load_exported(renamed)
-    assert exported.format == "pt2"
-    assert exported(BATCHES["one"]).num_detections.tolist() == [1]
-
-
 def test_files_of_others_are_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="there is no file"):
         load_exported(tmp_path / "none.onnx")
@@ -87,3 +83,57 @@ def test_a_program_of_torch_without_our_metadata_is_refused(tmp_path):
     torch.export.save(program, tmp_path / "linear.pt2")
     with pytest.raises(ValueError, match="was not exported by atss_d2"):
         load_exported(tmp_path / "linear.pt2")
+
+
+_PROGRAMS = {
+    "torch": """
+import json, sys
+import torch, torchvision
+images = torch.load("images.pth")
+for path in sys.argv[1:]:
+    files = {"atss_d2": ""}
+    if path.endswith(".ts"):
+        program = torch.jit.load(path, _extra_files=files)
+    else:
+        program = torch.export.load(path, extra_files=files).module(check_guards=False)
+    boxes, scores, classes, num = program(images)
+    about = json.loads(files["atss_d2"])
+    print(json.dumps([num.tolist(), boxes[0, 0].tolist(), about["class_names"]]))
+print(json.dumps([name for name in ("atss_d2", "detectron2", "fvcore") if name in sys.modules]))
+""",
+    "onnxruntime": """
+import json, sys
+import numpy, onnxruntime
+session = onnxruntime.InferenceSession(sys.argv[1])
+about = json.loads(session.get_modelmeta().custom_metadata_map["atss_d2"])
+outputs = ["boxes", "scores", "classes", "num_detections"]
+boxes, scores, classes, num = session.run(outputs, {"images": numpy.load("images.npy")})
+print(json.dumps([num.tolist(), boxes[0, 0].tolist(), about["class_names"]]))
+print(json.dumps([name for name in ("torch", "atss_d2", "detectron2") if name in sys.modules]))
+""",
+}
+
+
+@pytest.mark.parametrize("runtime", _PROGRAMS)
+def test_other_programs_run_the_files_without_us(runtime, model, tmp_path, request):
+    pytest.importorskip(runtime)
+    if runtime == "torch":
+        scripts = request.getfixturevalue("torchscript_files").values()
+        paths = [*scripts, *([request.getfixturevalue("pt2_file")] if EXPORTS_GRAPHS else [])]
+    else:
+        paths = [request.getfixturevalue("onnx_file")]
+    images = BATCHES["one"]
+    torch.save(images, tmp_path / "images.pth")
+    np.save(tmp_path / "images.npy", images.numpy())
+    command = [sys.executable, "-W", "ignore", "-c", _PROGRAMS[runtime], *map(str, paths)]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    *outputs, forbidden = map(json.loads, result.stdout.splitlines())
+    assert forbidden == []
+    assert len(outputs) == len(paths)
+    with torch.no_grad():
+        (expected,) = model([{"image": images[0]}])
+    for number, box, names in outputs:
+        assert number == [1]
+        assert names == ["spot", "Fleck", "пятно"]
+        np.testing.assert_allclose(box, expected["instances"].pred_boxes.tensor[0], atol=1e-2)

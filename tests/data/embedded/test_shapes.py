@@ -4,15 +4,10 @@ import json
 import cv2
 import numpy as np
 import pytest
-import torch
-from detectron2.data import DatasetCatalog
-from detectron2.evaluation import COCOEvaluator
-from detectron2.structures import Boxes, BoxMode, Instances
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from atss_d2.data import prepare_shapes
-from atss_d2.data.embedded import shapes
 from atss_d2.data.embedded.shape_drawing import SHAPES_CLASSES, shape_mask
 from atss_d2.data.embedded.shapes import _Canvas, draw_scene
 
@@ -77,16 +72,6 @@ def test_boxes_are_those_of_the_visible_pixels():
             assert (boxes[-1][2:] >= tight[2:]).all()
 
 
-def test_an_object_that_would_hide_another_is_dropped():
-    rng = np.random.default_rng(0)
-    canvas = _Canvas(np.zeros((30, 30, 3), np.uint8), np.random.default_rng(1))
-    canvas.add(rng, 0, 10.0, within=(15, 15, 16, 16))
-    before = canvas.pixels.copy()
-    canvas.add(rng, 0, 29.0, within=(15, 15, 16, 16))
-    assert canvas.classes == [0]
-    np.testing.assert_array_equal(canvas.pixels, before)
-
-
 @settings(deadline=None, max_examples=60)
 @given(st.integers(0, 5), st.floats(8, 300), st.integers(0, 2**31))
 def test_masks_are_tight_and_as_large_as_asked(label, size, seed):
@@ -134,46 +119,9 @@ def test_a_second_run_writes_nothing_and_another_count_draws_anew(tmp_path):
     assert len(content["images"]) == 3
 
 
-def _average_precision(tmp_path, extra):
-    """AP of the ground truth of shapes_val with more, better scored, detections in its crowd."""
-    evaluator = COCOEvaluator("shapes_val", output_dir=str(tmp_path))
-    evaluator.reset()
-    for record in DatasetCatalog.get("shapes_val"):
-        boxes, classes, scores = [], [], []
-        for annotation in record["annotations"]:
-            box = BoxMode.convert(annotation["bbox"], annotation["bbox_mode"], BoxMode.XYXY_ABS)
-            more = extra(*box) if annotation["iscrowd"] else [box]
-            boxes += more
-            classes += [annotation["category_id"]] * len(more)
-            scores += [0.9 if annotation["iscrowd"] else 0.5] * len(more)
-        found = Instances((record["height"], record["width"]))
-        found.pred_boxes = Boxes(torch.tensor(boxes).reshape(-1, 4))
-        found.pred_classes = torch.tensor(classes)
-        found.scores = torch.tensor(scores)
-        evaluator.process([record], [{"instances": found}])
-    return evaluator.evaluate()["bbox"]["AP"]
-
-
-def test_evaluation_counts_a_crowd_neither_as_missed_nor_as_false(tmp_path, monkeypatch):
-    monkeypatch.setitem(shapes.SHAPES_SPLITS, "shapes_val", 4)
-    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
-    records = DatasetCatalog.get("shapes_val")
-    assert [sum(a["iscrowd"] for a in record["annotations"]) for record in records] == [0, 0, 0, 1]
-
-    def inside(x1, y1, x2, y2):
-        return [[x1 + d, y1 + d, x1 + d + 12, y1 + d + 12] for d in range(0, 40, 5)]
-
-    def outside(x1, y1, x2, y2):
-        return [[x1 - d, y1 - d, x1 - d + 12, y1 - d + 12] for d in range(15, 55, 5)]
-
-    assert _average_precision(tmp_path, lambda *box: []) == pytest.approx(100)
-    assert _average_precision(tmp_path, inside) == pytest.approx(100)
-    assert _average_precision(tmp_path, outside) < 99
-
-
 def test_wide_scenes_spread_over_the_pyramid():
     """Anchors of 64, 128 and 256 px are each the nearest in size to some; none is empty."""
-    scenes = [draw_scene("shapes_wide_val", index) for index in range(60)]
+    scenes = [draw_scene("shapes_wide_val", index) for index in range(40)]
     boxes = np.concatenate([scene.boxes for scene in scenes])
     sizes = np.sqrt((boxes[:, 2:] - boxes[:, :2]).prod(axis=1))
     levels = np.histogram(sizes, [0, 64 * 2**0.5, 128 * 2**0.5, 1000])[0] / len(sizes)

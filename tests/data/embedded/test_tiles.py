@@ -11,7 +11,6 @@ from atss_d2.data.embedded.tiles import (
     cover_overlapping,
     evaluation_windows,
     split_evenly,
-    training_windows,
 )
 
 
@@ -71,34 +70,6 @@ def test_cover_holds_every_crop(start, length, size, data):
     crop = min(overlap, length)
     first = data.draw(st.integers(start, stop - crop))
     assert any(a <= first and first + crop <= b for a, b in spans)
-
-
-@settings(deadline=None, max_examples=30)
-@given(st.integers(1, 90), st.integers(1, 90), st.integers(1, 40))
-def test_windows_cover_each_pixel(width, height, size):
-    region = (3, 7, 3 + width, 7 + height)
-    for windows, most in (
-        (evaluation_windows(region, size), 1),
-        (training_windows(region, size, size // 2), 10**6),
-    ):
-        count = np.zeros((120, 120), int)
-        for x0, y0, x1, y1 in windows:
-            count[y0:y1, x0:x1] += 1
-        inside = count[7 : 7 + height, 3 : 3 + width]
-        assert inside.min() >= 1
-        assert inside.max() <= most
-        assert count.sum() == inside.sum()  # nothing outside the region
-
-
-def test_clip_by_hand():
-    boxes = np.array([[10.0, 10, 30, 20], [90, 40, 110, 60], [200, 200, 210, 210]])
-    clipped, visible = clip_to_window(boxes, (20, 0, 100, 50))
-    # 10 of 20 columns; half of the columns and half of the rows; outside.
-    expected = torch.tensor([[0.0, 10, 10, 20], [70, 40, 80, 50]], dtype=torch.float64)
-    torch.testing.assert_close(torch.from_numpy(clipped[:2]), expected)
-    torch.testing.assert_close(
-        torch.from_numpy(visible), torch.tensor([0.5, 0.25, 0.0], dtype=torch.float64)
-    )
 
 
 @settings(deadline=None, max_examples=40)
