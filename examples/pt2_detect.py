@@ -20,7 +20,7 @@ about = json.loads(files["atss_d2"])
 
 image = ImageOps.exif_transpose(Image.open(image_path))
 if image.mode.startswith(("I", "F")):
-    sys.exit("scale grey images of 16 bits to 8 bits first: they would turn white")
+    sys.exit("scale gray images of 16 bits to 8 bits first: they would turn white")
 size = image.size
 if about["resize_factor"]:
     size = [max(1, round(side * about["resize_factor"])) for side in size]

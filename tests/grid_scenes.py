@@ -25,7 +25,7 @@ class Scene:
 
 
 def _draw_boxes(draw, size, stride, start, max_boxes) -> Tensor:
-    """Boxes (M, 4) with centres in, at and beyond a map; integers make ties."""
+    """Boxes (M, 4) with centers in, at and beyond a map; integers make ties."""
     height, width = (side * stride for side in size)
 
     def coordinate(length):

@@ -41,7 +41,7 @@ def grid_anchors(
 
     Args:
         shapes: (Hi, Wi) of each level.
-        strides: Pixels between neighbouring locations of each level.
+        strides: Pixels between neighboring locations of each level.
         sides: (width, height) of the A anchors of a location, in strides.
         offset: Position of the first location, in strides.
     """
@@ -109,7 +109,7 @@ def focal_loss(
 
 
 def giou(a: Box, b: Box) -> float:
-    """Generalised IoU (arXiv 1902.09630, Algorithm 1) of two boxes of positive area."""
+    """Generalized IoU (arXiv 1902.09630, Algorithm 1) of two boxes of positive area."""
     width = max(0.0, min(a[2], b[2]) - max(a[0], b[0]))
     height = max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
     intersection = width * height

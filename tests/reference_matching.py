@@ -24,7 +24,7 @@ def _center(box: Sequence[np.float32]) -> tuple[np.float32, np.float32]:
 
 
 def _distances(anchor: Sequence[np.float32], box: Sequence[np.float32]) -> list[np.float32]:
-    """From the centre of an anchor to the left, top, right and bottom side of a box."""
+    """From the center of an anchor to the left, top, right and bottom side of a box."""
     x, y = _center(anchor)
     return [x - box[0], y - box[1], box[2] - x, box[3] - y]
 
@@ -38,7 +38,7 @@ def _has_area(box: Sequence[np.float32]) -> bool:
 
 
 def _overlap(a: Sequence[np.float32], b: Sequence[np.float32], metric: str) -> np.float32:
-    """IoU, generalised IoU (arXiv 1902.09630) or distance IoU (arXiv 1911.08287)."""
+    """IoU, generalized IoU (arXiv 1902.09630) or distance IoU (arXiv 1911.08287)."""
     iou = box_iou(a, b)
     width = max(a[2], b[2]) - min(a[0], b[0])
     height = max(a[3], b[3]) - min(a[1], b[1])
@@ -58,7 +58,7 @@ def _overlap(a: Sequence[np.float32], b: Sequence[np.float32], metric: str) -> n
 
 
 def _nearest(anchors: Sequence[Box], box: Box, k: int) -> list[int]:
-    """Indices of the k anchors of a level with the nearest centres; at a tie the lower first."""
+    """Indices of the k anchors of a level with the nearest centers; at a tie the lower first."""
     x, y = _center(as_float32(box))
     keys = []
     for index, anchor in enumerate(anchors):
@@ -107,7 +107,7 @@ def atss_match(
     inset: float = 0.0,
     min_positives: int = 0,
 ) -> list[int]:
-    """Algorithm 1: the candidates near a box whose overlap stands out, with their centre in it.
+    """Algorithm 1: the candidates near a box whose overlap stands out, with their center in it.
 
     An anchor wanted by several boxes goes to the one of highest overlap; of equal ones to the
     lower index. ``min_positives`` also makes the candidates of highest overlap positive; among
@@ -220,10 +220,10 @@ def topk_match(
     center_epsilon: float | None = 0.01,
     inset: float = 0.0,
 ) -> list[int]:
-    """The rule TOPK of the authors' release: the best anchors of a box, with their centre in it.
+    """The rule TOPK of the authors' release: the best anchors of a box, with their center in it.
 
     The best have the highest IoU - distance / largest distance / 1000, where the largest distance
-    is that of the image: from the centre of any anchor to the centre of any box. At a tie the lower
+    is that of the image: from the center of any anchor to the center of any box. At a tie the lower
     index. An anchor wanted by several boxes goes to the one of highest IoU; of equal ones to the
     lower index.
     """

@@ -222,12 +222,12 @@ def test_pixels_are_those_of_the_test_mapper(stub_predictor, toy_data, image_for
     cfg = lazy_config()
     cfg.dataloader.test.mapper.image_format = image_format
     mapper = instantiate(cfg.dataloader.test.mapper)
-    coloured = toy_data / "coloured.png"
+    colored = toy_data / "colored.png"
     pixels = np.random.default_rng(0).integers(0, 255, (70, 90, 3)).astype(np.uint8)
     pixels[..., 0] //= 4  # little blue
-    cv2.imwrite(str(coloured), pixels)
-    expected = mapper({"file_name": str(coloured), "height": 70, "width": 90})["image"]
-    for image in (coloured, pixels):
+    cv2.imwrite(str(colored), pixels)
+    expected = mapper({"file_name": str(colored), "height": 70, "width": 90})["image"]
+    for image in (colored, pixels):
         predictor.model.batches.clear()
         predictor(image)
         (inputs,) = predictor.model.batches[0]
@@ -237,9 +237,9 @@ def test_pixels_are_those_of_the_test_mapper(stub_predictor, toy_data, image_for
     assert blue < 40
 
 
-def test_16_bit_grey_files_as_the_test_mapper_sees_them(stub_predictor, tmp_path):
-    grey = np.tile(np.arange(90, dtype=np.uint8), (70, 1))
-    for name, pixels in (("8", grey), ("16", grey.astype(np.uint16) * 257)):
+def test_16_bit_gray_files_as_the_test_mapper_sees_them(stub_predictor, tmp_path):
+    gray = np.tile(np.arange(90, dtype=np.uint8), (70, 1))
+    for name, pixels in (("8", gray), ("16", gray.astype(np.uint16) * 257)):
         cv2.imwrite(str(tmp_path / f"{name}.png"), pixels)
     predictor = stub_predictor()
     mapper = instantiate(lazy_config().dataloader.test.mapper)

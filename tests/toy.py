@@ -99,7 +99,7 @@ def read_metrics(output_dir: Path) -> dict[int, dict[str, float]]:
 
 
 def write_dataset(folder: Path) -> None:
-    """Draws squares on grey, one a picture and class by its brightness, and registers them."""
+    """Draws squares on gray, one a picture and class by its brightness, and registers them."""
     rng = np.random.default_rng(0)
     for name, num in NUM_IMAGES.items():
         images, annotations = [], []

@@ -261,7 +261,7 @@ class SafeCheckpointer(DetectionCheckpointer):
         for name in names:
             incompatible.missing_keys.remove(name)
         logger.warning(
-            f"{' and '.join(names)} keep their initialisation, the rest is loaded: "
+            f"{' and '.join(names)} keep their initialization, the rest is loaded: "
             f"'{self._source}' is of {in_file} classes, the model of {in_model}"
         )
 

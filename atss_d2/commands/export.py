@@ -76,7 +76,7 @@ def get_parser() -> argparse.ArgumentParser:
         "--dtype", choices=DTYPES, default="float32", help="of backbone and head (%(default)s)"
     )
     parser.add_argument("--opset", type=int, help="of onnx; default: 20")
-    parser.add_argument("--int8", action="store_true", help="onnx: dynamic quantisation")
+    parser.add_argument("--int8", action="store_true", help="onnx: dynamic quantization")
     parser.add_argument(
         "overrides",
         nargs=argparse.REMAINDER,
@@ -102,7 +102,7 @@ def check_flags(args: argparse.Namespace) -> None:
             raise ValueError(f"{flag} is for --format onnx, not for {args.format}: leave it out")
     if args.int8 and args.dtype != "float32":
         raise ValueError(
-            f"--int8 quantises a float32 model, not one of --dtype {args.dtype}: give one of them"
+            f"--int8 quantizes a float32 model, not one of --dtype {args.dtype}: give one of them"
         )
     path = output_path(args)
     if path.parent.is_file():

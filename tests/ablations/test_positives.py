@@ -31,7 +31,7 @@ def anchors_of(scale=8, strides=(8, 16, 32, 64, 128)):
 
 
 def test_counts_of_a_scene_by_hand():
-    """Stride 8, 32 x 32 px: 16 centres at 4, 12, 20, 28; the box holds those at 4 and 12."""
+    """Stride 8, 32 x 32 px: 16 centers at 4, 12, 20, 28; the box holds those at 4 and 12."""
     matcher = ScaleRangeMatcher(strides=(8,))
     boxes = torch.tensor([[0.0, 0.0, 16.0, 16.0], [17.0, 17.0, 19.0, 19.0], [16.0, 0.0, 32.0, 8.0]])
     counts = count_positives(matcher, anchors_of(strides=(8,)), [Scene((32, 32), boxes)])

@@ -66,7 +66,7 @@ def model() -> ATSS:
 
 @lru_cache
 def scenes(kind) -> list[Scene]:
-    """Those with a positive: thin boxes often lie between the centres."""
+    """Those with a positive: thin boxes often lie between the centers."""
     made = [make_scene(kind, seed) for seed in range(NUM_SCENES)]
     made = [scene for scene in made if (scene.labels == 0).any()]
     assert len(made) > NUM_SCENES / 2

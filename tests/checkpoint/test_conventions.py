@@ -184,7 +184,7 @@ def shifted(center_shift, **options):
 
 def test_shifted_anchors_by_hand():
     anchors = shifted(0.5)([torch.zeros(1, 1, 2, 3), torch.zeros(1, 1, 1, 1)])
-    # The centre of the second one is (1.5 x 8 + 0.5, 0.5 x 8 + 0.5).
+    # The center of the second one is (1.5 x 8 + 0.5, 0.5 x 8 + 0.5).
     assert anchors[0].tensor[1].tolist() == [12.5 - 16, 4.5 - 16, 12.5 + 16, 4.5 + 16]
     assert anchors[1].tensor.tolist() == [[8.5 - 32, 8.5 - 32, 8.5 + 32, 8.5 + 32]]
 

@@ -39,7 +39,7 @@ published = reference.published()
 MAKERS = {"authors": foreign.authors, "mmdet": foreign.mmdet}
 DCN = {"dcn": (False, True, True, True), "dcn_in_tower": True}
 X_DCN = {"blocks": foreign.R_101, "dcn": (False, False, True, True), "dcn_in_tower": True}
-# Checkpoint -> the config that it should be recognised as.
+# Checkpoint -> the config that it should be recognized as.
 MODELS = {
     "R-50": ({}, "coco/atss_R_50_FPN_1x"),
     "R-50-DCN": (DCN, "coco/atss_dcnv2_R_50_FPN_1x"),
@@ -135,7 +135,7 @@ def test_old_and_new_files_of_mmdetection(offset, scale_shape):
 
 
 @pytest.mark.parametrize("modulated", [False, True])
-def test_deformable_convolutions_without_masks_are_recognised(modulated):
+def test_deformable_convolutions_without_masks_are_recognized(modulated):
     theirs = foreign.mmdet(dcn=(False, False, False, True), device="meta")
     for key, value in theirs.items():
         if "conv_offset" in key:

@@ -19,7 +19,7 @@ from tests.detectron2_models import NUM_CLASSES, fcos, retinanet
 PREDICTOR = ("head.cls_score.weight", "head.cls_score.bias")
 PRIOR = -math.log(99)
 MESSAGE = (
-    "head.cls_score.weight and head.cls_score.bias keep their initialisation, the rest is loaded: "
+    "head.cls_score.weight and head.cls_score.bias keep their initialization, the rest is loaded: "
     "'{path}' is of {there} classes, the model of {here}"
 )
 
@@ -143,7 +143,7 @@ def assert_trained_from(path: Path, output_dir: Path, *parts: str) -> None:
         weights = checkpoint[part]
         assert weights["head.cls_score.bias"].tolist() == pytest.approx([PRIOR] * 2)
         std = weights["head.cls_score.weight"].std().item()
-        assert std == pytest.approx(0.01, rel=0.2)  # as initialised
+        assert std == pytest.approx(0.01, rel=0.2)  # as initialized
         for name, value in load_file(path)["model"].items():
             if name not in PREDICTOR and "running_" not in name and "num_batches" not in name:
                 torch.testing.assert_close(weights[name], value, rtol=0, atol=0)

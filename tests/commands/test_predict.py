@@ -52,7 +52,7 @@ class FakePredictor:
 
 @pytest.fixture
 def photos(tmp_path):
-    """A folder of grey images of 40 x 30 pixels: a/1.png, b/1.png, b/2.png; and a text file."""
+    """A folder of gray images of 40 x 30 pixels: a/1.png, b/1.png, b/2.png; and a text file."""
     folder = tmp_path / "photos"
     for name in ("a/1.png", "b/1.png", "b/2.png"):
         path = folder / name
@@ -335,13 +335,13 @@ def test_16_bit_images_are_not_white(run, tmp_path, monkeypatch):
 
     watching = type("Watching", (FakePredictor,), {"detect": detect})
     monkeypatch.setattr("atss_d2.predictor.Predictor", watching)
-    grey = np.tile(np.linspace(0, 65535, 40).astype(np.uint16), (30, 1))
-    Image.fromarray(grey).save(tmp_path / "grey.png")
-    status, _ = run([tmp_path / "grey.png"])
+    gray = np.tile(np.linspace(0, 65535, 40).astype(np.uint16), (30, 1))
+    Image.fromarray(gray).save(tmp_path / "gray.png")
+    status, _ = run([tmp_path / "gray.png"])
     assert status == 0
     assert (seen[0][0, 0, 0], seen[0][0, -1, 0]) == (0, 255)
     assert 120 < seen[0][0, 20, 0] < 140
-    picture = cv2.imread(str(tmp_path / "out" / "grey.png"))
+    picture = cv2.imread(str(tmp_path / "out" / "gray.png"))
     assert 120 < picture[29, 20, 0] < 140
 
 

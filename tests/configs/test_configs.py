@@ -144,7 +144,7 @@ def test_the_ten_models_of_the_authors(meta_models, name, num_parameters):
 
 @pytest.mark.parametrize("name", [x for x in LAZY if x.startswith(("coco/", "demo/"))])
 def test_images(configs, name):
-    """16 bits of grey are read as 8 (by our mapper only), in the sizes of the paper."""
+    """16 bits of gray are read as 8 (by our mapper only), in the sizes of the paper."""
     dataloader = configs[name].dataloader
     mappers = [instantiate(dataloader[part].mapper) for part in ("train", "test")]
     is_drawn = "shapes" in str(dataloader.train.dataset.names)
@@ -200,7 +200,7 @@ def test_configs_for_your_data_ask_for_them(configs, name):
         check_dataset_files(configs[name], with_training=False)
 
 
-# Schedule and optimiser
+# Schedule and optimizer
 
 
 @pytest.mark.parametrize("name", COCO)
@@ -226,7 +226,7 @@ def test_schedule(configs, name):
 
 
 class Detector(nn.Module):
-    """Has a parameter of every kind that optimisers treat in their own way."""
+    """Has a parameter of every kind that optimizers treat in their own way."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -247,7 +247,7 @@ def rates_and_decays(model: nn.Module, optimizer) -> dict[str, tuple[float, floa
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_optimiser_and_schedule_build(configs, name):
+def test_optimizer_and_schedule_build(configs, name):
     cfg = OmegaConf.create(
         {key: configs[name][key] for key in ("optimizer", "lr_multiplier", "train")},
         flags={"allow_objects": True},

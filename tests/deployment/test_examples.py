@@ -96,12 +96,12 @@ def test_examples_run_without_what_they_do_not_need(exported, photos, tmp_path, 
     file_format, forbidden = EXAMPLES[example]
     path, _, predictor = exported[file_format]
     script, output = ROOT / "examples" / example, tmp_path / "detections.json"
-    grey = np.tile(np.linspace(0, 65535, 96).astype(np.uint16), (128, 1))
-    Image.fromarray(grey).save(tmp_path / "grey.png")
-    runs = [[path, photos / "turned.jpg", output], [path, tmp_path / "grey.png", tmp_path / "g"]]
+    gray = np.tile(np.linspace(0, 65535, 96).astype(np.uint16), (128, 1))
+    Image.fromarray(gray).save(tmp_path / "gray.png")
+    runs = [[path, photos / "turned.jpg", output], [path, tmp_path / "gray.png", tmp_path / "g"]]
     _, (end, message) = run(script, forbidden, *runs, cwd=tmp_path)
     assert not end
-    assert "scale grey images of 16 bits to 8 bits first" in message
+    assert "scale gray images of 16 bits to 8 bits first" in message
     found = json.loads(output.read_text())
     expected = predictor(photos / "turned.jpg")
     assert expected.image_size == (128, 96)
@@ -130,7 +130,7 @@ def check_predictions(output, predictor, paths):
         )
         picture = np.asarray(Image.open(output / Path(image["file_name"]).name))
         assert picture.shape == (*expected.image_size, 3)
-        # Boxes have colours, the photographs have none.
+        # Boxes have colors, the photographs have none.
         assert (np.ptp(picture, axis=2) > 100).any()
 
 
@@ -179,12 +179,12 @@ def test_confidence_threshold_and_equal_names(predict_exported, exported, photos
 def test_the_demo_and_the_file_draw_and_write_the_same(
     predict_exported, exported, trained, photos, tmp_path
 ):
-    """16-bit grey among them, in one pass and in tiles."""
+    """16-bit gray among them, in one pass and in tiles."""
     path = exported["torchscript"].path
-    grey = np.asarray(Image.open(photos / "landscape.png").convert("L"))
-    Image.fromarray(grey.astype(np.uint16) * 257).save(tmp_path / "grey16.png")
-    Image.fromarray(grey).save(tmp_path / "grey8.png")
-    images = [str(tmp_path / "grey16.png"), str(tmp_path / "grey8.png"), str(photos / "turned.jpg")]
+    gray = np.asarray(Image.open(photos / "landscape.png").convert("L"))
+    Image.fromarray(gray.astype(np.uint16) * 257).save(tmp_path / "gray16.png")
+    Image.fromarray(gray).save(tmp_path / "gray8.png")
+    images = [str(tmp_path / "gray16.png"), str(tmp_path / "gray8.png"), str(photos / "turned.jpg")]
     config = ["--config-file", str(trained / "torchscript.py"), "--weights"]
     config += [str(trained / "model.pth"), "--input", *images]
     for number, flags in enumerate(([], ["--tiles", "64", "--tile-overlap", "0.5"])):
@@ -201,7 +201,7 @@ def test_the_demo_and_the_file_draw_and_write_the_same(
             np.testing.assert_allclose(x["bbox"], y["bbox"], atol=1e-2)
         by_image = [[x["bbox"] for x in found["annotations"] if x["image_id"] == i] for i in (1, 2)]
         assert by_image[0] == by_image[1]  # 16 bits or 8 make no difference
-        for name in ("grey16.png", "turned.jpg"):
+        for name in ("gray16.png", "turned.jpg"):
             first, second = (np.asarray(Image.open(x / name)).astype(int) for x in (ours, file))
             # A box that lies between two pixels may be drawn on either of them.
             assert (np.abs(first - second) > 60).any(axis=2).mean() < 0.01

@@ -131,7 +131,7 @@ WRONG = {
     "int8": (["--format", "pt2", "--int8"], "--int8 is for --format onnx, not for pt2"),
     "int8 and half": (
         ["--format", "onnx", "--int8", "--dtype", "float16"],
-        "--int8 quantises a float32 model, not one of --dtype float16",
+        "--int8 quantizes a float32 model, not one of --dtype float16",
     ),
     "half": (["--dtype", "float16"], "torchscript on cpu runs backbone and head in one of"),
     "sample": (["--sample-image", "none.jpg"], "there is no image --sample-image 'none.jpg'"),

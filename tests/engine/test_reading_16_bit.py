@@ -1,4 +1,4 @@
-"""Grey images of 16 bits look the same to every route: yaml loaders, lazy configs, TTA."""
+"""Gray images of 16 bits look the same to every route: yaml loaders, lazy configs, TTA."""
 
 import numpy as np
 import pytest

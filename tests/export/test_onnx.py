@@ -1,4 +1,4 @@
-"""ONNX: images of all sizes, in a program without torch; quantised too."""
+"""ONNX: images of all sizes, in a program without torch; quantized too."""
 
 import sys
 
@@ -121,10 +121,10 @@ def test_indices_of_many_pairs_are_exact(tmp_path):
     np.testing.assert_array_equal(classes, idxs.numpy() % 80)
 
 
-# --------------------------------------------------------------------------------- quantisation
+# --------------------------------------------------------------------------------- quantization
 
 
-def test_quantised_detections_are_nearly_those_of_the_model(onnx_file, int8_file, metadata):
+def test_quantized_detections_are_nearly_those_of_the_model(onnx_file, int8_file, metadata):
     path, exported = int8_file, load_exported(int8_file, num_threads=1)
     assert exported.metadata == metadata.replace(dtype="int8")
     operators = [node.op_type for node in onnx.load(path).graph.node]
@@ -140,7 +140,7 @@ def test_quantised_detections_are_nearly_those_of_the_model(onnx_file, int8_file
     assert one == 1
 
 
-def test_weights_are_quantised_by_channel(onnx_file, tmp_path):
+def test_weights_are_quantized_by_channel(onnx_file, tmp_path):
     """A channel of small weights keeps its precision beside one of large weights."""
     proto = onnx.load(onnx_file)
     from onnx import numpy_helper
@@ -159,7 +159,7 @@ def test_weights_are_quantised_by_channel(onnx_file, tmp_path):
     assert (error <= np.abs(values).max(axis=(1, 2, 3)) / 127 / 2 + 1e-7).all()
 
 
-def test_files_that_cannot_be_quantised(onnx_file, int8_file, tmp_path):
+def test_files_that_cannot_be_quantized(onnx_file, int8_file, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no file '.*none\.onnx'"):
         quantize_onnx(tmp_path / "none.onnx", tmp_path / "b.onnx")
     proto = onnx.load(onnx_file)

@@ -1,4 +1,4 @@
-"""Files are recognised by their content, and images checked at the door."""
+"""Files are recognized by their content, and images checked at the door."""
 
 import json
 import subprocess

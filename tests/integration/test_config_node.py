@@ -121,7 +121,7 @@ def test_classes_of_ones_own(target):
 
 
 def test_our_command_line_knows_the_arguments_of_the_model():
-    """An argument that the config leaves to its default can be set, a misspelt one cannot."""
+    """An argument that the config leaves to its default can be set, a misspelled one cannot."""
     cfg = zoo("retinanet")
     use_atss(cfg.model)
     apply_overrides(

@@ -166,14 +166,14 @@ def cells_apart():
         (cells_apart, 9),
     ],
 )
-def test_anchors_on_no_such_grid_are_labelled_as_they_lie(make, num_anchors):
+def test_anchors_on_no_such_grid_are_labeled_as_they_lie(make, num_anchors):
     batch = [d2.image(d2.BOXES), d2.image(d2.BOXES[:1], seed=1)]
     options = {"anchor_generator": make(), "model_class": retinanet_class()}
     model = use_atss(d2.retinanet(num_anchors, **options), topk=4)
     anchors, labels = labels_of(model, batch)
     expected = expected_labels(model, anchors, batch)
     assert torch.equal(torch.stack(labels), torch.stack(expected))
-    # As if they were on the grid they would be labelled otherwise.
+    # As if they were on the grid they would be labeled otherwise.
     sizes = [(8, 12), (4, 6)]
     wrong = model.label_anchors(anchors, [x["instances"] for x in batch], grid_sizes=sizes)[0]
     assert not torch.equal(torch.stack(wrong), torch.stack(expected))
@@ -182,7 +182,7 @@ def test_anchors_on_no_such_grid_are_labelled_as_they_lie(make, num_anchors):
 # --------------------------------------------------------------------- nothing of a step remains
 
 
-def test_labelling_by_hand_after_a_step():
+def test_labeling_by_hand_after_a_step():
     model = use_atss(d2.fcos())
     d2.losses_of(model)
     for size in ((64, 96), (96, 64), (32, 192)):  # as many anchors, on other grids

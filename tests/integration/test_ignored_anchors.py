@@ -77,9 +77,9 @@ def test_fcos_ignores_in_half_precision_too(dtype):
     assert sum(d2.losses_of(model).values()) == 0
 
 
-def test_fcos_ignores_positives_whose_centre_is_outside():
+def test_fcos_ignores_positives_whose_center_is_outside():
     """Detectron2's centerness target of such an anchor is not a number."""
-    box = [[9.0, 9, 11, 11]]  # between the centres (4, 4) and (12, 12)
+    box = [[9.0, 9, 11, 11]]  # between the centers (4, 4) and (12, 12)
     anchors = d2.anchors_of(d2.fcos())
     centers = Boxes.cat(anchors).get_centers()
     for build, expected in ((d2.fcos, -1), (lambda: d2.retinanet(1), 0)):

@@ -42,7 +42,7 @@ def test_copies_are_changed_too_and_refer_to_themselves(build, duplicate):
     twin = duplicate(model)
     normalizer = model.loss_normalizer
     del twin.loss_normalizer
-    losses = d2.losses_of(twin)  # a copy that used the original would move its normaliser
+    losses = d2.losses_of(twin)  # a copy that used the original would move its normalizer
     assert model.loss_normalizer == normalizer
     torch.testing.assert_close(losses, d2.losses_of(use_atss(build(), topk=4)))
     assert not torch.equal(losses[next(iter(losses))], d2.losses_of(stock)[next(iter(losses))])

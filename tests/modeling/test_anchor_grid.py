@@ -127,7 +127,7 @@ def test_memory_does_not_grow_with_boxes():
 
 
 def test_work_does_not_grow_with_the_image():
-    """But for the centres of its anchors."""
+    """But for the centers of its anchors."""
 
     def work(scale, count):
         sizes = [(height * scale, width * scale) for height, width in SIZES[:4]]

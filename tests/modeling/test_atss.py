@@ -75,7 +75,7 @@ def test_losses_equal_the_loops(num_levels, num_anchors, size, ours, options):
     "boxes",
     [
         [],
-        [[10.2, 10.2, 11, 11]],  # between all centres
+        [[10.2, 10.2, 11, 11]],  # between all centers
         [[10.0, 10, 10, 30], [30, 30, 10, 10]],  # no area, inverted
         [[-90.0, -90, -50, -50]],  # outside
     ],
@@ -301,7 +301,7 @@ def test_logged_scalars_by_hand():
     model = build(anchor_scale=1)
     batch = [
         # The first box is an anchor of p3 and a quarter of one of p4: one positive.
-        # The second, around (16, 16), holds no centre. It meets 4 anchors on each level.
+        # The second, around (16, 16), holds no center. It meets 4 anchors on each level.
         image([[8.0, 8, 16, 16], [15, 15, 17, 17]], size=(32, 32)),
         image(size=(32, 32)),
         # The whole image: 9 candidates of IoU 1/16 on p3, 4 of IoU 1/4 on p4, which are positive.

@@ -51,7 +51,7 @@ def test_mean_threshold_is_the_mean_over_the_boxes():
 
 
 def test_candidates_at_equal_distance_are_taken_in_order_of_index():
-    # The centre of the box is equally far from all four anchors: the first two are candidates.
+    # The center of the box is equally far from all four anchors: the first two are candidates.
     # Both have IoU 64/256: a single value, so both are positive.
     anchors = grid([(2, 2)], [8], [(1, 1)])
     assert ATSSMatcher(topk=2)(anchors, [torch.tensor([[0.0, 0, 16, 16]])]).tolist() == [
@@ -80,8 +80,8 @@ def test_equal_ious_are_equal_to_their_threshold(shape):
     assert ((matched == 0).sum(dim=1) == 9).all()
 
 
-def test_a_centre_must_be_more_than_epsilon_inside():
-    # The anchor's centre (4, 4) is 0.5 px inside the box on the left, 1 px after an inset of -0.5.
+def test_a_center_must_be_more_than_epsilon_inside():
+    # The anchor's center (4, 4) is 0.5 px inside the box on the left, 1 px after an inset of -0.5.
     anchors = grid([(1, 1)], [8], [(1, 1)])
     box = torch.tensor([[3.5, 0, 9, 8]])
     for options, is_positive in (
@@ -94,8 +94,8 @@ def test_a_centre_must_be_more_than_epsilon_inside():
         assert (ATSSMatcher(**options)(anchors, [box]) == 0).all() == is_positive, options
 
 
-def test_min_positives_gives_a_box_between_centres_its_best_candidate():
-    # 4 px between the centres 4 and 12: the paper's rule finds no positive. IoU is 4/76 with each
+def test_min_positives_gives_a_box_between_centers_its_best_candidate():
+    # 4 px between the centers 4 and 12: the paper's rule finds no positive. IoU is 4/76 with each
     # of the anchors 0, 1, 4, 5, which are equally far.
     anchors = grid([(4, 4)], [8], [(1, 1)])
     box = torch.tensor([[6.0, 6, 10, 10]])
@@ -121,9 +121,9 @@ def test_min_positives_when_an_iou_is_negative_zero():
 
 
 def test_share_of_tiny_boxes_without_a_positive():
-    """Three quarters of boxes of 4 x 4 px, anywhere in an image, lie between the centres.
+    """Three quarters of boxes of 4 x 4 px, anywhere in an image, lie between the centers.
 
-    A centre of stride 8 is inside, by 0.01 px, with probability (3.98 / 8)^2. Centres of the
+    A center of stride 8 is inside, by 0.01 px, with probability (3.98 / 8)^2. Centers of the
     other strides are of no use: IoU with their anchors is below mean + deviation.
     """
     anchors = grid([(40, 40), (20, 20), (10, 10), (5, 5), (3, 3)], [8, 16, 32, 64, 128])

@@ -43,7 +43,7 @@ def test_the_biased_deviation_of_two_values_reaches_the_higher_one():
     ("metric", "values"),
     [
         # The box is the first anchor; the second lies 8 px beside it: hull 24 x 8, union 16 x 8,
-        # distance of the centres 16, diagonal sqrt(24^2 + 8^2).
+        # distance of the centers 16, diagonal sqrt(24^2 + 8^2).
         ("iou", (1, 0)),
         ("giou", (1, -64 / 192)),
         ("diou", (1, -256 / 640)),
@@ -68,7 +68,7 @@ def test_boxes_that_are_none_do_not_count_in_the_mean_threshold(metric):
 
 
 def test_of_negative_overlaps_the_higher_one_wins_the_anchor():
-    # One tall anchor, 2 x 96, and two flat boxes across it with the same centre. GIoU with the
+    # One tall anchor, 2 x 96, and two flat boxes across it with the same center. GIoU with the
     # first is 4 / 380 - (9216 - 380) / 9216 = -0.948, with the second 8 / 408 -
     # (5376 - 408) / 5376 = -0.905. A single candidate is its own threshold.
     anchors = [torch.tensor([[7.0, -40, 9, 56]])]
@@ -77,8 +77,8 @@ def test_of_negative_overlaps_the_higher_one_wins_the_anchor():
         assert ATSSMatcher(metric="giou")(anchors, [boxes[order]]).tolist() == [[winner]]
 
 
-def test_without_the_centre_test_overlap_is_enough():
-    # A tiny box between four centres: of nine IoUs four are v = 4/76 and five are 0, the
+def test_without_the_center_test_overlap_is_enough():
+    # A tiny box between four centers: of nine IoUs four are v = 4/76 and five are 0, the
     # threshold is v (4/9 + sqrt((4 (5/9)^2 + 5 (4/9)^2) / 8)) = 0.97 v.
     anchors = grid([(4, 4)], [8], [(1, 1)])
     matcher = ATSSMatcher(center_epsilon=None)

@@ -16,7 +16,7 @@ quick = hypothesis.settings(max_examples=60, derandomize=True)
 
 @st.composite
 def boxes_around_points(draw):
-    """Anchors (R, 4) of one stride and boxes (R, 4) that hold their centres."""
+    """Anchors (R, 4) of one stride and boxes (R, 4) that hold their centers."""
     stride = draw(st.sampled_from([4, 8, 128]))
     rows = draw(st.lists(st.tuples(*[coordinates] * 6), min_size=1, max_size=5))
     x, y, left, top, right, bottom = torch.tensor(rows).unbind(dim=1)
@@ -26,7 +26,7 @@ def boxes_around_points(draw):
 
 
 def test_distances_by_hand():
-    # Centre (100, 60), side 64 = 8 strides of 8 px.
+    # Center (100, 60), side 64 = 8 strides of 8 px.
     anchors = torch.tensor([[68.0, 28, 132, 92]])
     boxes = torch.tensor([[84.0, 52, 140, 60]])
     distances = torch.tensor([[16 / 8, 8 / 8, 40 / 8, 0 / 8]])
@@ -108,7 +108,7 @@ def test_with_a_clamp_on_both_sides_only_tiny_boxes_are_larger(weights):
     sides = boxes[:, 2:] - boxes[:, :2]
     log_sides = torch.stack((dw, dh), dim=1).clamp(-limit, limit)
     torch.testing.assert_close(sides, 1000 * log_sides.exp(), rtol=1e-4, atol=1e-2)
-    # Centres, and boxes that are not tiny, are those of Detectron2's coder.
+    # Centers, and boxes that are not tiny, are those of Detectron2's coder.
     theirs = one_sided.apply_deltas(deltas, anchors)
     is_tiny = (torch.stack((dw, dh), dim=1) < -limit).any(dim=1)
     assert 20 < is_tiny.sum() < 180

@@ -45,7 +45,7 @@ def test_giou_is_its_definition():
 
 
 def test_the_aspect_ratio_by_hand():
-    """Concentric, 4 x 2 in 4 x 8: IoU 1/4, centres coincide, aspect ratios 2 and 1/2."""
+    """Concentric, 4 x 2 in 4 x 8: IoU 1/4, centers coincide, aspect ratios 2 and 1/2."""
     box, target = torch.tensor([[0.0, 3, 4, 5]]), torch.tensor([[0.0, 0, 4, 8]])
     assert diou_loss(box, target).item() == pytest.approx(3 / 4, abs=1e-6)
     v = 4 / math.pi**2 * (math.atan(1 / 2) - math.atan(2)) ** 2
@@ -116,7 +116,7 @@ def test_arbitrary_numbers_have_a_finite_loss_and_gradient(name, numbers):
     check_range(name, *torch.tensor(numbers).view(2, 1, 4))
 
 
-def test_inverted_boxes_are_pulled_towards_the_target():
+def test_inverted_boxes_are_pulled_toward_the_target():
     """Area and intersection of an inverted box are 0, but the hull shrinks with its far corner."""
     target = torch.tensor([[10.0, 10, 20, 20]])
     box = torch.tensor([[40.0, 40, 30, 30]]).requires_grad_()

@@ -145,7 +145,7 @@ def test_a_member_belongs_to_the_best_leader_that_it_reaches_not_to_the_nearest(
 
 def test_a_member_takes_no_members():
     # 0 takes 1, which would have taken 2, which therefore takes 3, ...: every other box leads.
-    rows = [(1 - i / 100, 0, [2 * i, 0, 2 * i + 10, 10]) for i in range(50)]  # neighbours: 8 / 12
+    rows = [(1 - i / 100, 0, [2 * i, 0, 2 * i + 10, 10]) for i in range(50)]  # neighbors: 8 / 12
     boxes, scores, _ = vote(*detections(*rows), iou_thresh=0.6)
     torch.testing.assert_close(scores, torch.tensor([row[0] for row in rows[::2]]))
     assert boxes[:, 0].gt(torch.arange(0, 100, 4)).all()  # drawn to the right by a member each
@@ -169,7 +169,7 @@ def test_classes_do_not_mix():
 
 def test_of_equal_scores_the_first_leads():
     scene = detections((0.5, 0, [0, 0, 10, 10]), (0.5, 0, [3, 0, 13, 10]), (0.5, 0, [6, 0, 16, 10]))
-    boxes, _, _ = vote(*scene, iou_thresh=0.5)  # neighbours: 7 / 13; first and last: 4 / 16
+    boxes, _, _ = vote(*scene, iou_thresh=0.5)  # neighbors: 7 / 13; first and last: 4 / 16
     torch.testing.assert_close(boxes, torch.tensor([[1.5, 0, 11.5, 10], [6, 0, 16, 10]]))
 
 

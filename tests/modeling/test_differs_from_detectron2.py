@@ -37,7 +37,7 @@ from tests.detectron2_pairs import (
 
 
 @pytest.mark.parametrize("pair", PAIRS)
-def test_normalisers(pair):
+def test_normalizers(pair):
     """Detectron2's is 0.9 x 100 (FCOS: 300) + 0.1 x positives after the first step."""
     theirs, ours = pair()
     count = num_positives(ours, d2.batch())

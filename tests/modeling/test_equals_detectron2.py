@@ -1,7 +1,7 @@
 """Our class with switches equals Detectron2's RetinaNet and FCOS: same weights, same numbers.
 
 Equal: names and shapes of all weights; logits, deltas, centerness; labels; each loss times its
-normaliser; gradients; detections. ``test_differs_from_detectron2.py`` has what is not.
+normalizer; gradients; detections. ``test_differs_from_detectron2.py`` has what is not.
 """
 
 import pytest
@@ -58,7 +58,7 @@ def test_labels(pair):
 
 
 def check_losses(pair, names):
-    """Losses and gradients, each times its normaliser."""
+    """Losses and gradients, each times its normalizer."""
     for images in (d2.batch(), [d2.image((), 0), d2.image((), 1)], random_batch(9)):
         theirs, ours = pair()
         count = num_positives(ours, images)

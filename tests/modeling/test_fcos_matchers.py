@@ -80,7 +80,7 @@ def levels_of(matched):
 
 
 def one_anchor_a_level(strides):
-    """All with the centre (0, 0)."""
+    """All with the center (0, 0)."""
     return [torch.tensor([[-0.5, -0.5, 0.5, 0.5]]) * stride for stride in strides]
 
 
@@ -160,8 +160,8 @@ def test_the_smallest_box_wins():
 
 
 def test_the_sampling_square_by_hand():
-    # 8 x 8 anchors of stride 8, centres 4, 12, ..., 60. The centre of the box is (32, 32): 1.5
-    # strides reach from 20 to 44, excluding both; centres 28 and 36 are inside in each direction.
+    # 8 x 8 anchors of stride 8, centers 4, 12, ..., 60. The center of the box is (32, 32): 1.5
+    # strides reach from 20 to 44, excluding both; centers 28 and 36 are inside in each direction.
     anchors = grid([(8, 8)], [8])
     box = torch.tensor([[0.0, 0, 64, 64]])
     for radius, inside in ((0.5, []), (0.51, [3, 4]), (1.5, [3, 4]), (1.6, [2, 3, 4, 5])):
@@ -181,7 +181,7 @@ def test_the_sampling_square_is_clipped_to_the_box():
 
 
 def test_the_nearest_candidates_by_hand():
-    # The centre (28, 28) of the anchor 27 is that of the box, which reaches 5 px to each side: of
+    # The center (28, 28) of the anchor 27 is that of the box, which reaches 5 px to each side: of
     # its 9 nearest anchors one is inside. Of the larger box all 9 are; 4 more are at equal
     # distance to none of them.
     anchors = grid([(8, 8)], [8])
@@ -191,7 +191,7 @@ def test_the_nearest_candidates_by_hand():
     matched = matcher(anchors, [torch.tensor([[0.0, 0, 56, 56]])])
     nearest = [8 * row + column for row in (2, 3, 4) for column in (2, 3, 4)]
     assert (matched[0] == 0).nonzero().flatten().tolist() == nearest
-    # Four centres at equal distance, the lower two are candidates.
+    # Four centers at equal distance, the lower two are candidates.
     matcher = CenterSamplingMatcher(strides=[8], radius=None, topk=2)
     matched = matcher(anchors, [torch.tensor([[0.0, 0, 64, 64]])])
     assert (matched[0] == 0).nonzero().flatten().tolist() == [27, 28]

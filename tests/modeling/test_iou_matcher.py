@@ -77,9 +77,9 @@ def test_a_box_that_overlaps_no_anchor_makes_none_positive():
     assert (IoUMatcher()(anchors, [boxes[:1]]) == BACKGROUND).all()
 
 
-def test_positives_with_a_centre_outside_of_their_box_are_ignored():
-    # IoU 0.5 and a centre on the edge; IoU 0.6 and a centre 1 px inside; the best, IoU 0.1 of a
-    # second box, with a centre outside.
+def test_positives_with_a_center_outside_of_their_box_are_ignored():
+    # IoU 0.5 and a center on the edge; IoU 0.6 and a center 1 px inside; the best, IoU 0.1 of a
+    # second box, with a center outside.
     anchors = [torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 10], [40, 0, 50, 10]])]
     boxes = torch.tensor([[0.0, 0, 5, 10], [0, 0, 6, 10], [40, 0, 41, 10]])
     plain = IoUMatcher()(anchors, [boxes[:1], boxes[1:]])

@@ -19,7 +19,7 @@ published = reference.published()
 
 
 def test_centerness_by_hand():
-    anchors = torch.tensor([[-4.0, -4, 4, 4]]).repeat(6, 1)  # centre (0, 0)
+    anchors = torch.tensor([[-4.0, -4, 4, 4]]).repeat(6, 1)  # center (0, 0)
     boxes = torch.tensor(
         [
             [-5.0, -7, 5, 7],  # in the middle: 1
@@ -89,7 +89,7 @@ def test_normalizers_of_one_process():
     for num_positives, sum_centerness, expected in (
         (7, 2.5, (7.0, 2.5)),
         (1, 0.25, (1.0, 0.25)),
-        (3, 0.0, (3.0, 1e-6)),  # centres outside their boxes (min_positives)
+        (3, 0.0, (3.0, 1e-6)),  # centers outside their boxes (min_positives)
         (0, 0.0, (1.0, 1e-6)),
     ):
         values = loss_normalizers(torch.tensor(num_positives), torch.tensor(sum_centerness))

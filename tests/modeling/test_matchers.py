@@ -137,7 +137,7 @@ def test_images_without_boxes(rule):
     [
         [10.0, 10, 10, 30],  # no width
         [10.0, 10, 30, 10],  # no height
-        [12.0, 12, 12, 12],  # a point, on a centre
+        [12.0, 12, 12, 12],  # a point, on a center
         [30.0, 10, 10, 30],  # inverted in x
         [10.0, 30, 30, 10],  # inverted in y
         [30.0, 30, 10, 10],  # inverted in both: width x height is positive
@@ -174,7 +174,7 @@ def test_boxes_that_are_none_get_no_anchor_and_disturb_no_other(rule, box, is_re
         [-1e6, -1e6, 1e6, 1e6],
         [-200.0, -200, -100, -100],  # far outside
         [47.0, 47, 48, 48],
-        [15.5, 15.5, 16.5, 16.5],  # between four centres
+        [15.5, 15.5, 16.5, 16.5],  # between four centers
     ],
     ids=str,
 )

@@ -419,7 +419,7 @@ def test_a_nan_score_is_no_detection():
     assert run([one])[0].tolist() == [[20, 20, 29, 29]]
 
 
-def neighbours(threshold, dtype, count=8):
+def neighbors(threshold, dtype, count=8):
     """Numbers of a type around the logit of a threshold, each the next one of that type."""
     below = above = torch.tensor(threshold, dtype=torch.float64).logit().to(dtype)
     numbers = [below]
@@ -439,7 +439,7 @@ THRESHOLDS += [1 - 10.0**-i for i in range(3, 10)]
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_both_ways_to_select_agree_at_any_threshold(dtype):
     for threshold in THRESHOLDS:
-        logits = neighbours(threshold, dtype)[:, None]
+        logits = neighbors(threshold, dtype)[:, None]
         survivors = select_survivors(logits, None, threshold, 100)
         scores, *places = select_fixed_number(logits, None, threshold, 100)
         is_taken = scores > NO_SCORE

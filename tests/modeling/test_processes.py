@@ -83,7 +83,7 @@ def test_two_processes_train_like_one(results_of_two_processes, scenario):
 
 @pytest.mark.parametrize("name", CHANGED)
 def test_gradients_of_changed_models_are_the_means(results_of_two_processes, name):
-    models = [changed_model(name) for _ in range(2)]  # Detectron2's normaliser differs by process
+    models = [changed_model(name) for _ in range(2)]  # Detectron2's normalizer differs by process
     for found in results_of_two_processes[name]:
         first, second = (d2.gradients_of(m, changed_batch(r)) for r, m in enumerate(models))
         expected = {f"module.{key}": (first[key] + second[key]) / 2 for key in first}

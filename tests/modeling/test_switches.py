@@ -101,7 +101,7 @@ def test_losses_of_other_conventions_equal_the_loops(weighted, inset, floor_per_
         floor_per_image=floor_per_image,
         centerness_weighted_box_loss=weighted,
     )
-    # Of the third and the fourth image none is positive: no boxes, a box between the centres.
+    # Of the third and the fourth image none is positive: no boxes, a box between the centers.
     batch = [image(BOXES), image(BOXES[1:2], seed=1), image(seed=2), image([[5.0, 5, 7, 7]])]
     losses = {name: value.item() for name, value in model(batch).items()}
     expected = losses_by_loops(model, batch, weighted=weighted, **options)

@@ -207,7 +207,7 @@ def test_a_mirrored_image_has_mirrored_detections(merge):
     boxes, scores, classes = detect(model, image)
     mirrored = detect(model, image.flip(2))
     if merge == "vote":
-        # An object is centred again: too far to the left and to the right have the same weight.
+        # An object is centerd again: too far to the left and to the right have the same weight.
         torch.testing.assert_close(boxes[0], torch.tensor([18.0, 6, 42, 26]))
         torch.testing.assert_close(boxes[:, [2, 0]], 60 - mirrored[0][:, [0, 2]])
     torch.testing.assert_close(scores, mirrored[1])

@@ -13,7 +13,7 @@ def positives(matched):
 
 def test_the_anchors_of_highest_iou_over_all_levels():
     # Of the box of 12 x 12: anchors of 8 x 8 have the IoU 64/144 (the anchor 0), 32/176 (1, 4) and
-    # 16/192 (5); the first one of 16 x 16 has 144/256, the anchor 16. The centres of 0 (4, 4) and
+    # 16/192 (5); the first one of 16 x 16 has 144/256, the anchor 16. The centers of 0 (4, 4) and
     # 16 (8, 8) lie inside, those of 1 (12, 4), 4 (4, 12) and 5 on the border or beyond.
     anchors = grid([(4, 4), (2, 2)], [8, 16], [(1, 1)])
     boxes = torch.tensor([[0.0, 0, 12, 12]])
@@ -28,10 +28,10 @@ def test_the_anchors_of_highest_iou_over_all_levels():
     assert positives(matched) == [0, 1, 4, 5, 16]
 
 
-def test_an_anchor_whose_centre_is_outside_takes_its_place():
-    """The authors choose the best anchors first and look at their centres then."""
-    # A flat box between the rows of centres 4 and 12, less a pixel: of the anchors 0 (row 0) and
-    # 4 (row 1) it covers 3 x 8 and 4 x 8 pixels; only the centre of 0 is inside.
+def test_an_anchor_whose_center_is_outside_takes_its_place():
+    """The authors choose the best anchors first and look at their centers then."""
+    # A flat box between the rows of centers 4 and 12, less a pixel: of the anchors 0 (row 0) and
+    # 4 (row 1) it covers 3 x 8 and 4 x 8 pixels; only the center of 0 is inside.
     anchors = grid([(2, 1)], [8], [(1, 1)])
     box = torch.tensor([[0.0, 3.5, 8, 11.9]])
     assert TopKMatcher(topk=2)(anchors, [box]).tolist() == [[0, -1]]
@@ -42,12 +42,12 @@ def test_an_anchor_whose_centre_is_outside_takes_its_place():
     assert TopKMatcher(topk=2, center_epsilon=0.0)(anchors, [box]).tolist() == [[0, 0]]
     box = torch.tensor([[0.0, 3.995, 8, 12.2]])  # 4.005 against 4.2: the second is the best
     assert TopKMatcher(topk=1)(anchors, [box]).tolist() == [[-1, 0]]
-    box = torch.tensor([[0.0, 4.5, 8, 11.995]])  # 3.5 against 3.995; neither centre is inside
+    box = torch.tensor([[0.0, 4.5, 8, 11.995]])  # 3.5 against 3.995; neither center is inside
     assert (TopKMatcher(topk=1)(anchors, [box]) == BACKGROUND).all()
 
 
-def test_among_equal_ious_the_nearer_centre_is_taken():
-    # All anchors that hold the box have the IoU 16 / 1024. Their centres are 4, 12, 20, 28 in x
+def test_among_equal_ious_the_nearer_center_is_taken():
+    # All anchors that hold the box have the IoU 16 / 1024. Their centers are 4, 12, 20, 28 in x
     # and y; that of the box is (19, 19): the nearest are 10 (20, 20), then 6 (20, 12) and 9
     # (12, 20), at equal distance the lower index first, then 11 (28, 20). Only 10 is inside.
     anchors = grid([(4, 4)], [8], [(4, 4)])
@@ -59,7 +59,7 @@ def test_among_equal_ious_the_nearer_centre_is_taken():
 
 
 def test_among_equally_good_ones_the_lower_anchor_is_taken():
-    # A quarter of each of the anchors 5, 6, 9, 10 is covered, their centres are equally far.
+    # A quarter of each of the anchors 5, 6, 9, 10 is covered, their centers are equally far.
     anchors = grid([(4, 4)], [8], [(1, 1)])
     box = torch.tensor([[12.0, 12, 20, 20]])
     assert positives(TopKMatcher(topk=3, center_epsilon=None)(anchors, [box])) == [5, 6, 9]
@@ -67,7 +67,7 @@ def test_among_equally_good_ones_the_lower_anchor_is_taken():
 
 def test_the_penalty_by_hand():
     # The box is 100 x 100. The anchor A is the box moved by 1 px: IoU 9900 / 10100 = 0.980198,
-    # distance 1. B has the same centre and is 101.98 px high: IoU 10000 / 10198 = 0.980584.
+    # distance 1. B has the same center and is 101.98 px high: IoU 10000 / 10198 = 0.980584.
     # C is 102.03 px high: IoU 10000 / 10203 = 0.980104, 0.000094 below that of A. With d_max = 1
     # A loses 0.001: C is better. A box 99 px to the left makes it d_max = 100 (to A): A loses
     # 0.00001 and is better than C.
@@ -84,7 +84,7 @@ def test_the_penalty_by_hand():
 
     assert best([a, b], box) == 1
     assert best([a, c], box) == 1
-    beside = torch.tensor([[-99.0, 0, 1, 100]])  # holds neither centre: takes no anchor away
+    beside = torch.tensor([[-99.0, 0, 1, 100]])  # holds neither center: takes no anchor away
     assert best([a, b], torch.cat((box, beside))) == 1
     assert best([a, c], torch.cat((box, beside))) == 0
     # A box of another image, or one without area, does not count.
@@ -98,7 +98,7 @@ def test_the_penalty_by_hand():
 
 def test_the_inset_shortens_the_distances_to_the_sides():
     anchors = grid([(2, 2)], [8], [(1, 1)])
-    box = torch.tensor([[3.4, 0, 11, 8]])  # the centre (4, 4) is 0.6 px inside
+    box = torch.tensor([[3.4, 0, 11, 8]])  # the center (4, 4) is 0.6 px inside
     for inset, expected in ((0.0, [0]), (0.5, [0]), (0.6, [])):
         assert positives(TopKMatcher(inset=inset)(anchors, [box])) == expected
 
@@ -119,7 +119,7 @@ def test_a_box_away_from_all_anchors_gets_none():
         assert (matched == BACKGROUND).all()
 
 
-def test_a_single_anchor_at_the_centre():
+def test_a_single_anchor_at_the_center():
     """The largest distance is 0, by which nothing is divided."""
     anchors = [torch.tensor([[0.0, 0, 8, 8]])]
     assert TopKMatcher()(anchors, [torch.tensor([[1.0, 1, 7, 7]])]).tolist() == [[0]]

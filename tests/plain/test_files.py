@@ -22,7 +22,7 @@ def test_names_that_become_equal_by_the_added_suffix_differ():
 
 
 @pytest.mark.parametrize("suffix", ["bmp", "jpeg", "jpg", "JPG", "png", "tif", "tiff", "webp"])
-def test_write_image_keeps_colours(tmp_path, suffix):
+def test_write_image_keeps_colors(tmp_path, suffix):
     image = np.zeros((32, 48, 3), dtype=np.uint8)
     image[:, :24] = (200, 100, 20)
     path = tmp_path / "new" / f"picture.{suffix}"

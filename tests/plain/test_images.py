@@ -22,7 +22,7 @@ def colors():
 
 
 @pytest.mark.parametrize("suffix", [".png", ".tif"])
-def test_16_bit_grey_is_the_same_as_8_bit_grey(tmp_path, suffix):
+def test_16_bit_gray_is_the_same_as_8_bit_gray(tmp_path, suffix):
     paths = [tmp_path / f"{bits}{suffix}" for bits in (8, 16)]
     Image.fromarray(GREY).save(paths[0])
     Image.fromarray(GREY.astype(np.uint16) * 257).save(paths[1])
@@ -33,7 +33,7 @@ def test_16_bit_grey_is_the_same_as_8_bit_grey(tmp_path, suffix):
     np.testing.assert_array_equal(np.asarray(open_rgb(paths[1])), np.asarray(open_rgb(paths[0])))
 
 
-def test_12_bit_grey_in_a_16_bit_file_is_not_dark(tmp_path):
+def test_12_bit_gray_in_a_16_bit_file_is_not_dark(tmp_path):
     values = (GREY.astype(np.float64) / 255 * 4095).round().astype(np.uint16)
     Image.fromarray(values).save(tmp_path / "12.png")
     np.testing.assert_array_equal(read_image(tmp_path / "12.png")[:, :, 0], GREY)
@@ -83,7 +83,7 @@ def test_other_modes_are_as_detectron2_reads_them(tmp_path, colors):
     modes = {
         "rgb.png": image,
         "rgba.png": Image.merge("RGBA", [*image.split(), alpha]),
-        "grey.png": alpha,
+        "gray.png": alpha,
         "la.png": Image.merge("LA", [alpha, alpha]),
         "palette.png": image.quantize(16),
         "bits.png": alpha.point(lambda x: 255 * (x > 99), "1"),
@@ -122,7 +122,7 @@ def test_turned_photographs(tmp_path, colors, orientation):
     np.testing.assert_array_equal(read_image(tmp_path / "a.png"), of_opencv)
 
 
-def test_turned_16_bit_grey(tmp_path):
+def test_turned_16_bit_gray(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.fromarray(GREY.astype(np.uint16) * 257).save(tmp_path / "a.png", exif=exif)

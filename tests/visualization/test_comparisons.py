@@ -54,7 +54,7 @@ RESULTS = [
 
 @pytest.fixture
 def dataset(tmp_path):
-    """Three grey images, 800 x 400, two of the same name; only the first has boxes."""
+    """Three gray images, 800 x 400, two of the same name; only the first has boxes."""
     dicts = []
     for image_id, name in [(11, "a/1.jpg"), (12, "b/1.jpg"), (13, "b/2.jpg")]:
         path = tmp_path / "images" / name
@@ -72,7 +72,7 @@ def dataset(tmp_path):
 
 
 def _color_at(picture, x, y):
-    """The strongest colour within two pixels, RGB in [0, 1]."""
+    """The strongest color within two pixels, RGB in [0, 1]."""
     patch = picture[y - 2 : y + 3, x - 2 : x + 3].reshape(-1, 3)[:, ::-1].astype(int)
     spread = patch.max(axis=1) - patch.min(axis=1)
     best = patch[spread.argmax()] if spread.max() > 40 else patch[patch.sum(axis=1).argmax()]
@@ -140,7 +140,7 @@ def test_captions_name_the_titles_and_the_threshold(captions):
     ]
 
 
-def test_the_caption_is_drawn_in_the_colours_of_the_boxes():
+def test_the_caption_is_drawn_in_the_colors_of_the_boxes():
     image = np.full((400, 800, 3), 60, dtype=np.uint8)
     picture = side_by_side(image, ANNOTATIONS, _instances())
     bar = picture[: picture.shape[0] - 400]

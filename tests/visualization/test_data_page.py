@@ -30,7 +30,7 @@ def draw(path, images, names, **changes):
     return np.asarray(Image.open(path).convert("RGB"))
 
 
-def test_boxes_have_the_colours_of_their_classes(tmp_path):
+def test_boxes_have_the_colors_of_their_classes(tmp_path):
     image = labeled(tmp_path / "a.png", (300, 200), [[0.2, 0.3, 0.4, 0.4]], [0])
     page = draw(tmp_path / "page.png", [image], ["disc", "square"])
     is_dark = (page == 0).all(2)

@@ -35,7 +35,7 @@ def _is_changed(picture):
 
 
 def _border(box, picture):
-    """Colours along the four sides of a box, (n, 3)."""
+    """Colors along the four sides of a box, (n, 3)."""
     x0, y0, x1, y1 = box
     return np.concatenate(
         [picture[y0, x0:x1], picture[y1, x0:x1], picture[y0:y1, x0], picture[y0:y1, x1]]
@@ -51,7 +51,7 @@ def test_boxes_are_drawn_along_their_borders_and_nowhere_else():
     picture = draw_detections(IMAGE, _detections([box]), class_names=["tree"])
     assert picture.shape == IMAGE.shape
     assert picture.dtype == np.uint8
-    # The middle of the line may lie between two pixels, so the colour is mixed.
+    # The middle of the line may lie between two pixels, so the color is mixed.
     distance = np.abs(_border(box, picture) - _bgr(class_color(0))).max(axis=1)
     assert distance.max() < 110
     changed = _is_changed(picture)
@@ -67,7 +67,7 @@ def test_no_detection_leaves_the_picture_as_it_is():
     np.testing.assert_array_equal(picture, IMAGE)
 
 
-def test_colours_of_the_photograph_stay():
+def test_colors_of_the_photograph_stay():
     image = np.zeros((60, 80, 3), dtype=np.uint8)
     image[:] = (200, 100, 20)
     np.testing.assert_array_equal(draw_detections(image, _detections([])), image)

@@ -90,11 +90,11 @@ def check_images(checked: Checked, inspect: Callable) -> None:
         "image{s} {have} more than 8 bits a channel",
         "convert them to 8 bits if you want to choose the range",
     )
-    grey = sum(modes[mode] for mode in ("1", "L", "LA"))
-    if grey:
-        text = "image{s} {are} grey"
-        text += ", all of them" if grey == len(checked.files) else ""
-        checked.findings.append(Finding(grey, text, (), "read as three equal channels"))
+    gray = sum(modes[mode] for mode in ("1", "L", "LA"))
+    if gray:
+        text = "image{s} {are} gray"
+        text += ", all of them" if gray == len(checked.files) else ""
+        checked.findings.append(Finding(gray, text, (), "read as three equal channels"))
 
 
 def _find_moved(root: Path, names: dict[Any, str]) -> dict[Any, str]:

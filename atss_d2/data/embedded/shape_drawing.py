@@ -86,9 +86,9 @@ def paint(rng: np.random.Generator, pixels: np.ndarray, mask: np.ndarray) -> Non
         mask: (h, w) bool, with at least one pixel set.
     """
     below = pixels[mask].mean(0)  # (3,)
-    colour = rng.integers(0, 256, 3)
-    while np.abs(colour - below).max() < 80:
-        colour = rng.integers(0, 256, 3)
+    color = rng.integers(0, 256, 3)
+    while np.abs(color - below).max() < 80:
+        color = rng.integers(0, 256, 3)
     rows, columns = np.indices(mask.shape)
     texture = rng.integers(4)
     if texture == 0:
@@ -100,7 +100,7 @@ def paint(rng: np.random.Generator, pixels: np.ndarray, mask: np.ndarray) -> Non
         shade = 40 * columns // mask.shape[1] - 20
     else:
         shade = rng.integers(-20, 21, mask.shape, np.int16)
-    painted = colour + shade[mask][:, None]  # (pixels, 3)
+    painted = color + shade[mask][:, None]  # (pixels, 3)
     painted += rng.integers(-4, 5, painted.shape, np.int16)
     pixels[mask] = np.clip(painted, 0, 255).astype(np.uint8)
 
@@ -113,12 +113,12 @@ def draw_background(rng: np.random.Generator, height: int, width: int) -> np.nda
     )
     for _ in range(int(rng.integers(4, 16))):
         start, stop = (rng.integers(0, (width, height)).tolist() for _ in range(2))
-        colour = rng.integers(0, 256, 3).tolist()
+        color = rng.integers(0, 256, 3).tolist()
         if rng.random() < 0.6:
-            cv2.line(pixels, start, stop, colour, int(rng.integers(1, 5)))
+            cv2.line(pixels, start, stop, color, int(rng.integers(1, 5)))
         else:  # an open arc, unlike a ring
             axes, first = rng.integers(10, 80, 2).tolist(), int(rng.integers(0, 360))
             thickness = int(rng.integers(2, 5))
-            cv2.ellipse(pixels, start, axes, 0, first, first + 150, colour, thickness)
+            cv2.ellipse(pixels, start, axes, 0, first, first + 150, color, thickness)
     noise = rng.integers(-4, 5, pixels.shape, np.int16)
     return np.clip(pixels + noise, 0, 255).astype(np.uint8)

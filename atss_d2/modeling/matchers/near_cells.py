@@ -123,6 +123,6 @@ def _largest_difference(cells: np.ndarray, side: int) -> np.ndarray:
     if side == 0:
         term = np.abs(c - d)
     else:
-        towards = side * (c - d)  # by how much c is nearer to the side of the point
-        term = np.where(towards >= 0, -towards, np.inf)
+        toward = side * (c - d)  # by how much c is nearer to the side of the point
+        term = np.where(toward >= 0, -toward, np.inf)
     return c**2 - d**2 + term
