@@ -134,7 +134,7 @@ def print_summary(
     for name, values in results.items():
         table.add_row(name, *(f"{values[metric] / 100:.3f}" for metric in METRICS))
     console.print(table)
-    console.print(f"Seconds, all in all: {seconds:.0f}")
+    console.print(f"Total time in seconds: {seconds:.0f}")
     console.print(f"Everything is in {output_dir}; pictures to look at:")
     for picture in pictures:
         console.print(f"  {picture}", highlight=False, soft_wrap=True)

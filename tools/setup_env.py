@@ -60,7 +60,7 @@ def canonical(requirement: str) -> str:
     return re.sub(r"[-_.]+", "-", name.group()).lower() if name else ""
 
 
-def check_version(owner: str, version: Sequence[int], mend: str) -> None:
+def check_version(owner: str, version: Sequence[int], fix: str) -> None:
     """Checks that a Python is new enough.
 
     Raises:
@@ -69,7 +69,7 @@ def check_version(owner: str, version: Sequence[int], mend: str) -> None:
     if tuple(version[:2]) < MIN_PYTHON:
         raise SetupError(
             f"atss_d2 needs {python_name(MIN_PYTHON)} or newer, but {owner} is "
-            f"{python_name(version)}; {mend}"
+            f"{python_name(version)}; {fix}"
         )
 
 
@@ -195,7 +195,7 @@ def install_detectron2(env: Environment, facts: dict[str, Any], lock: int) -> No
         say("Detectron2 is there and is used as it is")
         return
     if facts["has_detectron2"] and (not env.is_ours or "detectron2" in facts["installed"]):
-        raise SetupError(f"the Detectron2 in {env.path} does not import, mend it first: {error}")
+        raise SetupError(f"the Detectron2 in {env.path} does not import, fix it first: {error}")
     say("Detectron2, the Python part (no compiler needed)")
     staging = env.state / "tmp" / "detectron2"
     arguments = ["--no-deps", "--only-binary=:all:", "--python-version", DETECTRON2_PYTHON]
@@ -274,8 +274,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     signal.signal(signal.SIGTERM, _stop)
     try:
-        mend = "name another one: make setup PYTHON=/path/to/python3"
-        check_version(sys.executable, sys.version_info[:3], mend)
+        fix = "name another one: make setup PYTHON=/path/to/python3"
+        check_version(sys.executable, sys.version_info[:3], fix)
         set_up(Path(os.path.abspath(args.venv.expanduser())))
     except SetupError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -283,7 +283,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         place = error.filename or args.venv
         print(
-            f"error: {error.strerror or error}: {place}; mend it or choose another VENV=",
+            f"error: {error.strerror or error}: {place}; fix it or choose another VENV=",
             file=sys.stderr,
         )
         return 1

@@ -162,14 +162,14 @@ class SafeCheckpointer(DetectionCheckpointer):
     def _check_weights(self, weights: Any) -> None:
         if not isinstance(weights, Mapping):
             raise CheckpointError(
-                f"'{self._source}' has a {type(weights).__name__} as 'model' and no dict of weights"
+                f"'{self._source}' has a {type(weights).__name__} as 'model', not a dict of weights"
             )
         # mmdetection's layout, and Lightning's.
         hint = "; mmdetection's are loaded by mmdet://FILE" if "state_dict" in weights else ""
         for name, value in weights.items():
             if not isinstance(value, (Tensor, np.ndarray)):
                 raise CheckpointError(
-                    f"'{self._source}' is no dict of weights: {name!r} is a "
+                    f"'{self._source}' is not a dict of weights: {name!r} is a "
                     f"{type(value).__name__}{hint}"
                 )
 
@@ -262,7 +262,7 @@ class SafeCheckpointer(DetectionCheckpointer):
             incompatible.missing_keys.remove(name)
         logger.warning(
             f"{' and '.join(names)} keep their initialization, the rest is loaded: "
-            f"'{self._source}' is of {in_file} classes, the model of {in_model}"
+            f"'{self._source}' was trained with {in_file} classes, but the model has {in_model}"
         )
 
     def _class_counts(self, difference: _Difference) -> tuple[int, int] | None:
@@ -302,9 +302,9 @@ class SafeCheckpointer(DetectionCheckpointer):
         if len(counts) == 1 and None not in counts:
             ((in_file, in_model),) = counts
             raise CheckpointError(
-                f"'{self._source}' is of {in_file} classes, the model of {in_model} "
-                f"({differences[0][0]}): give the model as many; to train on other classes start "
-                "from it, by train.init_checkpoint or MODEL.WEIGHTS"
+                f"'{self._source}' was trained with {in_file} classes, but the model has "
+                f"{in_model} ({differences[0][0]}): set num_classes={in_file}; to train on other "
+                "classes, start from it by train.init_checkpoint or MODEL.WEIGHTS"
             )
         shapes = [f"{name} is {file} there and {model} here" for name, file, model in differences]
         raise CheckpointError(
@@ -325,7 +325,7 @@ def _of_model_zoo(data: dict[str, Any]) -> dict[str, Any]:
 
 def _of_pycls(data: dict[str, Any], filename: str) -> dict[str, Any]:
     if "model_state" not in data:
-        raise CheckpointError(f"'{filename}' is no checkpoint of pycls: it has no 'model_state'")
+        raise CheckpointError(f"'{filename}' is not a checkpoint of pycls: it has no 'model_state'")
     weights = data["model_state"].items()
     weights = {name: x for name, x in weights if not name.endswith("num_batches_tracked")}
     return {"model": weights, "__author__": "pycls", "matching_heuristics": True}

@@ -84,7 +84,7 @@ def load_file(path: str | os.PathLike[str], *, weights_only_parts: bool = False)
         checkpoint = _read_weights_only_parts(path, head)
     if not isinstance(checkpoint, dict):
         raise CheckpointError(
-            f"'{path}' holds a {type(checkpoint).__name__} and no dict of weights: save the "
+            f"'{path}' contains a {type(checkpoint).__name__}, not a dict of weights: save the "
             "state_dict() of the model"
         )
     return checkpoint
@@ -154,7 +154,7 @@ def _read_torch(path: Path) -> Any:
         with zipfile.ZipFile(path) as archive:
             if any(name.endswith("/constants.pkl") for name in archive.namelist()):
                 raise CheckpointError(
-                    f"'{path}' is a TorchScript program and no checkpoint: save the state_dict() "
+                    f"'{path}' is a TorchScript program, not a checkpoint: save the state_dict() "
                     "of the model"
                 )
             # Torch silently skips entries that the archive marks as folders.
@@ -217,16 +217,16 @@ def _asked_for(path: Path, error: Exception) -> str | None:
 
 def _refusal(path: Path, name: str) -> str:
     name = _printable(name)
-    mend = (
+    fix = (
         f"{_OTHER_WAY}, or, if you trust the file, admit it by "
         f"torch.serialization.add_safe_globals([{name}])"
     )
     module = name.split(".")[0]
     if module in _NEVER_ADMITTED:
-        mend = f"; nothing of the module {module} is ever admitted: get the weights from elsewhere"
+        fix = f"; the module {module} is never admitted: get the weights from elsewhere"
     return (
         f"'{path}' is refused; no code in it was executed: it asks for {name}, which is neither a "
-        f"tensor, nor an array, nor a plain container{mend}"
+        f"tensor, nor an array, nor a plain container{fix}"
     )
 
 
@@ -244,7 +244,7 @@ def _check_head(path: Path, head: bytes) -> None:
         raise CheckpointError(f"'{path}' begins with zeros only: copy or download it again")
     if text.startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
         raise CheckpointError(
-            f"'{path}' is a web page and no checkpoint: download the file that the page links to"
+            f"'{path}' is a web page, not a checkpoint: download the file that the page links to"
         )
     if text.startswith(b"version https://git-lfs"):
         raise CheckpointError(
@@ -259,11 +259,11 @@ def _damage(path: Path, head: bytes, error: Exception) -> str:
     reason = ascii(reason[1].split(". ")[0])[1:-1][:160] if reason else ""
     if not re.search("[a-z]{2}", reason):  # a KeyError for the byte where an opcode should be
         reason = f"{type(error).__name__} {reason}".rstrip()
-    mend = "it is damaged, incomplete or no checkpoint: copy or download it again"
+    fix = "it is damaged, incomplete or no checkpoint: copy or download it again"
     if path.suffix.lower() in _READERS and zipfile.is_zipfile(path):
-        mend = "it looks like a file of torch.save: name it .pth"
+        fix = "it looks like a file of torch.save: name it .pth"
     elif path.suffix.lower() == ".safetensors" and head.startswith(b"\x80"):
-        mend = "it looks like a pickle: name it .pth or .pkl"
+        fix = "it looks like a pickle: name it .pth or .pkl"
     elif path.suffix.lower() not in _READERS and head[8:10] in (b'{"', b"{ "):
-        mend = "it looks like a file of safetensors: name it .safetensors"
-    return f"'{path}' cannot be read as a checkpoint ({reason}): {mend}"
+        fix = "it looks like a file of safetensors: name it .safetensors"
+    return f"'{path}' cannot be read as a checkpoint ({reason}): {fix}"

@@ -229,7 +229,7 @@ class Interpreter:
         state, target = self._pop(), self._top()
         if isinstance(target, (Array, DType)):
             if type(state) is not tuple:
-                raise pickle.UnpicklingError("an array whose state is no tuple")
+                raise pickle.UnpicklingError("an array whose state is not a tuple")
             self._spend(state)
             try:
                 target.__setstate__(state)  # our own, which checks the state

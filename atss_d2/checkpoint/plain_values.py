@@ -71,7 +71,7 @@ def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> Any:
 
 def _parameter(data: Any, *_: Any) -> Any:
     if not isinstance(data, (Tensor, LeftOut)):
-        raise pickle.UnpicklingError("a parameter that is no tensor")
+        raise pickle.UnpicklingError("a parameter that is not a tensor")
     return data
 
 

@@ -20,7 +20,7 @@ JSON_NAME = "detections.json"
 INTERRUPTED = 130  # the exit code of a command stopped by Ctrl+C
 
 OUTPUT_HELP = """\
-Written are a picture of each image, under the image's own name (those of the same name go to
+Writes a picture of each image under the image's own name (images of the same name go to
 sub-folders), and detections.json in COCO's format: "images", "categories" with the ids and names of
 the training data, and "annotations" with image_id, category_id, bbox as [x, y, width, height] in
 pixels, area and score. pycocotools reads it: COCO("detections.json").

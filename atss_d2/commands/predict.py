@@ -36,8 +36,8 @@ if TYPE_CHECKING:
     from ..predictor import Predictor
 
 VIDEO_HELP = """
-Of a video, --output is the file to write (.mp4, .mkv, .mov, .avi), or a folder for one named after
-the video; the detections go to a .json beside it, whose images have a "frame_index".
+For a video, --output is the file to write (.mp4, .mkv, .mov, .avi) or a folder; the detections go
+to a .json file beside the video, whose images have a "frame_index".
 """
 
 

@@ -128,8 +128,8 @@ def _parse(override: str, overrides: Sequence[str]) -> tuple[str, Any]:
         parsed = OverridesParser.create().parse_override(f"key={text}")
     except HydraException:
         raise ValueError(
-            f"'{override}': {text} is no value in Hydra's grammar; put quotes around it that the "
-            f"shell leaves, \"{key}='{text}'\""
+            f"'{override}': {text} is not a value in Hydra's grammar; quote it so that the shell "
+            f"keeps the quotes, \"{key}='{text}'\""
         ) from None
     if parsed.is_sweep_override():
         raise ValueError(f"'{override}' are several values in Hydra's grammar; a list is [a,b]")

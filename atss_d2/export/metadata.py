@@ -175,7 +175,7 @@ class Metadata:
         try:
             fields = json.loads(text)
         except ValueError as error:
-            raise ValueError(f"metadata is no JSON: {error}") from error
+            raise ValueError(f"metadata is not JSON: {error}") from error
         if not isinstance(fields, dict):
             raise ValueError(f"metadata must be a JSON object, got {type(fields).__name__}")
         # For a later format, only its number can be checked.

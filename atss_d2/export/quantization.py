@@ -52,7 +52,7 @@ def quantize_onnx(source: str | os.PathLike[str], path: str | os.PathLike[str]) 
         raise ValueError(f"'{source}' was not exported by atss_d2: it has no metadata '{KEY}'")
     metadata = Metadata.from_json(texts[KEY])
     if metadata.dtype != "float32":
-        raise ValueError(f"can quantize a model of float32, but '{source}' is of {metadata.dtype}")
+        raise ValueError(f"can quantize a float32 model, but '{source}' is {metadata.dtype}")
     _quantize_convolutions(proto.graph)
     texts[KEY] = metadata.replace(dtype="int8").to_json()
     onnx.helper.set_model_props(proto, texts)

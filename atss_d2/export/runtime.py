@@ -98,7 +98,9 @@ class OnnxDetector(ExportedDetector):
                 os.fspath(path), options, providers=onnxruntime.get_available_providers()
             )
         except Exception as error:  # the only common base class of its errors
-            raise ValueError(f"'{path}' is no model that ONNX Runtime can run: {error}") from error
+            raise ValueError(
+                f"'{path}' is not a model that ONNX Runtime can run: {error}"
+            ) from error
         properties = self._session.get_modelmeta().custom_metadata_map
         self.metadata = _read_metadata(path, properties.get(KEY))
 
@@ -195,7 +197,7 @@ def _class_of(path: Path) -> type[ExportedDetector]:
     if not zipfile.is_zipfile(path):
         if path.suffix == ".onnx":
             return OnnxDetector
-        raise ValueError(f"'{path}' is no exported detector, or it is damaged: export it again")
+        raise ValueError(f"'{path}' is not an exported detector, or it is damaged: export it again")
     with zipfile.ZipFile(path) as archive:
         # All entries are in one folder, named after the file.
         names = [name.partition("/")[2] for name in archive.namelist()]
@@ -206,7 +208,7 @@ def _class_of(path: Path) -> type[ExportedDetector]:
     if any(name.startswith("code/") for name in names):
         return TorchScriptDetector
     raise ValueError(
-        f"'{path}' is no exported detector: it has neither a graph of torch.export nor code of "
+        f"'{path}' is not an exported detector: it has neither a graph of torch.export nor code of "
         "TorchScript (a checkpoint is to be exported first)"
     )
 

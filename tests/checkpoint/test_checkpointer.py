@@ -174,8 +174,8 @@ def test_missing_files_below_a_prefix_of_ours(monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"model": [1]}, "has a list as 'model' and no dict of weights"),
-        ({"model": {"a": 1}}, "is no dict of weights: 'a' is a int$"),
+        ({"model": [1]}, "has a list as 'model', not a dict of weights"),
+        ({"model": {"a": 1}}, "is not a dict of weights: 'a' is a int$"),
         ({"meta": {}, "state_dict": {}}, "'meta' is a dict; .* loaded by mmdet://FILE"),
         (
             {"model": {"module.rpn.head.cls_logits.weight": torch.zeros(2)}},

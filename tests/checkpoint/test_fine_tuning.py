@@ -70,7 +70,7 @@ def test_detectors_of_detectron2(tmp_path, caplog, build):
     nn.init.zeros_(model.head.bbox_pred.weight)  # is loaded
     begin(model, path, tmp_path)
     assert_all_but_the_predictor(model, path, fresh)
-    assert f"is of 80 classes, the model of {NUM_CLASSES}" in caplog.text
+    assert f"was trained with 80 classes, but the model has {NUM_CLASSES}" in caplog.text
 
 
 def test_other_differences_are_errors(tmp_path):
@@ -111,15 +111,15 @@ def test_predictors_that_are_not_of_other_classes(tmp_path, change):
 def test_a_model_that_is_used_needs_the_same_classes(tmp_path):
     path = save_file(detector.build(num_classes=80).state_dict(), tmp_path / "a.pth")
     message = (
-        f"'{path}' is of 80 classes, the model of 3 .head.cls_score.weight.: give the model as "
-        "many; to train on other classes start from it, by train.init_checkpoint"
+        f"'{path}' was trained with 80 classes, but the model has 3 .head.cls_score.weight.: set "
+        "num_classes=80; to train on other classes, start from it by train.init_checkpoint"
     )
     model = detector.build(num_classes=3)
     with pytest.raises(CheckpointError, match=message):
         load_weights(model, str(path))
     cfg = toy.config(tmp_path)
     weights = save_file(build_model(cfg).state_dict(), tmp_path / "b.pth")
-    with pytest.raises(CheckpointError, match="is of 2 classes, the model of 5"):
+    with pytest.raises(CheckpointError, match="was trained with 2 classes, but the model has 5"):
         Predictor(cfg, weights, overrides=["model.num_classes=5"])
     checkpointer = SafeCheckpointer(model, str(tmp_path))
     (tmp_path / "last_checkpoint").write_text("a.pth")

@@ -358,8 +358,8 @@ def test_flipped_bits(whole_files, tmp_path_factory, data):
     ("content", "message"),
     [
         (b"", "is empty: copy or download it again"),
-        (b"\n <!DOCTYPE html><html><body>Sign in</body>", "is a web page and no checkpoint"),
-        (b"\xef\xbb\xbf<html>", "is a web page and no checkpoint"),
+        (b"\n <!DOCTYPE html><html><body>Sign in</body>", "is a web page, not a checkpoint"),
+        (b"\xef\xbb\xbf<html>", "is a web page, not a checkpoint"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "run `git lfs pull`"),
         (bytes(5000), "begins with zeros only"),
         (b'{"message": "Not Found"}', "no checkpoint: copy or download it again"),
@@ -394,10 +394,10 @@ def test_other_kinds_of_files(tmp_path):
         load_file(tmp_path / "nowhere.pth")
     with pytest.raises(FileNotFoundError, match="There is no checkpoint at"):
         load_file(tmp_path)
-    with pytest.raises(CheckpointError, match=r"holds a list and no dict of weights"):
+    with pytest.raises(CheckpointError, match=r"holds a list , not a dict of weights"):
         load_file(write(tmp_path / "list.pth", [torch.zeros(2)]))
     torch.jit.trace(torch.nn.ReLU(), torch.zeros(1)).save(tmp_path / "script.pt")
-    with pytest.raises(CheckpointError, match="is a TorchScript program and no checkpoint"):
+    with pytest.raises(CheckpointError, match="is a TorchScript program, not a checkpoint"):
         load_file(tmp_path / "script.pt")
     with tarfile.open(tmp_path / "a.pth.tar", "w") as archive:
         archive.add(tmp_path / "list.pth", "list.pth")

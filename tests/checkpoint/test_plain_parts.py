@@ -238,7 +238,7 @@ def test_tensors_by_hand(tmp_path):
         (b"\x97", "the opcode NEXT_BUFFER"),
         (b"]" + text("a") + b"R", "a call of a list"),
         (b"ccollections\nOrderedDict\n]R", "a call with a list"),
-        (b"ctorch._utils\n_rebuild_parameter\n(]tR", "a parameter that is no tensor"),
+        (b"ctorch._utils\n_rebuild_parameter\n(]tR", "a parameter that is not a tensor"),
         (b"N}b", "whose state is set"),
         (b"}]a", "a dict that is appended to"),
         (b"]NNs", "a list whose items are set"),

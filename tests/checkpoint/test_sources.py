@@ -107,7 +107,7 @@ def test_a_page_that_is_not_there(server):
 def test_a_page_in_place_of_the_file(server):
     url, folder, _ = server
     (folder / "a.pth").write_text("<!DOCTYPE html><html>Sign in</html>")
-    with pytest.raises(CheckpointError, match="is a web page and no checkpoint"):
+    with pytest.raises(CheckpointError, match="is a web page, not a checkpoint"):
         load_weights(detector.build(), f"{url}/a.pth")
 
 
@@ -170,9 +170,9 @@ def test_fine_tuning_from_a_url_of_mmdetection(handler, tmp_path, caplog):
         is_predictor = name.startswith("head.cls_score.")
         wanted = fresh[name.removeprefix("head.cls_score.")] if is_predictor else expected[name]
         torch.testing.assert_close(value, wanted, rtol=0, atol=0)
-    assert f"'{path}' is of 80 classes, the model of 3" in caplog.text
+    assert f"'{path}' was trained with 80 classes, but the model has 3" in caplog.text
     assert "stay random" not in caplog.text
-    with pytest.raises(CheckpointError, match="is of 80 classes, the model of 3"):
+    with pytest.raises(CheckpointError, match="was trained with 80 classes, but the model has 3"):
         load_weights(model, path)
 
 

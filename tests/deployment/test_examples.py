@@ -288,8 +288,8 @@ def test_wrong_files_are_named(predict_exported, exported, trained, photos, tmp_
     for model, message in (
         ("none.onnx", "there is no file 'none.onnx'"),
         (tmp_path / "text.onnx", "ONNX Runtime"),  # cannot run it, or is missing
-        (photos / "portrait.png", "portrait.png' is no exported detector"),
-        (trained / "model.pth", "model.pth' is no exported detector"),
+        (photos / "portrait.png", "portrait.png' is not an exported detector"),
+        (trained / "model.pth", "model.pth' is not an exported detector"),
     ):
         with pytest.raises(SystemExit, match="2"):
             predict_exported.main([str(model), image, "--output", str(output)])

@@ -21,12 +21,12 @@ CASES = {
     "python train_net.py --config-file my_confg.py": "no config 'my_confg.py'; available: coco/",
     "python train_net.py --config-file unfinished.py": "config 'unfinished.py', line 3: '(' was",
     f"python train_net.py --config-file {CONFIG}": "tools/start_project.py writes a config",
-    f"{PREDICT} {CONFIG} --weights page.pth": "'page.pth' is a web page and no checkpoint: downl",
+    f"{PREDICT} {CONFIG} --weights page.pth": "'page.pth' is a web page, not a checkpoint: downl",
     f"python tools/export_model.py --config-file {CONFIG}": (
         "is a backbone to start training with, not a trained detector: give train.init_checkpoint="
     ),
     "python tools/predict_exported.py model.onnx photo.jpg": "there is no file 'model.onnx'",
-    "python tools/predict_exported.py page.pth photo.jpg": "'page.pth' is no exported detector",
+    "python tools/predict_exported.py page.pth photo.jpg": "'page.pth' is not an exported detector",
     "python tools/convert_weights.py page.pth out.pth": "'page.pth' is a web page",
     "python tools/start_project.py --train data/trian.json data/images --output p": (
         "'data/trian.json' does not exist: give an annotation file or a folder"

@@ -65,8 +65,8 @@ def test_what_does_not_fit_is_refused(change, message):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "metadata is no JSON"),
-        (b"\xff\xfe{", "metadata is no JSON"),
+        ("", "metadata is not JSON"),
+        (b"\xff\xfe{", "metadata is not JSON"),
         ("[1]", "must be a JSON object, got list"),
         ("{}", "metadata lacks class_names, input_format, format_version"),
         (

@@ -66,7 +66,9 @@ def test_files_of_others_are_refused(tmp_path):
         load_exported(tmp_path / "text.pt2")
     (tmp_path / "text.onnx").write_text("?")
     pytest.importorskip("onnxruntime")
-    with pytest.raises(ValueError, match=r"'.*text\.onnx' is no model that ONNX Runtime can run"):
+    with pytest.raises(
+        ValueError, match=r"'.*text\.onnx' is not a model that ONNX Runtime can run"
+    ):
         load_exported(tmp_path / "text.onnx")
 
 

@@ -140,7 +140,7 @@ def _refuse_most(checked: Checked, entries: dict, files: dict, broken: dict) -> 
         raise DataError(text + f"unreadable, e.g. '{files[first].path}': are they images?")
     sizes = [(entries[i].get("height"), entries[i].get("width")) for i in broken]
     is_turned = sizes == [(files[i].width, files[i].height) for i in broken]
-    mend = (
+    fix = (
         "the JSON does not know that their EXIF data turn them; remove the tag Orientation from "
         "the files"
         if is_turned
@@ -149,5 +149,5 @@ def _refuse_most(checked: Checked, entries: dict, files: dict, broken: dict) -> 
     raise DataError(
         text + f"not of the size that the JSON says, e.g. '{entries[first]['file_name']}': "
         f"{files[first].width} x {files[first].height} pixels, in the JSON "
-        f"{entries[first].get('width')} x {entries[first].get('height')}; {mend}"
+        f"{entries[first].get('width')} x {entries[first].get('height')}; {fix}"
     )
