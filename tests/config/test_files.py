@@ -25,11 +25,6 @@ def test_get_config_has_detectron2s_five_keys():
     assert get_config("coco/atss_R_50_FPN_1x") == config
 
 
-def test_shared_parts_and_yaml_files_are_found_by_path():
-    assert get_config_path("common/train.py").endswith("common/train.py")
-    assert get_config_path("yaml/Base-ATSS.yaml").endswith("Base-ATSS.yaml")
-
-
 @pytest.mark.parametrize(
     ("wrong", "nearest"),
     [
