@@ -134,6 +134,7 @@ def test_batches_of_all_kinds_train(tmp_path):
         assert losses["loss_cls"] < 0.5 * detector().train()(batches[0])["loss_cls"]
 
 
+SPLITS = {"train": "train", "test": "val"}
 OVERRIDES = ["dataloader.train.mapper.keep_ignored=True", "model.matcher.ignore_ioa_thresh=0.5"]
 
 
@@ -149,7 +150,7 @@ def test_two_overrides_turn_it_on(tmp_path):
     options = {"train.max_iter": 2, "train.eval_period": 0, "dataloader.evaluator": None}
     # The image with the crowd is in each batch.
     options |= {"dataloader.train.total_batch_size": 4, "model.num_classes": NUM_CLASSES}
-    options |= {"dataloader.train.dataset.names": "shapes_train"}
+    options |= {f"dataloader.{x}.dataset.names": f"shapes_{y}" for x, y in SPLITS.items()}
     run = toy.Run(tmp_path, **options, **{"dataloader.train.aspect_ratio_grouping": False})
     apply_overrides(run.cfg, OVERRIDES)
     run.train()
