@@ -20,7 +20,7 @@ PREDICTOR = ("head.cls_score.weight", "head.cls_score.bias")
 PRIOR = -math.log(99)
 MESSAGE = (
     "head.cls_score.weight and head.cls_score.bias keep their initialization, the rest is loaded: "
-    "'{path}' is of {there} classes, the model of {here}"
+    "'{path}' was trained with {there} classes, but the model has {here}"
 )
 
 

@@ -391,7 +391,7 @@ def test_other_kinds_of_files(tmp_path):
         load_file(tmp_path / "nowhere.pth")
     with pytest.raises(FileNotFoundError, match="There is no checkpoint at"):
         load_file(tmp_path)
-    with pytest.raises(CheckpointError, match=r"holds a list , not a dict of weights"):
+    with pytest.raises(CheckpointError, match=r"contains a list, not a dict of weights"):
         load_file(write(tmp_path / "list.pth", [torch.zeros(2)]))
     torch.jit.trace(torch.nn.ReLU(), torch.zeros(1)).save(tmp_path / "script.pt")
     with pytest.raises(CheckpointError, match="is a TorchScript program, not a checkpoint"):

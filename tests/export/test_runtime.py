@@ -62,7 +62,7 @@ def test_files_of_others_are_refused(tmp_path):
     with pytest.raises(ValueError, match="a checkpoint is to be exported first"):
         load_exported(tmp_path / "checkpoint.pth")
     (tmp_path / "text.pt2").write_text("?")
-    with pytest.raises(ValueError, match="no exported detector, or it is damaged"):
+    with pytest.raises(ValueError, match="not an exported detector, or it is damaged"):
         load_exported(tmp_path / "text.pt2")
     (tmp_path / "text.onnx").write_text("?")
     pytest.importorskip("onnxruntime")

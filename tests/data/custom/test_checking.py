@@ -220,7 +220,7 @@ def test_files_that_cannot_be_read_and_odd_ones(tmp_path):
     checked = check_files(tmp_path, content)
     said = findings(checked)
     assert "2 images are unreadable, e.g. '0000.png', '0001.png': left out" in said
-    assert "1 image is grey: read as three equal channels" in said
+    assert "1 image is gray: read as three equal channels" in said
     assert any(text.startswith("1 image has more than 8 bits a channel") for text in said)
     assert len(checked.content["images"]) == 7
     assert {a["image_id"] for a in checked.content["annotations"]} <= set(checked.files)

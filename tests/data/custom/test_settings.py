@@ -119,6 +119,13 @@ def test_schedule_grows_with_the_data():
     assert "CPU" not in on_gpu.reasons["max_iter"]
 
 
+def test_evaluations_are_fewer_with_a_large_validation_set():
+    few, many = chosen(make(200), val_images=30), chosen(make(200), val_images=3000)
+    assert few.max_iter / few.eval_period == pytest.approx(10, abs=1)
+    assert many.eval_period > 3 * few.eval_period
+    assert few.reasons["eval_period"].endswith("of 30 images")
+
+
 def test_factors_are_those_of_detectron2():
     train = dataclasses.replace(
         make(5),
