@@ -150,7 +150,7 @@ def test_an_installed_detectron2_is_used_as_it_is(fakes, setup_env, capfd):
     assert setup_env.main(["--venv", str(fakes.venv)]) == 0
     libraries, project = fakes.pip_calls()
     assert not any("opencv" in argument or "setuptools" in argument for argument in libraries)
-    assert "pycocotools>=2.0.2" in libraries
+    assert "pycocotools>=2.0.7" in libraries
     assert project[-1] == "."
     assert (site / "detectron2" / "__init__.py").read_text() == "mine"
     assert not (fakes.venv / ".atss_d2" / "made_here").exists()
