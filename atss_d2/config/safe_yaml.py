@@ -31,7 +31,9 @@ from .renames import current_name, rename_lazy, rename_yaml
 
 __all__ = ["load_lazy_yaml", "merge_yaml"]
 
-_DETECTRON2 = Path(detectron2.__file__).resolve().parent
+_PACKAGE = Path(detectron2.__file__).resolve().parent
+# Installed from a checkout, the package's configs are a link to a folder beside it.
+_DETECTRON2 = (_PACKAGE, (_PACKAGE / "model_zoo" / "configs").resolve())
 # Packages whose modules may be imported to find a name; other modules must be imported already.
 _PACKAGES = ("atss_d2", "detectron2", "fvcore", "torch", "torchvision")
 _TAG = "tag:yaml.org,2002:python/"
@@ -87,7 +89,7 @@ class _CheckedCfgNode(CfgNode):
 
 def _is_of_detectron2(filename: str) -> bool:
     path = Path(os.path.realpath(filename))
-    return path.is_file() and _DETECTRON2 in path.parents
+    return path.is_file() and any(folder in path.parents for folder in _DETECTRON2)
 
 
 def _parse(path: str, file: Any, loader: type[yaml.SafeLoader]) -> Any:

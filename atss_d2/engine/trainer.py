@@ -118,6 +118,9 @@ def do_train(cfg: DictConfig, *, resume: bool = False) -> dict[str, Any]:
     logger.info(f"{type(model).__name__} with {num_parameters / 1e6:.1f} M parameters")
     cfg.optimizer.params.model = model
     optimizer = instantiate(cfg.optimizer)
+    # Older versions of torch keep betas as the list of omegaconf, which no checkpoint may hold.
+    for group in optimizer.param_groups:
+        group.update({k: tuple(v) for k, v in group.items() if isinstance(v, ListConfig)})
 
     trainer = _build_trainer(cfg, model, optimizer)
     # Built after the trainer, which gives the models of all processes the same weights.
