@@ -326,7 +326,7 @@ YAML = "yaml/atss_R_50_FPN_1x.yaml"
         (["--config-file", LAZY, "train.max_itr=1"], "did you mean train.max_iter"),
         (["--config-file", LAZY, "train.max_iter=5", "--resume"], "flags such as --resume stand"),
         (["--config-file", LAZY, "MODEL.WEIGHTS", "x"], "write train.init_checkpoint=x"),
-        (["--config-file", LAZY, "train.max_iter=[1"], "no value in Hydra's grammar"),
+        (["--config-file", LAZY, "train.max_iter=[1"], "not a value in Hydra's grammar"),
         (
             ["--config-file", LAZY, "train.init_checkpoint=no.pth"],
             "There is no checkpoint at 'no.pth'",

@@ -152,7 +152,7 @@ def test_keys_like_nothing_name_the_top_level(loaded_cfg, key):
         (["train.max_iter=range(1,3)"], "several values in Hydra's grammar"),
         (["train.output_dir=a=b"], "quote it so that the shell keeps the quotes"),
         (["train.output_dir=~/x"], "quote it so that the shell keeps the quotes"),
-        (["model.anchor_generator.sizes=[[32]"], "no value in Hydra's grammar"),
+        (["model.anchor_generator.sizes=[[32]"], "not a value in Hydra's grammar"),
         (["model.head.input_shape.0.channels=abc"], "channels must be a number, got 'abc'"),
         (["model.head.input_shape.0.channels=1.5"], "could not be converted to Integer"),
         (["+model.anchor_generator.sizes.9=[8]"], "list index out of range"),
