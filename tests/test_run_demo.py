@@ -69,7 +69,7 @@ def test_leaves_what_the_readme_promises(run_demo, tmp_path, capsys):
 
     printed = capsys.readouterr().out
     table = printed[printed.index("held out") :]
-    for word in ("AP", "AP50", "AP75", "AR", "trees_val", "trees_site2", "Seconds"):
+    for word in ("AP", "AP50", "AP75", "AR", "trees_val", "trees_site2", "Total time"):
         assert word in table
     for picture in (output / "learning_curve.png", *pictures):
         assert str(picture) in table
