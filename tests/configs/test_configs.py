@@ -142,7 +142,7 @@ def test_the_ten_models_of_the_authors(meta_models, name, num_parameters):
     assert model.backbone.size_divisibility == 32
 
 
-@pytest.mark.parametrize("name", [x for x in LAZY if x.startswith(("coco/", "demo/"))])
+@pytest.mark.parametrize("name", [x for x in LAZY if x.startswith(("coco/", "custom/", "demo/"))])
 def test_images(configs, name):
     """16 bits of gray are read as 8 (by our mapper only), in the sizes of the paper."""
     dataloader = configs[name].dataloader

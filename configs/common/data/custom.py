@@ -2,10 +2,7 @@
 
 import detectron2.data.transforms as T
 from detectron2.config import LazyCall as L
-from detectron2.data import (
-    DatasetMapper,
-    get_detection_dataset_dicts,
-)
+from detectron2.data import get_detection_dataset_dicts
 
 from atss_d2.data import BoxDatasetMapper, build_test_loader
 from atss_d2.engine import build_train_loader
@@ -33,7 +30,7 @@ dataloader = dict(
     ),
     test=L(build_test_loader)(
         dataset=L(get_detection_dataset_dicts)(names="my_val", filter_empty=False),
-        mapper=L(DatasetMapper)(
+        mapper=L(BoxDatasetMapper)(
             is_train=False,
             augmentations=[L(T.ResizeShortestEdge)(short_edge_length=800, max_size=1333)],
             image_format="${model.input_format}",
