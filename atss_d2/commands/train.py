@@ -172,18 +172,11 @@ def run(args: argparse.Namespace, cfg: DictConfig | CfgNode | None = None) -> di
 
 
 def run_and_leave(args: argparse.Namespace, cfg: DictConfig | CfgNode | None = None) -> None:
-    """Runs one process of the job, then leaves the process group.
-
-    Leaves it when all processes are done: gloo threads that are still running when the interpreter
-    exits may abort the process.
-    """
-    from detectron2.utils import comm
-    from torch import distributed
+    """Runs one process of the job, then leaves the process group."""
+    from ..engine import leave_process_group
 
     run(args, cfg)
-    if comm.get_world_size() > 1:
-        comm.synchronize()
-        distributed.destroy_process_group()
+    leave_process_group()
 
 
 def load_for_evaluation(

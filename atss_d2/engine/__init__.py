@@ -7,7 +7,7 @@ from .ema import EMAHook
 from .memory import keep_freed_memory
 from .models import build_model, load_weights
 from .optim import BackboneLRFactor
-from .setup import default_setup
+from .setup import default_setup, leave_process_group
 from .train_loader import build_train_loader
 from .trainer import do_test, do_train
 from .yaml_trainer import Trainer
@@ -27,6 +27,7 @@ __all__ = [
     "do_test",
     "do_train",
     "keep_freed_memory",
+    "leave_process_group",
     "load_weights",
     "resolve_device",
 ]

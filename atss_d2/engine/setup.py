@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 
+import torch
 from detectron2.config import CfgNode
 from detectron2.engine import default_setup as detectron2_setup
 from detectron2.utils import comm
@@ -37,3 +38,14 @@ def default_setup(cfg: DictConfig | CfgNode, args: argparse.Namespace) -> None:
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     detectron2_setup(cfg, args)
     logger.info(f"Output folder: {output_dir} (log.txt has the environment, config and model)")
+
+
+def leave_process_group() -> None:
+    """Destroys the process group when all processes are done; does nothing in a single process.
+
+    gloo's threads that are still running when the interpreter exits may abort the process. So this
+    is the last thing that a function given to Detectron2's ``launch`` should do.
+    """
+    if comm.get_world_size() > 1:
+        comm.synchronize()
+        torch.distributed.destroy_process_group()

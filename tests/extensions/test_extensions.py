@@ -22,6 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from atss_d2.commands import train as train_net
 from atss_d2.config import load_config
+from atss_d2.engine import leave_process_group
 from atss_d2.export import Metadata, export_onnx, export_torchscript, load_exported
 from atss_d2.modeling import ATSS, DenseDetectorWithTTA
 from atss_d2.modeling.box_coding import PointDistances
@@ -232,6 +233,7 @@ def train_one_of_two(folder):
             results[name, scenario] = mean / 2, gradients
     if rank == 0:
         torch.save(results, f"{folder}/results.pth")
+    leave_process_group()
 
 
 def test_two_processes_train_like_one(tmp_path):

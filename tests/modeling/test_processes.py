@@ -8,6 +8,7 @@ from detectron2.engine import launch
 from torch.nn.parallel import DistributedDataParallel
 
 from atss_d2 import use_atss
+from atss_d2.engine import leave_process_group
 from tests import detectron2_models as d2
 from tests.detector import build, image
 
@@ -55,6 +56,7 @@ def train_one_of_two(folder):
         results[name] = [d2.gradients_of(model, changed_batch(rank)) for _ in range(2)]
     if rank == 0:
         torch.save(results, f"{folder}/results.pth")
+    leave_process_group()
 
 
 @pytest.fixture(scope="module")
