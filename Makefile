@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV = .venv
 DEMO_ARGS =
 BENCHMARK_ARGS =
-TEST_ARGS = -n 2
+TEST_ARGS = -n 2 --dist worksteal
 
 # `=`, not `?=`: only the command line chooses the environment that packages are added to.
 override VENV := $(patsubst ~/%,$(HOME)/%,$(VENV))
@@ -24,7 +24,7 @@ help: ## this text
 	@echo "                     stay as they are, what is missing is added"
 	@echo "  DEMO_ARGS=         for tools/run_demo.py"
 	@echo "  BENCHMARK_ARGS=    for python -m benchmarks"
-	@echo "  TEST_ARGS='-n 2'   for pytest"
+	@echo "  TEST_ARGS='-n 2 --dist worksteal'  for pytest"
 	@echo "pip's own variables pass through, e.g. PIP_INDEX_URL, PIP_EXTRA_INDEX_URL, PIP_PROXY or"
 	@echo "PIP_CACHE_DIR: a mirror nearby, or an index with builds of torch without CUDA (0.2 GB"
 	@echo "instead of 3 to download, and then SETUP_DISK_GB=3 space is enough instead of 9)."
