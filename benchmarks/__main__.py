@@ -27,12 +27,12 @@ from tqdm import tqdm
 
 from atss_d2.commands.errors import Parser
 from atss_d2.data import DataError
+from atss_d2.engine import keep_freed_memory
 from atss_d2.warning_filters import filter_third_party_warnings
 
 from .cases import CASES
 from .document import write_document
 from .machine import describe_machine, machine_line
-from .memory import keep_freed_memory
 from .picture import plot_assignment
 from .report import case_tables, targets_table
 from .results import CaseResult, Measurement, read_json, write_json
@@ -76,7 +76,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "--seconds", type=float, metavar="N", help="for each race; default: 5, quick: 0"
     )
     parser.add_argument(
-        "--keep-memory", action="store_true", help="no page faults: see benchmarks/memory.py"
+        "--keep-memory", action="store_true", help="no page faults: see atss_d2/engine/memory.py"
     )
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     args = parser.parse_args(argv)
@@ -107,8 +107,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             names = args.names or list(results)
         else:
             names = args.names or list(CASES)
-            if args.keep_memory:
-                keep_freed_memory()
+            if args.keep_memory and not keep_freed_memory():
+                raise OSError("--keep-memory needs the GNU C library")
             results.update(measure(names, settings_of(args)))
             results = {name: results[name] for name in CASES if name in results}
             write_json(args.json, results)

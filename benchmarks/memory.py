@@ -7,7 +7,6 @@ their results; the resident size of the process would include the allocator's le
 
 from __future__ import annotations
 
-import ctypes
 import gc
 
 import torch
@@ -15,10 +14,6 @@ from torch.profiler import ProfilerActivity, profile
 
 from .settings import Settings
 from .timing import Contestant
-
-# From malloc.h.
-_TRIM_THRESHOLD = -1
-_MMAP_MAX = -4
 
 
 def peak_bytes(contestant: Contestant, settings: Settings) -> float:
@@ -77,22 +72,3 @@ def peaks(contestants: list[Contestant], settings: Settings) -> dict[str, list[f
         contestant.run()
         samples[contestant.name] = [peak_bytes(contestant, settings)]
     return samples
-
-
-def keep_freed_memory() -> None:
-    """Makes the GNU C library keep what is freed, for the rest of the process.
-
-    By default it returns large buffers immediately, and the system clears every page of the next
-    one, which can cost as much as computing with it; how much depends on the system. Code that
-    allocates more then pays more. Allocators that people preload for speed do not do this.
-
-    Raises:
-        OSError: The C library is not the GNU C library.
-    """
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except AttributeError:
-        raise OSError("--keep-memory needs the GNU C library") from None
-    for parameter, value in ((_MMAP_MAX, 0), (_TRIM_THRESHOLD, 2**31 - 1)):
-        if mallopt(parameter, value) != 1:
-            raise OSError(f"--keep-memory: mallopt({parameter}, {value}) failed")

@@ -23,7 +23,7 @@ class Settings:
         min_rounds: Minimum number of turns of every contestant, even if the time is over.
         threads: Threads of each operator on the CPU.
         device: "cpu" or "cuda".
-        keep_memory: Whether the C library keeps freed memory, see :func:`keep_freed_memory`.
+        keep_memory: Whether the C library keeps freed memory, see ``--help``.
     """
 
     quick: bool = False

@@ -23,13 +23,14 @@ hypothesis.settings.load_profile("atss_d2")
 
 @pytest.fixture(scope="module")
 def toy_data(tmp_path_factory):
-    """The toy's data set, drawn and registered."""
+    """The folder of the toy's data set, drawn and registered."""
     from tests import toy
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TOY_DATA", "")  # restored afterwards
-        toy.write_dataset(tmp_path_factory.mktemp("toy_data"))
-        yield
+        folder = tmp_path_factory.mktemp("toy_data")
+        toy.write_dataset(folder)
+        yield folder
 
 
 @pytest.fixture(autouse=True)

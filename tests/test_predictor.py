@@ -21,14 +21,7 @@ from atss_d2.config import load_config
 from atss_d2.engine import build_model
 from tests import toy
 
-
-@pytest.fixture(scope="module", autouse=True)
-def toy_data(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("toy_data")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TOY_DATA", "")  # restored afterwards
-        toy.write_dataset(folder)
-        yield folder
+pytestmark = pytest.mark.usefixtures("toy_data")
 
 
 def lazy_config():

@@ -26,11 +26,8 @@ SCRIPT = ROOT / "train_net.py"
 
 
 @pytest.fixture(scope="module", autouse=True)
-def toy_data(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TOY_DATA", "")  # restored afterwards
-        toy.write_dataset(tmp_path_factory.mktemp("toy_data"))
-        yield
+def restored_logger(toy_data):
+    yield
     # What main() does to the logger would hide messages from later tests.
     logger = logging.getLogger("atss_d2")
     logger.handlers.clear()

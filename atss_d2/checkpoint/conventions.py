@@ -8,7 +8,6 @@ config. Schedules, augmentation and learning rates are not part of a convention.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +19,7 @@ from detectron2.utils.registry import locate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from ..config import by_kind
+from ..config.arguments import arguments_of
 from ..modeling.anchor_generator import ShiftedAnchorGenerator
 from ..modeling.atss import ATSS
 from ..modeling.box_coding import PointDistances, TwoSidedBox2BoxTransform
@@ -196,12 +196,12 @@ def _lazy_settings(cfg: DictConfig, convention: Convention) -> dict[str, Any]:
         settings["box2box_transform.inset"] = convention.inset
     else:
         settings["box2box_transform._target_"] = convention.box_coder
-    if "inset" in arguments_of(node.matcher):
+    if "inset" in arguments_of(_target(node.matcher)):
         settings["matcher.inset"] = convention.inset
-    if "p7_relu" in arguments_of(node.backbone):
+    if "p7_relu" in arguments_of(_target(node.backbone)):
         settings["backbone.p7_relu"] = convention.p7_relu
     stages = OmegaConf.select(node, "backbone.bottom_up.stages")
-    if isinstance(stages, DictConfig) and "stride_in_1x1" in arguments_of(stages):
+    if isinstance(stages, DictConfig) and "stride_in_1x1" in arguments_of(_target(stages)):
         is_resnet = stages.get("num_groups", 1) == 1
         settings["backbone.bottom_up.stages.stride_in_1x1"] = convention.stride_in_1x1 and is_resnet
     return {
@@ -235,11 +235,6 @@ def _name(target: Any) -> str:
     return getattr(target, "__name__", str(target))
 
 
-def arguments_of(node: DictConfig) -> Mapping[str, inspect.Parameter]:
-    """Returns the arguments of the class or function that a LazyConfig node calls."""
-    return inspect.signature(_target(node)).parameters
-
-
 def config_value(model: DictConfig, key: str) -> Any:
     """Returns a config's value of a key below ``model``, or else the default of the argument."""
     parent, _, name = key.rpartition(".")
@@ -249,7 +244,7 @@ def config_value(model: DictConfig, key: str) -> Any:
     if name in node:
         value = node[name]
     else:
-        parameter = arguments_of(node).get(name)
+        parameter = arguments_of(_target(node)).get(name)
         value = None if parameter is None else parameter.default
     return list(value) if isinstance(value, (tuple, ListConfig)) else value
 

@@ -118,6 +118,21 @@ def test_points_have_an_inset_in_place_of_a_clamp(convention, tmp_path):
     assert convention_differences(model, convention) == []
 
 
+class RuleWithMore(TopKMatcher):
+    """A user's subclass that passes on what it does not know."""
+
+    def __init__(self, *, more=1, **kwargs):
+        super().__init__(**kwargs)
+        self.more = more
+
+
+def test_a_subclass_of_a_rule_gets_the_inset():
+    model = get_config("coco/atss_R_50_FPN_1x").model
+    model.matcher = L(RuleWithMore)()
+    apply_convention(model, "authors")
+    assert instantiate(model.matcher).inset == 0.5
+
+
 def test_matchers_without_an_inset_stay(tmp_path):
     cfg = toy.config(tmp_path)
     cfg.model.matcher = L(Recorder)()

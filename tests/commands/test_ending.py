@@ -22,12 +22,7 @@ from tests.drawn_set import write_set
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def toy_data(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TOY_DATA", "")  # restored afterwards
-        toy.write_dataset(tmp_path_factory.mktemp("toy_data"))
-        yield
+pytestmark = pytest.mark.usefixtures("toy_data")
 
 
 class Trained:

@@ -201,7 +201,7 @@ class NothingIsPositive(DenseMatcher):
         return torch.full((scene.num_images, sum(map(len, scene.anchors))), BACKGROUND)
 
 
-# Other values of keys that are no plain numbers.
+# Other values of keys whose values are not plain numbers.
 VALUES = {
     "HEAD_IN_FEATURES": ["p3", "p4", "p5"],
     "BOX_REG_LOSS_TYPE": "smooth_l1",
@@ -227,7 +227,7 @@ def attribute(model, key):
     return getattr(part, name.lower())
 
 
-# Keys that are no attributes -> (another value, what the built model then has).
+# Keys that are not attributes of the model -> (another value, what the built model then has).
 EFFECTS = {
     "NUM_CLASSES": (7, lambda m: (m.num_classes, m.head.cls_score.out_channels), (7, 7)),
     "HEAD.CONV_DIMS": ([64, 32], lambda m: m.head.cls_score.in_channels, 32),
