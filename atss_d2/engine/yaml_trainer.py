@@ -7,6 +7,7 @@ import os
 import weakref
 from collections.abc import Iterable
 
+import torch
 from detectron2.config import CfgNode
 from detectron2.data import build_detection_test_loader, build_detection_train_loader
 from detectron2.engine import DefaultTrainer
@@ -14,12 +15,14 @@ from detectron2.evaluation import DatasetEvaluator
 from torch import nn
 
 from ..checkpoint import SafeCheckpointer
-from ..config import view_of
+from ..config import ConfigError, view_of
 from ..data import BoxDatasetMapper
 from ..modeling import DenseDetectorWithTTA
-from .amp import Detectron2AMPTrainer, with_grad_scaler
+from .amp import GradScaler
 from .data_check import explained
 from .evaluation import build_evaluator
+from .nonfinite import StepRecorder
+from .step import StepTrainer
 
 logger = logging.getLogger(__name__)
 
@@ -31,12 +34,23 @@ class Trainer(DefaultTrainer):
     :func:`atss_d2.engine.evaluation.build_evaluator`.
     """
 
-    def load_state_dict(self, state_dict: dict) -> None:
-        """Loads a state; with ``SOLVER.AMP.ENABLED`` also that of a run without loss scaling."""
-        if isinstance(self._trainer, Detectron2AMPTrainer):
-            state = with_grad_scaler(state_dict["_trainer"], self._trainer)
-            state_dict = {**state_dict, "_trainer": state}
-        super().load_state_dict(state_dict)
+    def __init__(self, cfg: CfgNode) -> None:
+        """Builds model, optimizer and loader; steps are those of :class:`StepTrainer`."""
+        if cfg.SOLVER.AMP.ENABLED and cfg.MODEL.DEVICE == "cpu":
+            raise ConfigError(
+                "SOLVER.AMP.ENABLED is float16, which needs a GPU: set it to False, or use a "
+                "LazyConfig with train.amp.dtype=bfloat16"
+            )
+        super().__init__(cfg)
+        scaler = getattr(self._trainer, "grad_scaler", None)
+        self._trainer = StepTrainer(
+            self.model,
+            self.data_loader,
+            self.optimizer,
+            autocast_dtype=torch.float16 if scaler is not None else None,
+            grad_scaler=GradScaler() if scaler is not None else None,
+        )
+        self._trainer.keep_step = StepRecorder(cfg, cfg.OUTPUT_DIR)
 
     def build_hooks(self) -> list:
         """Builds Detectron2's hooks after replacing the checkpointer, which they use, by ours."""
