@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from detectron2.config import instantiate
 from detectron2.data import DatasetFromList, DatasetMapper, build_detection_train_loader
@@ -254,7 +255,7 @@ def _batches(
     *,
     num_images: int,
     batch_size: int,
-    groups: list[int] | None,
+    groups: np.ndarray | None,
     start: int,
 ) -> GlobalBatches | SamplerBatches:
     part = dict(groups=groups, start=start, rank=comm.get_rank(), world_size=comm.get_world_size())
@@ -271,10 +272,10 @@ def _batches(
     return SamplerBatches(sampler, size=num_images, batch_size=batch_size, **part)
 
 
-def _aspect_ratio_groups(dataset) -> list[int] | None:
+def _aspect_ratio_groups(dataset) -> np.ndarray | None:
     """Returns 1 for landscape, 0 for portrait images; None if the data set lacks the sizes."""
-    groups = []
-    for index in range(len(dataset)):
+    groups = np.zeros(len(dataset), np.int8)  # workers get a copy
+    for index in range(len(groups)):
         image = dataset[index]
         if "width" not in image or "height" not in image:
             logger.warning(
@@ -282,7 +283,7 @@ def _aspect_ratio_groups(dataset) -> list[int] | None:
                 f"'width' and 'height' of image {index}"
             )
             return None
-        groups.append(int(image["width"] > image["height"]))
+        groups[index] = image["width"] > image["height"]
     return groups
 
 
