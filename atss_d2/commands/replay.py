@@ -42,7 +42,9 @@ def main(argv: list[str] | None = None) -> int:
     import torch
 
     from ..engine import replay
+    from ..warning_filters import filter_third_party_warnings
 
+    filter_third_party_warnings()
     dtype = getattr(torch, args.dtype) if args.dtype else None
     try:
         for step in replay(args.folder, device=args.device, dtype=dtype):

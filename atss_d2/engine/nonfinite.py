@@ -71,7 +71,7 @@ def explain(step: Step, reports: Sequence[Mapping[str, Any]], lr: float) -> str:
         what = f"the norm of the gradient is {step.norm:g}"
         return f"{what} {place}; images: {_some(images)}), while the losses are finite"
     losses = {name: value for report in bad for name, value in report["losses"].items()}
-    what = " and ".join(f"{name} is {value:g}" for name, value in losses.items())
+    what = ", ".join(f"{name} is {value:g}" for name, value in losses.items())
     if len(reports) > 1:
         place += f"; process {', '.join(str(report['rank']) for report in bad)}"
     images = [name for report in bad for name in report["images"]]

@@ -139,8 +139,9 @@ class StepTrainer(SimpleTrainer):
         kind = "overflow" if is_overflow else "step"
         limit = max(self._max_skips, _MAX_OVERFLOWS) if is_overflow else self._max_skips
         self._num_skips[kind] += 1
-        lr = max(group["lr"] for group in self.optimizer.param_groups)
-        sentence = explain(step, reports, lr)
+        groups = self.optimizer.param_groups  # biases and backbones may have other rates
+        main = max(groups, key=lambda group: sum(p.numel() for p in group["params"]))
+        sentence = explain(step, reports, main["lr"])
         if self._num_skips[kind] > limit:
             raise NonFiniteError(f"{sentence}: {self._last_words(step)}")
         level = logging.DEBUG if is_overflow else logging.WARNING
