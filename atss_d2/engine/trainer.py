@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import logging
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -16,18 +17,21 @@ from detectron2.data import DatasetMapper
 from detectron2.engine import HookBase, create_ddp_model, hooks
 from detectron2.evaluation import inference_context, inference_on_dataset, print_csv_format
 from detectron2.utils import comm
-from detectron2.utils.events import JSONWriter, TensorboardXWriter
+from detectron2.utils.events import EventWriter, JSONWriter, TensorboardXWriter
 from detectron2.utils.file_io import PathManager
 from omegaconf import DictConfig, ListConfig
 from torch import nn
 
 from ..checkpoint import SafeCheckpointer, check_checkpoint
 from ..config import ConfigError
+from .activation_checkpointing import checkpoint_activations
 from .amp import GradScaler
 from .console import FILE_ONLY, ProgressPrinter, quiet_evaluation
 from .data_check import check_categories, check_images, explained, load_test_set
+from .early_stopping import EarlyStopping, StoppedEarly
 from .ema import EMAHook
 from .evaluation_hooks import BaseLRScheduler, BestCheckpoint, TimedEvalHook
+from .fast_dev_run import shortened
 from .gradient_clipping import GradientClippingHook
 from .models import (
     AutocastModel,
@@ -37,9 +41,15 @@ from .models import (
     is_enabled,
 )
 from .nonfinite import StepRecorder
+from .parameter_names import freeze, scale_rates
+from .precise_bn import PreciseBN
+from .profiling import ProfilerHook
 from .rng import RunSeed, StepSeeds, preserved_rng
+from .sharded_optimizer import GatherState, shard
 from .step import StepTrainer
+from .trackers import build_writers, open_writers
 from .train_loader import instantiate_train_loader
+from .validation_loss import validation_losses
 
 logger = logging.getLogger(__name__)
 
@@ -76,7 +86,7 @@ def _evaluate(cfg: DictConfig, model: nn.Module, suffix: str = "") -> dict[str, 
     if cfg.train.get("amp", {}).get("inference", False):
         model = AutocastModel(model, autocast_dtype(cfg))
     with explained(cfg, "test"):
-        loader = instantiate(cfg.dataloader.test)
+        loader = shortened(cfg, instantiate(cfg.dataloader.test))
     results = inference_on_dataset(model, loader, instantiate(cfg.dataloader.evaluator))
     results = {f"{task}{suffix}": result for task, result in results.items()}
     print_csv_format(results)
@@ -113,13 +123,19 @@ def do_train(cfg: DictConfig, *, resume: bool = False) -> dict[str, Any]:
     """
     cfg = copy.deepcopy(cfg)  # the optimizer's node gets the model
     check_categories(cfg)
-    recorder = StepRecorder(copy.deepcopy(cfg), cfg.train.output_dir)
+    writers = build_writers(cfg)
+    recorded_cfg = copy.deepcopy(cfg)
+    recorder = StepRecorder(recorded_cfg, cfg.train.output_dir)
     model = build_model(cfg)
     logger.info(f"Model:\n{model}", extra=FILE_ONLY)
     num_parameters = sum(p.numel() for p in model.parameters())
     logger.info(f"{type(model).__name__} with {num_parameters / 1e6:.1f} M parameters")
+    freeze(model, cfg.train.get("freeze", []))
+    checkpoint_activations(cfg, model)
     cfg.optimizer.params.model = model
     optimizer = instantiate(cfg.optimizer)
+    scale_rates(optimizer, model, cfg.train.get("lr_factors", []))
+    optimizer = shard(cfg, optimizer)
     # Older versions of torch keep betas as the list of omegaconf, which no checkpoint may hold.
     for group in optimizer.param_groups:
         group.update({k: tuple(v) for k, v in group.items() if isinstance(v, ListConfig)})
@@ -147,11 +163,18 @@ def do_train(cfg: DictConfig, *, resume: bool = False) -> dict[str, Any]:
             is_resumed=resume,
         )
 
+    early_stopping = EarlyStopping.from_config(cfg, checkpointer)
+
     def evaluate() -> dict[str, Any]:
         start = time.perf_counter()
         results.clear()
         with quiet_evaluation():
             results.update(do_test(cfg, evaluated))
+        if is_enabled(cfg, "validation_loss"):
+            losses = validation_losses(cfg, evaluated)
+            results.update({"validation": losses} if losses else {})
+        if early_stopping is not None:
+            early_stopping.update(results)
         if results:  # on the first process
             seconds = time.perf_counter() - start
             logger.info(f"Evaluation: {_summary(results)}  ({seconds:.0f} s)")
@@ -163,8 +186,9 @@ def do_train(cfg: DictConfig, *, resume: bool = False) -> dict[str, Any]:
     expected_seconds = _try_evaluation(cfg, evaluated)
     trainer.register_hooks([StepSeeds(seed)])
     trainer.register_hooks(
-        _build_hooks(cfg, model, checkpointer, ema, best, evaluate, expected_seconds)
+        _build_hooks(cfg, model, checkpointer, ema, best, evaluate, expected_seconds, writers, seed)
     )
+    trainer.register_hooks([early_stopping, ProfilerHook.from_config(cfg)])
     checkpointer.resume_or_load(cfg.train.init_checkpoint, resume=resume)
     # The checkpoint has the last finished iteration; training starts with the next one.
     start_iter = trainer.iter + 1 if resume else 0
@@ -182,8 +206,11 @@ def do_train(cfg: DictConfig, *, resume: bool = False) -> dict[str, Any]:
     checkpointer.categories = check_categories(cfg)
     if best is not None:
         best.categories = checkpointer.categories
+    if comm.is_main_process():
+        open_writers(writers, recorded_cfg, is_resumed=resume)
     try:
-        trainer.train(start_iter, cfg.train.max_iter)
+        with contextlib.suppress(StoppedEarly):
+            trainer.train(start_iter, cfg.train.max_iter)
     finally:
         trainer.reset_data_loader(lambda: None)  # ends the loader's processes now
     return results
@@ -250,6 +277,8 @@ def _build_hooks(
     best: BestCheckpoint | None,
     evaluate: Callable[[], dict],
     expected_seconds: float,
+    writers: Sequence[EventWriter],
+    seed: RunSeed,
 ) -> list:
     """Builds all hooks, in the order in which they run after each step."""
     is_main = comm.is_main_process()
@@ -263,6 +292,8 @@ def _build_hooks(
         BaseLRScheduler(base_lr=cfg.optimizer.get("lr"), scheduler=instantiate(cfg.lr_multiplier)),
         ema,
         *_own_hooks(cfg),
+        PreciseBN.from_config(cfg, model, seed),
+        GatherState(cfg.train.checkpointer.period),
         # Before the evaluation, so that the checkpoint is saved even if the evaluation fails.
         hooks.PeriodicCheckpointer(checkpointer, **cfg.train.checkpointer) if is_main else None,
         evaluation,
@@ -273,6 +304,7 @@ def _build_hooks(
                 ProgressPrinter(cfg.train.max_iter, evaluation.seconds),
                 JSONWriter(os.path.join(cfg.train.output_dir, "metrics.json")),
                 TensorboardXWriter(cfg.train.output_dir),
+                *writers,
             ],
             period=cfg.train.log_period,
         )
