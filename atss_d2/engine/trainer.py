@@ -23,7 +23,7 @@ from omegaconf import DictConfig, ListConfig
 from torch import nn
 
 from ..checkpoint import SafeCheckpointer, check_checkpoint
-from ..config import ConfigError
+from ..config import ConfigError, view_of
 from .amp import AMPTrainer
 from .console import FILE_ONLY, ProgressPrinter, quiet_evaluation
 from .data_check import check_categories, check_images, explained, load_test_set
@@ -37,6 +37,8 @@ from .models import (
     build_model_with_tta,
     is_enabled,
 )
+from .periodic_checkpointer import PeriodicCheckpointer
+from .resuming import find_start, finish
 from .rng import preserved_rng
 from .train_loader import instantiate_train_loader
 
@@ -98,11 +100,13 @@ def do_train(cfg: DictConfig, *, resume: bool = False) -> dict[str, Any]:
 
     Args:
         cfg: A config with Detectron2's five keys. It is not changed.
-        resume: Continue from ``last_checkpoint`` in ``train.output_dir``, if there is one: weights,
-            optimizer, schedule, iteration, and order of images.
+        resume: Continue from the newest whole checkpoint in ``train.output_dir``, if there is one:
+            weights, optimizer, schedule, iteration, and order of images. Otherwise, checkpoints of
+            an earlier run are moved to a subfolder.
 
     Returns:
-        Results of the evaluation after the last iteration.
+        Results of the evaluation after the last iteration; if that was done before, those that it
+        has written into ``metrics.json``.
 
     Raises:
         FileNotFoundError: There is no file ``train.init_checkpoint``.
@@ -112,6 +116,10 @@ def do_train(cfg: DictConfig, *, resume: bool = False) -> dict[str, Any]:
     """
     cfg = copy.deepcopy(cfg)  # the optimizer's node gets the model
     check_categories(cfg)
+    start = find_start(view_of(cfg), resume=resume)
+    if start.results is not None:
+        return start.results
+    resume = start.checkpoint is not None
     model = build_model(cfg)
     logger.info(f"Model:\n{model}", extra=FILE_ONLY)
     num_parameters = sum(p.numel() for p in model.parameters())
@@ -129,7 +137,6 @@ def do_train(cfg: DictConfig, *, resume: bool = False) -> dict[str, Any]:
     checkpointer = SafeCheckpointer(evaluated, cfg.train.output_dir, trainer=trainer)
     if ema is not None:
         checkpointer.add_checkpointable("trained_model", model)
-    resume = resume and checkpointer.has_checkpoint()
     if not resume:
         check_checkpoint(cfg.train.init_checkpoint)  # before minutes of checking data
     results: dict[str, Any] = {}
@@ -159,9 +166,11 @@ def do_train(cfg: DictConfig, *, resume: bool = False) -> dict[str, Any]:
     trainer.register_hooks(
         _build_hooks(cfg, model, checkpointer, ema, best, evaluate, expected_seconds)
     )
-    checkpointer.resume_or_load(cfg.train.init_checkpoint, resume=resume)
-    # The checkpoint has the last finished iteration; training starts with the next one.
-    start_iter = trainer.iter + 1 if resume else 0
+    if resume:
+        checkpointer.resume_from(start.checkpoint.path)
+    else:
+        checkpointer.resume_or_load(cfg.train.init_checkpoint, resume=False)
+    start_iter = start.iteration
 
     seed = cfg.train.get("seed", -1)
     if start_iter and seed >= 0:  # do not repeat the augmentations of the first iterations
@@ -175,7 +184,10 @@ def do_train(cfg: DictConfig, *, resume: bool = False) -> dict[str, Any]:
     if best is not None:
         best.categories = checkpointer.categories
     try:
-        trainer.train(start_iter, cfg.train.max_iter)
+        if start_iter < cfg.train.max_iter:
+            trainer.train(start_iter, cfg.train.max_iter)
+        else:
+            finish(trainer, start_iter)
     finally:
         trainer.reset_data_loader(lambda: None)  # ends the loader's processes now
     return results
@@ -248,7 +260,7 @@ def _build_hooks(
         ema,
         *_own_hooks(cfg),
         # Before the evaluation, so that the checkpoint is saved even if the evaluation fails.
-        hooks.PeriodicCheckpointer(checkpointer, **cfg.train.checkpointer) if is_main else None,
+        PeriodicCheckpointer(checkpointer, **cfg.train.checkpointer) if is_main else None,
         evaluation,
         best,
         # Last, so that it writes what the other hooks log.

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 
 from detectron2.config import CfgNode
 from detectron2.data import build_detection_test_loader, build_detection_train_loader
-from detectron2.engine import DefaultTrainer
+from detectron2.engine import DefaultTrainer, hooks
 from detectron2.evaluation import DatasetEvaluator
 from torch import nn
 
@@ -20,6 +20,8 @@ from ..modeling import DenseDetectorWithTTA
 from .amp import Detectron2AMPTrainer, with_grad_scaler
 from .data_check import explained
 from .evaluation import build_evaluator
+from .periodic_checkpointer import PeriodicCheckpointer
+from .resuming import Start, find_start, finish
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +33,8 @@ class Trainer(DefaultTrainer):
     :func:`atss_d2.engine.evaluation.build_evaluator`.
     """
 
+    _start = Start()
+
     def load_state_dict(self, state_dict: dict) -> None:
         """Loads a state; with ``SOLVER.AMP.ENABLED`` also that of a run without loss scaling."""
         if isinstance(self._trainer, Detectron2AMPTrainer):
@@ -38,13 +42,39 @@ class Trainer(DefaultTrainer):
             state_dict = {**state_dict, "_trainer": state}
         super().load_state_dict(state_dict)
 
+    def resume_or_load(self, resume: bool = True) -> None:
+        """Resumes from the newest whole checkpoint, or begins with ``cfg.MODEL.WEIGHTS``.
+
+        If the run is finished, :meth:`train` does only what is missing.
+        """
+        self._start = find_start(view_of(self.cfg), resume=resume)
+        if self._start.checkpoint is None:
+            self.checkpointer.resume_or_load(self.cfg.MODEL.WEIGHTS, resume=False)
+            return
+        self.checkpointer.resume_from(self._start.checkpoint.path)
+        self.start_iter = self._start.iteration
+        if self._start.results is not None:
+            self._last_eval_results = self._start.results
+
+    def train(self) -> dict | None:
+        """Trains as Detectron2's trainer does, or evaluates a run whose iterations are done."""
+        if self._start.results is not None:
+            return None
+        if self.start_iter < self.max_iter:
+            return super().train()
+        return finish(self, self.start_iter)
+
     def build_hooks(self) -> list:
         """Builds Detectron2's hooks after replacing the checkpointer, which they use, by ours."""
         self.checkpointer = SafeCheckpointer(
             self._trainer.model, self.cfg.OUTPUT_DIR, trainer=weakref.proxy(self)
         )
         self.checkpointer.categories = view_of(self.cfg).categories
-        return super().build_hooks()
+        ours = PeriodicCheckpointer(self.checkpointer, self.cfg.SOLVER.CHECKPOINT_PERIOD)
+        return [
+            ours if type(hook) is hooks.PeriodicCheckpointer else hook
+            for hook in super().build_hooks()
+        ]
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> Iterable[list[dict]]:
