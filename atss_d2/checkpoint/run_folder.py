@@ -108,10 +108,8 @@ def newest_checkpoint(
     problems: list[str] = []
     whole = [x for path in others if (x := _read(path, problems, with_trainer)) is not None]
     # Of the same iteration, the final one is taken.
-    for checkpoint in sorted([*whole, *numbered], key=lambda x: x.iteration, reverse=True):
-        found = (
-            checkpoint if checkpoint in whole else _read(checkpoint.path, problems, with_trainer)
-        )
+    for known in sorted([*whole, *numbered], key=lambda x: x.iteration, reverse=True):
+        found = known if known in whole else _read(known.path, problems, with_trainer)
         if found is not None:
             _warn(folder, found, named, problems, pointer_problem)
             return found
