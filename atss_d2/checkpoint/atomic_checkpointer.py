@@ -66,6 +66,8 @@ class AtomicCheckpointer(DetectionCheckpointer):
             return
         path = os.path.join(self.save_dir, POINTER)
         try:
+            if os.path.isdir(path):
+                os.rmdir(path)
             write_atomically(path, last_filename_basename.encode())
         except OSError as error:
             logger.warning(
