@@ -69,9 +69,8 @@ def test_a_prolonged_run_keeps_its_last_checkpoint(tmp_path):
     run.cfg.train.max_iter = 6
     run.train(resume=True, fail_at=3)
     for name in ("model_0000002", "model_final"):
-        torch.testing.assert_close(
-            run.checkpoint(name)["model"], dict(final["model"]), rtol=0, atol=0
-        )
+        kept = dict(run.checkpoint(name)["model"])
+        torch.testing.assert_close(kept, final, rtol=0, atol=0)
     run.train(resume=True)
     kept = dict(run.checkpoint("model_0000002")["model"])
     torch.testing.assert_close(kept, final, rtol=0, atol=0)
