@@ -149,6 +149,22 @@ if "TOY_DATA" in os.environ:  # in a command that a test runs
     register_dataset(Path(os.environ["TOY_DATA"]))
 
 
+def kill_before_replacing(name: str) -> None:
+    """Kills this process when a new file is written, but has not yet taken its place."""
+    replace = os.replace
+
+    def replace_or_die(source: str, target: str) -> None:
+        if os.path.basename(target) == name:
+            os.kill(os.getpid(), signal.SIGKILL)
+        replace(source, target)
+
+    os.replace = replace_or_die
+
+
+if "TOY_KILL_WRITING" in os.environ:
+    kill_before_replacing(os.environ["TOY_KILL_WRITING"])
+
+
 def config(output_dir: Path, **overrides: object) -> DictConfig:
     """The paper's recipe, made small; more keys may be set by ``**{"train.seed": 1}``."""
     cfg = get_config("coco/atss_R_50_FPN_1x")
@@ -209,6 +225,17 @@ TEST: {{EVAL_PERIOD: 3}}
 OUTPUT_DIR: {output_dir}
 VERSION: 2
 """
+
+
+def write_yaml_script(folder: Path, output_dir: Path) -> tuple[Path, Path]:
+    """Writes a script that registers the data set and trains, and the yaml config for it."""
+    script, config_file = folder / "train_toy.py", folder / "toy.yaml"
+    script.write_text(
+        "from atss_d2_cli import run\nfrom tests import toy\n\n"
+        'if __name__ == "__main__":\n    run("train")\n'
+    )
+    config_file.write_text(yaml_config(output_dir))
+    return script, config_file
 
 
 class Run:
