@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from detectron2.engine.train_loop import TrainerBase
 from detectron2.utils.events import EventStorage
 from detectron2.utils.file_io import PathManager
 
-from ..checkpoint import load_file
+from ..checkpoint import CheckpointError, load_file
 from ..checkpoint.earlier_run import set_checkpoints_aside
 from ..checkpoint.run_folder import (
     FINAL,
@@ -26,7 +29,7 @@ from ..checkpoint.saving import write_atomically
 from ..config import View
 from .main_process import decided_by_main
 
-__all__ = ["Start", "choose_checkpoint", "find_start", "finish"]
+__all__ = ["Start", "choose_checkpoint", "find_start", "finish", "same_optimizer"]
 
 logger = logging.getLogger(__name__)
 
@@ -153,6 +156,27 @@ def _read_results(folder: Path, iteration: int, num_sets: int) -> dict[str, Any]
             node = node.setdefault(parent, {})
         node[name] = value
     return results
+
+
+@contextmanager
+def same_optimizer(optimizer: torch.optim.Optimizer) -> Iterator[None]:
+    """Checks that what is loaded within the block is the state of the same kind of optimizer.
+
+    Raises:
+        CheckpointError: The state is of another kind; torch would fail in the first step.
+    """
+    kind = _kind(optimizer)
+    yield
+    if _kind(optimizer) != kind:
+        raise CheckpointError(
+            f"training cannot go on with {type(optimizer).__name__}, as the checkpoint has the "
+            "state of another kind of optimizer: take that one, or begin with the weights, by "
+            "train.init_checkpoint or MODEL.WEIGHTS and another output folder"
+        )
+
+
+def _kind(optimizer: torch.optim.Optimizer) -> set[str]:
+    return {"momentum", "betas", "alpha"} & optimizer.param_groups[0].keys()
 
 
 def finish(trainer: TrainerBase, max_iter: int) -> None:

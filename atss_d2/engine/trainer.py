@@ -38,7 +38,7 @@ from .models import (
     is_enabled,
 )
 from .periodic_checkpointer import PeriodicCheckpointer
-from .resuming import find_start, finish
+from .resuming import find_start, finish, same_optimizer
 from .rng import preserved_rng
 from .train_loader import instantiate_train_loader
 
@@ -167,7 +167,8 @@ def do_train(cfg: DictConfig, *, resume: bool = False) -> dict[str, Any]:
         _build_hooks(cfg, model, checkpointer, ema, best, evaluate, expected_seconds)
     )
     if resume:
-        checkpointer.resume_from(start.checkpoint.path)
+        with same_optimizer(optimizer):
+            checkpointer.resume_from(start.checkpoint.path)
     else:
         checkpointer.resume_or_load(cfg.train.init_checkpoint, resume=False)
     start_iter = start.iteration

@@ -21,7 +21,7 @@ from .amp import Detectron2AMPTrainer, with_grad_scaler
 from .data_check import explained
 from .evaluation import build_evaluator
 from .periodic_checkpointer import PeriodicCheckpointer
-from .resuming import Start, find_start, finish
+from .resuming import Start, find_start, finish, same_optimizer
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +51,8 @@ class Trainer(DefaultTrainer):
         if self._start.checkpoint is None:
             self.checkpointer.resume_or_load(self.cfg.MODEL.WEIGHTS, resume=False)
             return
-        self.checkpointer.resume_from(self._start.checkpoint.path)
+        with same_optimizer(self._trainer.optimizer):
+            self.checkpointer.resume_from(self._start.checkpoint.path)
         self.start_iter = self._start.iteration
         if self._start.results is not None:
             self._last_eval_results = self._start.results

@@ -120,3 +120,43 @@ def test_the_end_of_a_run_with_nan_is_an_error(tmp_path):
     assert [path.name for path in run.output_dir.glob("*.pth")] == ["model_0000001.pth"]
     run.cfg.train.hooks = []
     assert list(run.forget().train(resume=True).seen) == [2]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"model.backbone.norm": "GN"}, "which is of another model: the model lacks backbone.norm"),
+        (
+            {"optimizer": {"_target_": "torch.optim.AdamW", "momentum": "???"}},
+            "another kind of (training|optimizer)",  # depends on torch
+        ),
+        (
+            {"optimizer.params": {"_target_": "tests.engine.test_resuming.one_group"}},
+            r"state is of another kind of training \(loaded state dict .* parameter groups\)",
+        ),
+    ],
+    ids=["model", "optimizer", "groups"],
+)
+def test_another_training_is_refused_in_one_sentence(finished, overrides, message):
+    finished.cfg = toy.config(finished.output_dir, **{**SHORT, "train.max_iter": 8}, **overrides)
+    if "optimizer" in overrides:
+        del finished.cfg.optimizer.momentum
+    before = contents(finished.output_dir)
+    with pytest.raises(CheckpointError, match=message):
+        finished.train(resume=True)
+    assert {name: contents(finished.output_dir)[name] for name in before} == before
+
+
+def one_group(model: torch.nn.Module, **_: object) -> list[torch.nn.Parameter]:
+    """Parameters without groups for norms and biases."""
+    return [p for p in model.parameters() if p.requires_grad]
+
+
+def test_another_batch_size_and_precision_go_on(finished):
+    amp = {"enabled": True, "dtype": "bfloat16", "inference": False}
+    overrides = {"dataloader.train.total_batch_size": 4, "train.amp": amp}
+    finished.cfg = toy.config(finished.output_dir, **{**SHORT, "train.max_iter": 7}, **overrides)
+    assert list(finished.forget().train(resume=True).seen) == [6]
+    finished.cfg = toy.config(finished.output_dir, **{**SHORT, "train.max_iter": 8})
+    assert list(finished.forget().train(resume=True).seen) == [7]
+    assert finished.checkpoint()["iteration"] == 7
