@@ -8,20 +8,26 @@ import weakref
 from collections.abc import Iterable
 
 from detectron2.config import CfgNode
-from detectron2.data import build_detection_test_loader, build_detection_train_loader
+from detectron2.data import build_detection_test_loader
+from detectron2.data.build import _train_loader_from_config
+from detectron2.data.samplers import TrainingSampler
 from detectron2.engine import DefaultTrainer, hooks
 from detectron2.evaluation import DatasetEvaluator
+from detectron2.utils import comm
 from torch import nn
 
 from ..checkpoint import SafeCheckpointer
 from ..config import view_of
 from ..data import BoxDatasetMapper
+from ..data.seeding import seeded
 from ..modeling import DenseDetectorWithTTA
 from .amp import Detectron2AMPTrainer, with_grad_scaler
 from .data_check import explained
 from .evaluation import build_evaluator
 from .periodic_checkpointer import PeriodicCheckpointer
 from .resuming import Start, find_start, finish, same_optimizer
+from .rng import RunSeed, StepSeeds
+from .train_loader import SAMPLERS, TrainLoader, build_train_loader
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +40,10 @@ class Trainer(DefaultTrainer):
     """
 
     _start = Start()
+
+    def __init__(self, cfg: CfgNode) -> None:
+        self._seed = RunSeed(cfg.SEED)
+        super().__init__(cfg)
 
     def load_state_dict(self, state_dict: dict) -> None:
         """Loads a state; with ``SOLVER.AMP.ENABLED`` also that of a run without loss scaling."""
@@ -48,12 +58,14 @@ class Trainer(DefaultTrainer):
         If the run is finished, :meth:`train` does only what is missing.
         """
         self._start = find_start(view_of(self.cfg), resume=resume)
+        self.start_iter = self._start.iteration
         if self._start.checkpoint is None:
             self.checkpointer.resume_or_load(self.cfg.MODEL.WEIGHTS, resume=False)
-            return
-        with same_optimizer(self._trainer.optimizer):
-            self.checkpointer.resume_from(self._start.checkpoint.path)
-        self.start_iter = self._start.iteration
+        else:
+            with same_optimizer(self._trainer.optimizer):
+                self.checkpointer.resume_from(self._start.checkpoint.path)
+        if isinstance(self.data_loader, TrainLoader):
+            self.data_loader.continue_at(self.start_iter, seed=self._seed.value)
         if self._start.results is not None:
             self._last_eval_results = self._start.results
 
@@ -71,18 +83,30 @@ class Trainer(DefaultTrainer):
             self._trainer.model, self.cfg.OUTPUT_DIR, trainer=weakref.proxy(self)
         )
         self.checkpointer.categories = view_of(self.cfg).categories
+        self.checkpointer.add_checkpointable("run_seed", self._seed)
         ours = PeriodicCheckpointer(self.checkpointer, self.cfg.SOLVER.CHECKPOINT_PERIOD)
         return [
-            ours if type(hook) is hooks.PeriodicCheckpointer else hook
-            for hook in super().build_hooks()
+            StepSeeds(self._seed),
+            *(
+                ours if type(hook) is hooks.PeriodicCheckpointer else hook
+                for hook in super().build_hooks()
+            ),
         ]
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> Iterable[list[dict]]:
-        """Builds Detectron2's loader with our mapper, which keeps the contrast of 16-bit gray."""
+        """Builds a loader of Detectron2's keys that continues in a resumed run.
+
+        It has our mapper, which keeps the contrast of 16-bit gray.
+        """
+        seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
         mapper = BoxDatasetMapper(cfg, is_train=True)
-        with explained(cfg, "train"):
-            return build_detection_train_loader(cfg, mapper=mapper)
+        # A sampler without a seed of its own then draws the same one in a resumed run.
+        with explained(cfg, "train"), seeded(seed, SAMPLERS):
+            arguments = _train_loader_from_config(cfg, mapper=mapper)
+            if type(arguments["sampler"]) is TrainingSampler:
+                arguments["sampler"] = None  # the default, which takes the seed of the run
+            return build_train_loader(**arguments, seed=seed)
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Iterable[list[dict]]:
