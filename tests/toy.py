@@ -5,7 +5,9 @@ Configs name what is in here, so it is a module that commands run by tests can i
 
 import json
 import os
+import resource
 import signal
+import sys
 from pathlib import Path
 
 import cv2
@@ -160,20 +162,38 @@ if "TOY_DATA" in os.environ:  # in a command that a test runs
     register_dataset(Path(os.environ["TOY_DATA"]))
 
 
-def kill_before_replacing(name: str) -> None:
-    """Kills this process when a new file is written, but has not yet taken its place."""
-    replace = os.replace
+def kill_when_writing(name: str) -> None:
+    """Kills this process when it opens a file for writing, or is about to move a new one there."""
 
-    def replace_or_die(source: str, target: str) -> None:
-        if os.path.basename(target) == name:
+    def kill(event: str, arguments: tuple) -> None:
+        if event == "os.rename":
+            path = arguments[1]
+        elif event == "open" and isinstance(arguments[1], str) and "w" in arguments[1]:
+            path = arguments[0]
+        else:
+            return
+        if os.path.basename(str(path)) == name:
             os.kill(os.getpid(), signal.SIGKILL)
-        replace(source, target)
 
-    os.replace = replace_or_die
+    sys.addaudithook(kill)
 
 
-if "TOY_KILL_WRITING" in os.environ:
-    kill_before_replacing(os.environ["TOY_KILL_WRITING"])
+def die_when_a_file_grows(limit: int) -> None:
+    """Lets the kernel end this process in the middle of a write, when a file has so many bytes."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def prepare_death() -> None:
+    """Arranges for the end that ``$TOY_KILL_WRITING`` or ``$TOY_FILE_LIMIT`` asks for."""
+    if "TOY_KILL_WRITING" in os.environ:
+        kill_when_writing(os.environ["TOY_KILL_WRITING"])
+    if "TOY_FILE_LIMIT" in os.environ:
+        die_when_a_file_grows(int(os.environ["TOY_FILE_LIMIT"]))
+
+
+prepare_death()
 
 
 def config(output_dir: Path, *, is_augmented: bool = False, **overrides: object) -> DictConfig:
