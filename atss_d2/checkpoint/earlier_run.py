@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 
 # What a run leaves in its folder, except for log.txt, which goes on.
 _RECORDS = ("metrics.json", "events.out.tfevents.*", "inference*", "pictures", "learning_curve.png")
-_RECORDS += ("summary.json",)
+_RECORDS += ("summary.json", "nonfinite_*")
 _CONFIG = "config.yaml"
 # As written by `replacing`.
 _LEFTOVER = re.compile(r"\.(model_\w+|last_checkpoint)\.[0-9a-f]{32}(\.pth)?")
