@@ -16,7 +16,9 @@ from detectron2.utils.registry import locate
 from omegaconf import DictConfig
 from torch.utils.data import IterableDataset, Sampler
 
+from ..data.shared_dataset import SharedDataset
 from .data_check import check_images
+from .datasets import instantiate_dataset
 
 logger = logging.getLogger(__name__)
 
@@ -143,12 +145,15 @@ def instantiate_train_loader(cfg: DictConfig, *, seed: int | None = None, start_
     if target not in (build_train_loader, build_detection_train_loader):
         _warn_of_new_order(start_iter, "it is a loader of its own")
         return instantiate(cfg)
-    arguments = {name: instantiate(cfg[name]) for name in cfg if name != "_target_"}
+    arguments = {x: instantiate(cfg[x]) for x in cfg if x not in ("_target_", "dataset")}
+    arguments["dataset"] = instantiate_dataset(cfg.dataset, arguments.get("mapper"), "training")
     return build_train_loader(**{"order_seed": seed, **arguments, "start_iter": start_iter})
 
 
-def _aspect_ratio_groups(dataset) -> list[int] | None:
+def _aspect_ratio_groups(dataset) -> Sequence[int] | None:
     """Returns 1 for landscape, 0 for portrait images; None if the data set lacks the sizes."""
+    if isinstance(dataset, SharedDataset) and (dataset.aspect_ratio_groups() >= 0).all():
+        return dataset.aspect_ratio_groups()  # without a copy for every process
     groups = []
     for index in range(len(dataset)):
         image = dataset[index]

@@ -19,6 +19,7 @@ from ..data import BoxDatasetMapper
 from ..modeling import DenseDetectorWithTTA
 from .amp import Detectron2AMPTrainer, with_grad_scaler
 from .data_check import explained
+from .datasets import load_test_set_of, load_training_set
 from .evaluation import build_evaluator
 
 logger = logging.getLogger(__name__)
@@ -51,14 +52,19 @@ class Trainer(DefaultTrainer):
         """Builds Detectron2's loader with our mapper, which keeps the contrast of 16-bit gray."""
         mapper = BoxDatasetMapper(cfg, is_train=True)
         with explained(cfg, "train"):
-            return build_detection_train_loader(cfg, mapper=mapper)
+            dataset = load_training_set(cfg, mapper)
+            return build_detection_train_loader(cfg, mapper=mapper, dataset=dataset)
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Iterable[list[dict]]:
         """Builds Detectron2's test loader with our mapper."""
         mapper = BoxDatasetMapper(cfg, is_train=False)
         with explained(cfg, "test"):
-            return build_detection_test_loader(cfg, dataset_name, mapper=mapper)
+            return build_detection_test_loader(
+                load_test_set_of(cfg, dataset_name, mapper),
+                mapper=mapper,
+                num_workers=cfg.DATALOADER.NUM_WORKERS,
+            )
 
     @classmethod
     def build_evaluator(
