@@ -114,7 +114,7 @@ def test_blocks_change_no_bit(merge, block, monkeypatch):
     monkeypatch.setattr(box_voting, "_BLOCK", block)
     for found, wanted in zip(merge(*scene, iou_thresh=0.5), expected):
         assert torch.equal(found, wanted)
-    assert 0 < len(expected[0]) < 1000
+    assert len(vote(*scene, iou_thresh=0.5)[0]) < 150  # some were merged
 
 
 def test_memory_does_not_grow_with_the_square_of_the_detections():
