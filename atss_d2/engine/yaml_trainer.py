@@ -8,19 +8,25 @@ import weakref
 from collections.abc import Iterable
 
 from detectron2.config import CfgNode
-from detectron2.data import build_detection_test_loader, build_detection_train_loader
+from detectron2.data import build_detection_test_loader
+from detectron2.data.build import _train_loader_from_config
+from detectron2.data.samplers import TrainingSampler
 from detectron2.engine import DefaultTrainer
 from detectron2.evaluation import DatasetEvaluator
+from detectron2.utils import comm
 from torch import nn
 
 from ..checkpoint import SafeCheckpointer
 from ..config import view_of
 from ..data import BoxDatasetMapper
+from ..data.seeding import seeded
 from ..modeling import DenseDetectorWithTTA
 from .amp import Detectron2AMPTrainer, with_grad_scaler
 from .data_check import explained
 from .datasets import load_test_set_of, load_training_set
 from .evaluation import build_evaluator
+from .rng import RunSeed, StepSeeds
+from .train_loader import SAMPLERS, TrainLoader, build_train_loader
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +37,16 @@ class Trainer(DefaultTrainer):
     Data sets are evaluated according to their type, see
     :func:`atss_d2.engine.evaluation.build_evaluator`.
     """
+
+    def __init__(self, cfg: CfgNode) -> None:
+        self._seed = RunSeed(cfg.SEED)
+        super().__init__(cfg)
+
+    def resume_or_load(self, resume: bool = True) -> None:
+        """Loads a checkpoint, and moves order and augmentations to its iteration."""
+        super().resume_or_load(resume=resume)
+        if isinstance(self.data_loader, TrainLoader):
+            self.data_loader.continue_at(self.start_iter, seed=self._seed.value)
 
     def load_state_dict(self, state_dict: dict) -> None:
         """Loads a state; with ``SOLVER.AMP.ENABLED`` also that of a run without loss scaling."""
@@ -45,15 +61,24 @@ class Trainer(DefaultTrainer):
             self._trainer.model, self.cfg.OUTPUT_DIR, trainer=weakref.proxy(self)
         )
         self.checkpointer.categories = view_of(self.cfg).categories
-        return super().build_hooks()
+        self.checkpointer.add_checkpointable("run_seed", self._seed)
+        return [StepSeeds(self._seed), *super().build_hooks()]
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> Iterable[list[dict]]:
-        """Builds Detectron2's loader with our mapper, which keeps the contrast of 16-bit gray."""
+        """Builds a loader of Detectron2's keys that continues in a resumed run.
+
+        It has our mapper, which keeps the contrast of 16-bit gray.
+        """
+        seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
         mapper = BoxDatasetMapper(cfg, is_train=True)
-        with explained(cfg, "train"):
+        # A sampler without a seed of its own then draws the same one in a resumed run.
+        with explained(cfg, "train"), seeded(seed, SAMPLERS):
             dataset = load_training_set(cfg, mapper)
-            return build_detection_train_loader(cfg, mapper=mapper, dataset=dataset)
+            arguments = _train_loader_from_config(cfg, mapper=mapper, dataset=dataset)
+            if type(arguments["sampler"]) is TrainingSampler:
+                arguments["sampler"] = None  # the default, which takes the seed of the run
+            return build_train_loader(**arguments, seed=seed)
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Iterable[list[dict]]:
