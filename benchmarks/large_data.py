@@ -43,7 +43,7 @@ from tabulate import tabulate
 
 from atss_d2.data import register_coco
 from atss_d2.data.shared_loading import MASK_KEYS, load_shared
-from atss_d2.engine import build_train_loader, leave_process_group
+from atss_d2.engine import leave_process_group
 from atss_d2.engine.coco_evaluation import FastCOCOEvaluator
 from atss_d2.modeling.box_voting import vote
 
@@ -135,7 +135,7 @@ def start_up(path: str, *, processes: int, workers: int, batches: int, only: str
                 _start_one,
                 processes,
                 dist_url="auto",
-                args=(load, path, workers, batches, f"{folder}/result.json"),
+                args=(*kind, path, workers, batches, f"{folder}/result.json"),
             )
             result = json.loads(Path(folder, "result.json").read_text())
         rows.append([name, *result, peak["pss"]])
@@ -157,7 +157,9 @@ def load_for_boxes(names: str) -> Any:
     return load_shared(load, drop=MASK_KEYS)
 
 
-def _start_one(load: Callable, path: str, workers: int, batches: int, result: str) -> None:
+def _start_one(
+    load: Callable, build: Callable, path: str, workers: int, batches: int, result: str
+) -> None:
     """Body of a process; the first one writes the numbers."""
     torch.set_num_threads(1)
     logging.getLogger().setLevel(logging.ERROR)
@@ -166,7 +168,7 @@ def _start_one(load: Callable, path: str, workers: int, batches: int, result: st
     with contextlib.redirect_stdout(io.StringIO()):
         dataset = load(NAME)
     loaded = seconds_with_children() - start
-    loader = build_train_loader(
+    loader = build(
         dataset, mapper=_unread, total_batch_size=2 * comm.get_world_size(), num_workers=workers
     )
     del dataset

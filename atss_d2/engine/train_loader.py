@@ -24,6 +24,7 @@ from ..data.order import GlobalBatches, SamplerBatches, epochs_of
 from ..data.samples import Problem, Sample, SeededSamples
 from ..data.seeding import seeded
 from ..data.shared_dataset import SharedDataset
+from ..data.workers import with_default_workers
 from .bad_images import BadImages
 from .data_check import check_images
 from .datasets import instantiate_dataset
@@ -64,7 +65,7 @@ class TrainLoader:
         self.batches = batches
         self._has_own_order = has_own_order
         self._bad_images = bad_images or BadImages()
-        self._loader = DataLoader(
+        loader = DataLoader(
             samples,
             batch_sampler=batches,
             collate_fn=_Collate(collate_fn or trivial_batch_collator),
@@ -72,6 +73,7 @@ class TrainLoader:
             generator=torch.Generator(),  # else it would draw a number from the model's generator
             **kwargs,
         )
+        self._loader = with_default_workers(loader)
 
     def continue_at(self, start_iter: int, *, seed: int) -> None:
         """Moves to the batch of an iteration; to be called before iterating.

@@ -8,7 +8,6 @@ import weakref
 from collections.abc import Iterable
 
 from detectron2.config import CfgNode
-from detectron2.data import build_detection_test_loader
 from detectron2.data.build import _train_loader_from_config
 from detectron2.data.samplers import TrainingSampler
 from detectron2.engine import DefaultTrainer
@@ -18,7 +17,7 @@ from torch import nn
 
 from ..checkpoint import SafeCheckpointer
 from ..config import view_of
-from ..data import BoxDatasetMapper
+from ..data import BoxDatasetMapper, build_test_loader
 from ..data.seeding import seeded
 from ..modeling import DenseDetectorWithTTA
 from .amp import Detectron2AMPTrainer, with_grad_scaler
@@ -85,7 +84,7 @@ class Trainer(DefaultTrainer):
         """Builds Detectron2's test loader with our mapper."""
         mapper = BoxDatasetMapper(cfg, is_train=False)
         with explained(cfg, "test"):
-            return build_detection_test_loader(
+            return build_test_loader(
                 load_test_set_of(cfg, dataset_name, mapper),
                 mapper=mapper,
                 num_workers=cfg.DATALOADER.NUM_WORKERS,
