@@ -124,10 +124,11 @@ def descendants(pid: int) -> list[int]:
 def start_up(path: str, *, processes: int, workers: int, batches: int, only: str | None) -> None:
     """Measures the start of a training, up to its first batches."""
     rows = []
-    for name, load in {
-        "Detectron2": get_detection_dataset_dicts,
-        "atss_d2": load_for_boxes,
-    }.items():
+    kinds = {
+        "Detectron2": (get_detection_dataset_dicts, build_detection_train_loader),
+        "atss_d2": (load_for_boxes, build_train_loader),
+    }
+    for name, kind in kinds.items():
         if only not in (None, name):
             continue
         with tempfile.TemporaryDirectory() as folder, watched_memory() as peak:
