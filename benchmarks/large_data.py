@@ -34,7 +34,7 @@ import atss_d2  # noqa: F401  (must be imported first: silences deprecation warn
 # isort: split
 import numpy as np
 import torch
-from detectron2.data import get_detection_dataset_dicts
+from detectron2.data import build_detection_train_loader, get_detection_dataset_dicts
 from detectron2.engine import launch
 from detectron2.evaluation import COCOEvaluator
 from detectron2.structures import Boxes, Instances, pairwise_iou
@@ -43,7 +43,7 @@ from tabulate import tabulate
 
 from atss_d2.data import register_coco
 from atss_d2.data.shared_loading import MASK_KEYS, load_shared
-from atss_d2.engine import leave_process_group
+from atss_d2.engine import build_train_loader, leave_process_group
 from atss_d2.engine.coco_evaluation import FastCOCOEvaluator
 from atss_d2.modeling.box_voting import vote
 
