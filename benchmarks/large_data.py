@@ -132,12 +132,11 @@ def start_up(path: str, *, processes: int, workers: int, batches: int, only: str
         if only not in (None, name):
             continue
         with tempfile.TemporaryDirectory() as folder, watched_memory() as peak:
-            launch(
-                _start_one,
-                processes,
-                dist_url="auto",
-                args=(*kind, path, workers, batches, f"{folder}/result.json"),
-            )
+            arguments = (*kind, path, workers, batches, f"{folder}/result.json")
+            context = multiprocessing.get_context("spawn")  # whose memory is its own
+            process = context.Process(target=_start_all, args=(processes, arguments))
+            process.start()
+            process.join()
             result = json.loads(Path(folder, "result.json").read_text())
         rows.append([name, *result, peak["pss"]])
     headers = [
@@ -156,6 +155,10 @@ def load_for_boxes(names: str) -> Any:
     """Loads as the trainer does for a mapper of boxes."""
     load = functools.partial(get_detection_dataset_dicts, names)
     return load_shared(load, drop=MASK_KEYS)
+
+
+def _start_all(processes: int, arguments: tuple) -> None:
+    launch(_start_one, processes, dist_url="auto", args=arguments)
 
 
 def _start_one(
