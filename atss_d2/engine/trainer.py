@@ -25,7 +25,8 @@ from ..checkpoint import SafeCheckpointer, check_checkpoint
 from ..config import ConfigError, view_of
 from .amp import GradScaler
 from .console import FILE_ONLY, ProgressPrinter, quiet_evaluation
-from .data_check import check_categories, check_images, explained, load_test_set
+from .data_check import check_categories, check_images, explained
+from .datasets import instantiate_test_loader, load_test_set
 from .ema import EMAHook
 from .evaluation_hooks import BaseLRScheduler, BestCheckpoint, TimedEvalHook
 from .gradient_clipping import GradientClippingHook
@@ -78,7 +79,7 @@ def _evaluate(cfg: DictConfig, model: nn.Module, suffix: str = "") -> dict[str, 
     if cfg.train.get("amp", {}).get("inference", False):
         model = AutocastModel(model, autocast_dtype(cfg))
     with explained(cfg, "test"):
-        loader = instantiate(cfg.dataloader.test)
+        loader = instantiate_test_loader(cfg.dataloader.test)
     results = inference_on_dataset(model, loader, instantiate(cfg.dataloader.evaluator))
     results = {f"{task}{suffix}": result for task, result in results.items()}
     print_csv_format(results)
@@ -214,7 +215,7 @@ def _try_evaluation(cfg: DictConfig, model: nn.Module) -> float:
     dataset, mapper = load_test_set(cfg)
     if not dataset or mapper is None:
         return 0.0
-    if isinstance(mapper, DatasetMapper):  # other mappers may read anything
+    if isinstance(dataset, list) and isinstance(mapper, DatasetMapper):
         check_images(dataset, "test")
     with preserved_rng(), inference_context(model), torch.no_grad():
         inputs = [mapper(dataset[i]) for i in range(min(3, len(dataset)))]

@@ -9,7 +9,6 @@ from collections.abc import Iterable
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import build_detection_test_loader
 from detectron2.data.build import _train_loader_from_config
 from detectron2.data.samplers import TrainingSampler
 from detectron2.engine import DefaultTrainer, hooks
@@ -19,11 +18,12 @@ from torch import nn
 
 from ..checkpoint import SafeCheckpointer
 from ..config import ConfigError, view_of
-from ..data import BoxDatasetMapper
+from ..data import BoxDatasetMapper, build_test_loader
 from ..data.seeding import seeded
 from ..modeling import DenseDetectorWithTTA
 from .amp import GradScaler
 from .data_check import explained
+from .datasets import load_test_set_of, load_training_set
 from .evaluation import build_evaluator
 from .nonfinite import StepRecorder
 from .periodic_checkpointer import PeriodicCheckpointer
@@ -114,7 +114,8 @@ class Trainer(DefaultTrainer):
         mapper = BoxDatasetMapper(cfg, is_train=True)
         # A sampler without a seed of its own then draws the same one in a resumed run.
         with explained(cfg, "train"), seeded(seed, SAMPLERS):
-            arguments = _train_loader_from_config(cfg, mapper=mapper)
+            dataset = load_training_set(cfg, mapper)
+            arguments = _train_loader_from_config(cfg, mapper=mapper, dataset=dataset)
             if type(arguments["sampler"]) is TrainingSampler:
                 arguments["sampler"] = None  # the default, which takes the seed of the run
             return build_train_loader(**arguments, seed=seed)
@@ -124,7 +125,11 @@ class Trainer(DefaultTrainer):
         """Builds Detectron2's test loader with our mapper."""
         mapper = BoxDatasetMapper(cfg, is_train=False)
         with explained(cfg, "test"):
-            return build_detection_test_loader(cfg, dataset_name, mapper=mapper)
+            return build_test_loader(
+                load_test_set_of(cfg, dataset_name, mapper),
+                mapper=mapper,
+                num_workers=cfg.DATALOADER.NUM_WORKERS,
+            )
 
     @classmethod
     def build_evaluator(
