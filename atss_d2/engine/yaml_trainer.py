@@ -19,7 +19,9 @@ from ..data import BoxDatasetMapper
 from ..modeling import DenseDetectorWithTTA
 from .amp import Detectron2AMPTrainer, with_grad_scaler
 from .data_check import explained
+from .dataset_checks import check_data
 from .evaluation import build_evaluator
+from .evaluator_check import check_yaml_evaluators
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +32,20 @@ class Trainer(DefaultTrainer):
     Data sets are evaluated according to their type, see
     :func:`atss_d2.engine.evaluation.build_evaluator`.
     """
+
+    def __init__(self, cfg: CfgNode) -> None:
+        """
+        Args:
+            cfg: The config; its data sets and evaluators are checked first.
+
+        Raises:
+            DataError: A data set has errors, or cannot be evaluated.
+        """
+        names = {"train": "build_train_loader", "test": "build_test_loader"}
+        own = [x for x, name in names.items() if not _is_same(type(self), Trainer, name)]
+        check_data(cfg, own_loaders=own)
+        super().__init__(cfg)
+        check_yaml_evaluators(cfg, self.build_evaluator)
 
     def load_state_dict(self, state_dict: dict) -> None:
         """Loads a state; with ``SOLVER.AMP.ENABLED`` also that of a run without loss scaling."""
@@ -75,3 +91,7 @@ class Trainer(DefaultTrainer):
         ]
         results = cls.test(cfg, DenseDetectorWithTTA(cfg, model), evaluators)
         return {f"{task}_TTA": result for task, result in results.items()}
+
+
+def _is_same(one: type, other: type, name: str) -> bool:
+    return getattr(one, name).__func__ is getattr(other, name).__func__

@@ -19,21 +19,36 @@ class JsonContent:
     """The content of a JSON file.
 
     Args:
-        content: The top level, a dict.
+        content: The top level.
         has_byte_order_mark: Whether the file starts with one. Detectron2 then cannot read it.
         num_nan: Number of ``NaN`` and ``Infinity``, which are not JSON although Python reads them.
     """
 
-    content: dict[str, Any]
+    content: Any
     has_byte_order_mark: bool = False
     num_nan: int = 0
 
 
 def read_json(path: str | os.PathLike[str]) -> JsonContent:
-    """Reads a JSON file whose top level is a dict.
+    """Reads a JSON file whose top level is a dict in COCO's format.
 
     Raises:
         DataError: The file cannot be read, or is something else; one sentence says what.
+    """
+    file = parse_json(path)
+    if not isinstance(file.content, dict):
+        raise DataError(f"'{path}' {_other_top_level(file.content)}")
+    other = _other_format(file.content)
+    if other:
+        raise DataError(f"'{path}' {other}")
+    return file
+
+
+def parse_json(path: str | os.PathLike[str]) -> JsonContent:
+    """Reads a JSON file of any content.
+
+    Raises:
+        DataError: The file cannot be read, or is not JSON; one sentence says what it is.
     """
     place = f"'{path}'"
     try:
@@ -43,7 +58,7 @@ def read_json(path: str | os.PathLike[str]) -> JsonContent:
     except (OSError, ValueError) as error:
         raise DataError(f"cannot read {place}: {getattr(error, 'strerror', error)}") from None
     if not data.strip(b"\0 \r\n\t"):
-        raise DataError(f"{place} is empty: write or copy it again")
+        raise DataError(f"{place} is not a JSON file: it is empty, write or copy it again")
     if data.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in data[:4]:
         raise DataError(f"{place} is not a JSON file in UTF-8: it is UTF-16 or binary")
     literals: list[str] = []
@@ -63,11 +78,6 @@ def read_json(path: str | os.PathLike[str]) -> JsonContent:
         raise DataError(f"{place} is nested too deeply for COCO's format") from None
     except ValueError as error:
         raise DataError(f"{place} is not a JSON file: {_cause(text, error)}") from None
-    if not isinstance(content, dict):
-        raise DataError(f"{place} {_other_top_level(content)}")
-    other = _other_format(content)
-    if other:
-        raise DataError(f"{place} {other}")
     return JsonContent(content, has_mark, len(literals))
 
 
