@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator, Sequence
 from detectron2.config import CfgNode, instantiate
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils.file_io import PathManager
-from detectron2.utils.registry import locate
 from omegaconf import DictConfig
 
 from ..config import view_of
@@ -177,23 +176,15 @@ def explained(cfg: DictConfig | CfgNode, split: str) -> Iterator[None]:
 
 
 def load_test_set(cfg: DictConfig) -> tuple[Sequence[dict] | None, Callable | None]:
-    """Returns the data set and mapper of ``dataloader.test``; None if they are of other kinds.
-
-    The loader is built of them, so that wrong arguments are found before the first evaluation.
-    """
+    """Returns the data set and mapper of ``dataloader.test``; None if they are of other kinds."""
     node = cfg.dataloader.get("test")
     if cfg.dataloader.get("evaluator") is None or node is None or "dataset" not in node:
         return None, None
     with explained(cfg, "test"):
-        arguments = {name: instantiate(node[name]) for name in node if name != "_target_"}
-        target = node.get("_target_")
-        target = locate(target) if isinstance(target, str) else target
-        if target is not None:
-            target(**arguments)
-    dataset = arguments["dataset"]
+        dataset = instantiate(node.dataset)
     if not isinstance(dataset, list):
         return None, None
-    return dataset, arguments.get("mapper")
+    return dataset, instantiate(node.get("mapper"))
 
 
 def _not_there(path: str) -> str:

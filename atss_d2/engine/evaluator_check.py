@@ -13,6 +13,7 @@ from detectron2.config import CfgNode, instantiate
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import COCOEvaluator, DatasetEvaluator
 from detectron2.structures import Boxes, Instances
+from detectron2.utils.registry import locate
 from omegaconf import DictConfig
 
 from ..config import view_of
@@ -36,10 +37,27 @@ _PERFECT, _BROKEN = 99.0, 50.0  # AP
 
 
 def check_config_evaluator(cfg: DictConfig, dataset: Sequence[Any] | None) -> None:
-    """Checks ``dataloader.evaluator`` with the test set, as :func:`check_evaluator` does."""
+    """Builds ``dataloader.test`` and checks the evaluator, as :func:`check_evaluator` does.
+
+    Args:
+        cfg: A LazyConfig.
+        dataset: Dicts of the test set; None if unknown, then no loader is built.
+
+    Raises:
+        DataError: The loader or the evaluator cannot be built, or the evaluator fails.
+    """
     node = cfg.dataloader.get("evaluator")
     if node is None or cfg.train.get("check_data") is False:
         return
+    if dataset is not None:
+        with explained(cfg, "test"):
+            loader = cfg.dataloader.test
+            arguments = {
+                x: instantiate(loader[x]) for x in loader if x not in ("_target_", "dataset")
+            }
+            target = loader.get("_target_")
+            target = locate(target) if isinstance(target, str) else target
+            target(**{**arguments, "dataset": dataset})
     names = view_of(cfg).dataset_names("test")
     check_evaluator(lambda: instantiate(node), dataset, ", ".join(names))
 
