@@ -109,24 +109,16 @@ def _check_source(paths: list[str], role: str, args: argparse.Namespace) -> Data
     from ..data.checks.json_file import JsonContent
     from ..data.custom.reading import read_source
 
-    file = Path(paths[0]).expanduser()
-    if len(paths) == 2 and file.is_file():
-        folder = Path(paths[1]).expanduser()
-        if not folder.is_dir():
-            raise ValueError(f"'{folder}' is not a folder: give the folder of the images")
-        dataset = check_coco_file(str(file), str(folder), role=role, cache=not args.no_cache)
-    elif len(paths) == 2 and file.is_dir() and not Path(paths[1]).is_dir():
-        report = Report(str(file), role)
-        report.say("json", f"'{file}' is a folder, not a JSON file: give the file in it")
-        return DataSet(report)
-    elif not file.exists() or len(paths) == 2 or file.is_file():
-        read_source(paths)  # raises with the reason
-        raise ValueError(f"give a JSON file and the folder of its images, not {paths}")
+    first, *rest = (Path(path).expanduser() for path in paths)
+    if first.is_file() and rest and rest[0].is_dir():
+        dataset = check_coco_file(str(first), str(rest[0]), role=role, cache=not args.no_cache)
     else:
         try:
             source = read_source(paths)
         except DataError as error:
-            report = Report(str(file), role)
+            if not first.is_dir():  # the command line is wrong, not the data
+                raise
+            report = Report(str(first), role)
             report.say("json", str(error))
             return DataSet(report)
         content = JsonContent(source.content, source.has_byte_order_mark)

@@ -188,6 +188,8 @@ def load_test_set(cfg: DictConfig) -> tuple[Sequence[dict] | None, Callable | No
 
 
 def _not_there(path: str) -> str:
+    if os.path.isdir(path):
+        return "is a folder, not a JSON file: give the file in it"
     if "DETECTRON2_DATASETS" in os.environ or not path.startswith("datasets"):
         return "does not exist: correct the path, or put it there"
     return (

@@ -81,17 +81,16 @@ class DataSet:
 
     def _take(self, table: Table) -> None:
         """Takes the images of a table whose names are names of local files."""
+        # Names with a protocol are read by Detectron2's PathManager, from anywhere.
         chosen = [
-            i for i, name in enumerate(table.names) if isinstance(name, str) and _is_local(name)
+            i
+            for i, name in enumerate(table.names)
+            if isinstance(name, str) and name and "://" not in (self.image_root or name)
         ]
         self.names = [table.names[i] for i in chosen]
         self.image_ids = [table.image_ids[i] for i in chosen]
         sizes = np.stack([table.widths, table.heights], 1)
         self.sizes = [tuple(size) for size in sizes[chosen].tolist()]
-
-
-def _is_local(name: str) -> bool:
-    return name != "" and "://" not in name
 
 
 def check_coco_file(

@@ -76,6 +76,9 @@ KINDS: dict[str, Kind] = {
         WARNING,
         most=True,
     ),
+    "annotation_image_id": Kind(
+        "annotation{s} {have} no image_id, or one that cannot be an id", _LEFT_OUT
+    ),
     "annotation_category": Kind(
         "annotation{s} {are} of classes that the file does not list",
         "add the class, or remove them",
@@ -177,6 +180,10 @@ KINDS: dict[str, Kind] = {
         "remove the key segmentation, boxes do not need it",
         WARNING,
         most=True,
+    ),
+    "keypoints": Kind(
+        "annotation{s} {have} keypoints that are not a list of numbers",
+        "remove them, boxes do not need them",
     ),
     # Categories.
     "category_entry": Kind("category list{s} cannot be used", "give each an integer id and a name"),

@@ -82,7 +82,8 @@ def parse_json(path: str | os.PathLike[str]) -> JsonContent:
 
 
 def _cause(text: str, error: ValueError) -> str:
-    if getattr(error, "pos", 0) >= len(text.rstrip()) - 1:
+    is_open = str(error).startswith("Unterminated string") and '"' not in text[error.pos + 1 :]
+    if is_open or getattr(error, "pos", 0) >= len(text.rstrip()) - 1:
         return f"it ends in the middle of it, write or copy it again ({error})"
     start = text[:200].lstrip().lower()
     if start.startswith(("<!doctype", "<html")):

@@ -66,7 +66,7 @@ def probe(path: str, *, full: bool = False) -> Probe:
             return _probe(file, status.st_size, full)
     except PermissionError:
         return Probe("image_forbidden")
-    except Exception:  # Pillow's codecs raise OSError, SyntaxError, struct.error and others
+    except OSError:  # of the disk
         return Probe("image_unreadable", num_bytes=status.st_size)
 
 
@@ -95,8 +95,8 @@ def _probe(file: BinaryIO, num_bytes: int, full: bool) -> Probe:
                 return Probe("image_truncated", is_decoded=True, **known)
     except Image.DecompressionBombError:
         return Probe("image_bomb", **known)
-    except Image.UnidentifiedImageError:
-        return Probe(_not_an_image(head), **known)
+    except Exception:  # Pillow's codecs raise OSError, SyntaxError, struct.error and others
+        return Probe(_not_an_image(head, tail, num_bytes), **known)
     if orientation in _TURNED:
         width, height = height, width
     return Probe("", width, height, mode, orientation, is_decoded=is_decoded, **known)
@@ -107,7 +107,14 @@ def _digest(tail: bytes, num_bytes: int) -> int:
     return int.from_bytes(content.digest(), "little", signed=True)
 
 
-def _not_an_image(head: bytes) -> str:
+def _not_an_image(head: bytes, tail: bytes, num_bytes: int) -> str:
+    is_cut = (
+        (head.startswith(b"\xff\xd8\xff") and not tail.endswith(b"\xff\xd9"))
+        or (head.startswith(b"\x89PNG") and b"IEND" not in tail)
+        or (head[8:12] == b"WEBP" and int.from_bytes(head[4:8], "little") + 8 > num_bytes)
+    )
+    if is_cut:
+        return "image_truncated"
     text = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     if text.startswith(b"version https://git-lfs"):
         return "image_lfs"

@@ -53,6 +53,7 @@ def check_content(report: Report, content: dict[str, Any]) -> Table:
     areas = to_numbers([a.get("area") for a in annotations])
     usable = check_boxes(report, table, areas)
     _check_annotation_ids(report, table)
+    _check_references(report, table, annotations)
     _check_keys(report, table, annotations)
     _check_areas(report, table, areas, annotations)
     is_object = usable & ~table.is_crowd
@@ -144,6 +145,15 @@ def _set_of(ids: Sequence[Any]) -> set:
         return set()
 
 
+def _check_references(report: Report, table: Table, annotations: Sequence[dict]) -> None:
+    wrong = [
+        i
+        for i, a in enumerate(annotations)
+        if "image_id" not in a or not is_hashable(a["image_id"])
+    ]
+    report.add("annotation_image_id", wrong, describer(table, "annotation_image"))
+
+
 def _describe_id(table: Table) -> Callable[[int], Example]:
     box = describer(table)
 
@@ -176,6 +186,12 @@ def _check_keys(report: Report, table: Table, annotations: Sequence[dict]) -> No
     # As Detectron2 tests it.
     ignored = [i for i, a in enumerate(annotations) if "ignore" in a and a["ignore"] != 0]
     report.add("ignore", ignored, describer_of("ignore"))
+    points = [
+        i
+        for i, a in enumerate(annotations)
+        if a.get("keypoints") and not _is_numbers(a["keypoints"])
+    ]
+    report.add("keypoints", points, describer_of("keypoints"))
     odd, short = [], []
     for i, a in enumerate(annotations):
         polygons = a.get("segmentation")
@@ -190,6 +206,10 @@ def _check_keys(report: Report, table: Table, annotations: Sequence[dict]) -> No
             short.append(i)
     report.add("segmentation", odd, describer_of("segmentation"))
     report.add("segmentation_short", short, describer_of("segmentation"), of=len(annotations))
+
+
+def _is_numbers(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(x, int | float) for x in value)
 
 
 def _check_areas(

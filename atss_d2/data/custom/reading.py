@@ -68,7 +68,8 @@ def read_source(paths: Sequence[str]) -> Source:
         return _read_coco(first, rest[0])
     if rest:
         raise DataError(
-            f"'{first}' is a folder: give a JSON file and the folder of its images, or one folder"
+            f"'{first}' is a folder, not a JSON file: give a JSON file and the folder of its "
+            "images, or one folder"
         )
     return _read_folder(first)
 

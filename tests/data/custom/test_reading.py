@@ -123,7 +123,7 @@ def test_wrong_paths(tmp_path):
         ([json_file], "train.json' needs the folder of its images"),
         ([json_file, json_file], "train.json' is not a folder"),
         ([json_file, str(tmp_path / "gone")], "gone' is not a folder"),
-        ([images, json_file], "images' is a folder: give a JSON file and the folder"),
+        ([images, json_file], "images' is a folder, not a JSON file: give"),
         ([json_file, images, images], "not 3 paths"),
         ([images], "images' holds none of _annotations.coco.json, .* or .*YOLO"),
     ]

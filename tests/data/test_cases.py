@@ -1,0 +1,27 @@
+"""Every case of the catalogue, in check-dataset and at the start of a training."""
+
+import re
+
+import pytest
+
+from tests.data.cases import CASES, STOPS, Sample
+from tests.data.trying import check, start_training
+
+
+def test_there_are_enough():
+    assert len(CASES) >= 73
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_case_comes_to_what_it_must(tmp_path, name):
+    case, sample = CASES[name], Sample(tmp_path / "sample")
+    case.change(sample)
+    sample.write()
+    outcome, text, _ = check(sample)
+    assert outcome == case.outcome, text
+    assert re.search(case.says, text), text
+    if case.trains:
+        outcome, text, _ = start_training(sample)
+        assert outcome == case.outcome, text
+        assert re.search(case.says, text), text
+        assert outcome != STOPS or "\n" not in text

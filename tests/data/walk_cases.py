@@ -1,0 +1,113 @@
+"""Runs train_net.py on every case of the catalogue and prints what came of it, as a table.
+
+    python -m tests.data.walk_cases                # all, about 6 s each on one core
+    python -m tests.data.walk_cases 'box*' 'json*' # some
+    python -m tests.data.walk_cases --yaml 'box*'  # with Detectron2's trainer of yaml configs
+
+A case fails if training ends in another way than the catalogue says, hangs, or prints a traceback.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fnmatch
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from pathlib import Path
+
+from tests import toy
+from tests.data.cases import CASES, FINE, STOPS, WARNS, Case, Sample
+from tests.data.trying import write_config
+
+ROOT = Path(__file__).resolve().parents[2]
+_SCRIPT = """
+import sys
+from pathlib import Path
+sys.path.insert(0, {root!r})
+from atss_d2_cli import run
+from atss_d2.data import register_coco
+from tests import toy
+folder = Path({folder!r})
+for part in ("train", "val"):
+    register_coco(f"case_{{part}}", folder / f"{{part}}.json", folder / part)
+if __name__ == "__main__":
+    run("train")
+"""
+
+
+def walk(case: Case, folder: Path, *, yaml: bool = False) -> tuple[str, str, str]:
+    """Trains on a case.
+
+    Returns:
+        What came of it, what is wrong with that ("" if nothing), and the sentence or warning.
+    """
+    sample = Sample(folder / "sample")
+    case.change(sample)
+    sample.write()
+    output = sample.folder / "output"
+    if yaml:
+        text = toy.yaml_config(output).replace("toy_train", "case_train")
+        config, script = folder / "config.yaml", folder / "train.py"
+        config.write_text(text.replace("toy_val", "case_val"))
+        script.write_text(_SCRIPT.format(root=str(ROOT), folder=str(sample.folder)))
+    else:
+        config, script = folder / "config.py", ROOT / "train_net.py"
+        write_config(sample, config)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    environment["ATSS_D2_CACHE"] = str(folder / "cache")
+    command = [sys.executable, str(script), "--config-file", str(config)]
+    try:
+        process = subprocess.run(
+            command, capture_output=True, text=True, cwd=folder, env=environment, timeout=300
+        )
+    except subprocess.TimeoutExpired:
+        return "hangs", "did not end", ""
+    printed = process.stdout + process.stderr
+    if "Traceback" in printed:
+        return "traceback", "a traceback", printed.rstrip().splitlines()[-1]
+    if process.returncode:
+        sentence = process.stderr.rstrip().splitlines()[-1]
+        outcome, said = STOPS, sentence
+        if process.returncode != 1 or (output / "metrics.json").exists():
+            return outcome, f"exit code {process.returncode}, or after an iteration", sentence
+    else:
+        warnings = [line for line in process.stdout.splitlines() if "WRN" in line or "WARN" in line]
+        warnings = [line for line in warnings if "Category ids" not in line]
+        outcome, said = (WARNS if warnings else FINE), "\n".join(warnings)
+        if not (output / "model_final.pth").is_file():
+            return outcome, "no model was written", said
+    if outcome != case.outcome:
+        return outcome, f"should be: {case.outcome}", said
+    if not re.search(case.says, said):
+        return outcome, f"does not say {case.says!r}", said
+    return outcome, "", said
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("patterns", nargs="*", default=["*"])
+    parser.add_argument("--yaml", action="store_true")
+    args = parser.parse_args(argv)
+    chosen = [n for n in CASES if any(fnmatch.fnmatch(n, p) for p in args.patterns)]
+    outcomes, faults = Counter(), 0
+    for name in chosen:
+        if not CASES[name].trains:
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            outcome, fault, said = walk(CASES[name], Path(folder), yaml=args.yaml)
+            said = said.replace(folder, "")
+        outcomes[outcome] += 1
+        faults += bool(fault)
+        print(
+            f"{'FAULT ' + fault if fault else 'ok'} | {name} | {outcome} | {said[:200]}", flush=True
+        )
+    print(f"{sum(outcomes.values())} cases: {dict(outcomes)}; {faults} not as they should be")
+    return int(faults > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
