@@ -320,11 +320,13 @@ CASES: dict[str, Case] = {
     "file missing": Case(lambda s: s.file("train").unlink(), STOPS, "1 image is missing"),
     "file missing in val": Case(lambda s: s.file("val").unlink(), STOPS, "1 image is missing"),
     "all files missing": Case(
-        lambda s: s.move("train", 0, "x/000.jpg", said="000.jpg"), STOPS, "1 image is missing"
+        lambda s: shutil.rmtree(s.folder / "train") or (s.folder / "train").mkdir(),
+        STOPS,
+        "8 images are missing",
     ),
     "file empty": Case(_bytes(b""), STOPS, "1 image file is empty"),
     "file empty in val": Case(_bytes(b"", "val"), STOPS, "1 image file is empty"),
-    "file is a web page": Case(_bytes(_HTML), STOPS, "1 image is web pages or text"),
+    "file is a web page": Case(_bytes(_HTML), STOPS, "1 image file is a web page or text"),
     "file is a pointer of Git LFS": Case(_bytes(_LFS), STOPS, "git lfs pull"),
     "file is text": Case(_bytes(b"0 0.5 0.5 0.1 0.1\n" * 9), STOPS, "1 image is unreadable"),
     "file is random bytes": Case(_bytes(bytes(range(256)) * 9), STOPS, "1 image is unreadable"),
@@ -410,7 +412,7 @@ CASES: dict[str, Case] = {
     "name is a number": Case(_image(file_name=12), STOPS, "1 image has no file_name or no id"),
     "name very long": Case(_image(file_name="x" * 5000), STOPS, "1 image is missing"),
     "file named twice": Case(_append_image(id=99), WARNS, "1 file is named by several images"),
-    "file copied": Case(_copy_twice, WARNS, "1 image is a copy|1 image is copies"),
+    "file copied": Case(_copy_twice, WARNS, "1 image has the content of another"),
     "image in train and val": Case(_copy_to_val, WARNS, "1 image is also in train"),
     # Boxes
     "box NaN": Case(_annotation(bbox=[4, 4, math.nan, 9]), STOPS, _NOT_FOUR),

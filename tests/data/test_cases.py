@@ -6,6 +6,7 @@ import pytest
 
 from tests.data.cases import CASES, STOPS, Sample
 from tests.data.trying import check, start_training
+from tests.data.walk_cases import walk
 
 
 def test_there_are_enough():
@@ -25,3 +26,10 @@ def test_a_case_comes_to_what_it_must(tmp_path, name):
         assert outcome == case.outcome, text
         assert re.search(case.says, text), text
         assert outcome != STOPS or "\n" not in text
+
+
+@pytest.mark.parametrize("name", ["box NaN", "annotation id 0 in val", "gray"])
+def test_the_real_command_says_the_same(tmp_path, name):
+    """``python -m tests.data.walk_cases`` does it for all."""
+    outcome, fault, said = walk(CASES[name], tmp_path)
+    assert not fault, f"{outcome}: {said}"

@@ -15,6 +15,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from omegaconf import DictConfig
 
 from atss_d2.commands import check_dataset
+from atss_d2.commands.errors import one_sentence
 from atss_d2.data import DataError, register_coco
 from atss_d2.engine import check_categories, check_dataset_files
 from atss_d2.engine.data_check import load_test_set
@@ -106,7 +107,7 @@ def start_training(sample: Sample) -> tuple[str, str, list[dict]]:
                 check_dataset_files(cfg, with_training=True)
                 check_categories(cfg)
             except (ValueError, DataError) as error:
-                return STOPS, str(error), []
+                return STOPS, one_sentence(error), []
             try:
                 check_data(cfg)
                 dataset, mapper = load_test_set(cfg)
@@ -117,7 +118,7 @@ def start_training(sample: Sample) -> tuple[str, str, list[dict]]:
                 dicts = instantiate(cfg.dataloader.train.dataset)
                 inputs = [train_mapper(x) for x in dicts]
             except DataError as error:
-                return STOPS, str(error), []
+                return STOPS, one_sentence(error), []
     finally:
         for logger in loggers:
             logger.removeHandler(handler)

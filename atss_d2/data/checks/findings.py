@@ -13,6 +13,8 @@ _INFLECTIONS = (
     ("{es}", "", "es"),
     ("{are}", "is", "are"),
     ("{have}", "has", "have"),
+    ("{seem}", "seems", "seem"),
+    ("{reach}", "reaches", "reach"),
 )
 
 
@@ -123,15 +125,15 @@ KINDS: dict[str, Kind] = {
         "annotation{s} {have} the class and box of another", "remove the copies", WARNING
     ),
     "box_corners": Kind(
-        "box{es} seem to be x1, y1, x2, y2, not COCO's x, y, width, height", "convert them"
+        "box{es} {seem} to be x1, y1, x2, y2, not COCO's x, y, width, height", "convert them"
     ),
     "box_corners_some": Kind(
-        "box{es} reach out of their images, but would fit as x1, y1, x2, y2",
+        "box{es} {reach} out of the image, but would fit as x1, y1, x2, y2",
         "see whether some sources of the data set write corners instead of x, y, width, height",
         WARNING,
     ),
     "box_centers": Kind(
-        "box{es} seem to be center x, center y, width, height, not COCO's x, y, width, height",
+        "box{es} {seem} to be center x, center y, width, height, not COCO's x, y, width, height",
         "convert them",
     ),
     "box_fractions": Kind(
@@ -199,9 +201,10 @@ KINDS: dict[str, Kind] = {
     "image_forbidden": Kind("image{s} may not be read", "change their permissions"),
     "image_empty": Kind("image file{s} {are} empty", "download or copy them again"),
     "image_html": Kind(
-        "image{s} {are} web pages or text, not images", "download them again: the server refused"
+        "image file{s} {are} a web page or text",
+        "download them again: the server refused",
     ),
-    "image_lfs": Kind("image{s} {are} pointers of Git LFS", "run git lfs pull"),
+    "image_lfs": Kind("image{s} {have} a pointer of Git LFS instead of pixels", "run git lfs pull"),
     "image_truncated": Kind("image{s} {are} truncated", "download or copy them again"),
     "image_unreadable": Kind("image{s} {are} unreadable", "replace them: Pillow cannot open them"),
     "image_size": Kind(
@@ -243,7 +246,7 @@ KINDS: dict[str, Kind] = {
     ),
     "file_double": Kind("file{s} {are} named by several images", "remove the copies", WARNING),
     "image_double": Kind(
-        "image{s} {are} copies of another under another name", "remove the copies", WARNING
+        "image{s} {have} the content of another under another name", "remove the copies", WARNING
     ),
     # Two sets.
     "shared": Kind(
