@@ -419,6 +419,7 @@ CASES: dict[str, Case] = {
     "box infinite": Case(_annotation(bbox=[4, 4, math.inf, 9]), STOPS, _NOT_FOUR),
     "box minus infinite": Case(_annotation(bbox=[-math.inf, 4, 9, 9]), STOPS, _NOT_FOUR),
     "box too large for a float": Case(_annotation(bbox=[4, 4, 10**400, 9]), STOPS, _NOT_FOUR),
+    "box beyond 64 bits": Case(_annotation(bbox=[4, 2**63, 9, 9]), STOPS, _NOT_FOUR),
     "box of three": Case(_annotation(bbox=[4, 4, 9]), STOPS, _NOT_FOUR),
     "box of five": Case(_annotation(bbox=[4, 4, 9, 9, 30]), STOPS, _NOT_FOUR),
     "box empty": Case(_annotation(bbox=[]), STOPS, _NOT_FOUR),
@@ -440,6 +441,9 @@ CASES: dict[str, Case] = {
         _annotation(0, "val", bbox=[4, 4, 0, 9], area=0), WARNS, "1 box has no area"
     ),
     "boxes all without area": Case(_annotations(bbox=[4, 4, 0, 0]), STOPS, "16 boxes have no area"),
+    "box of a hundredth of a pixel": Case(
+        _annotation(bbox=[8, 8, 0.01, 0.01]), WARNS, "1 box has a side of less than half a pixel"
+    ),
     "box outside": Case(_annotation(bbox=[900, 4, 9, 9]), WARNS, "1 box is outside of the image"),
     "box partly outside": Case(_annotation(bbox=[-9, 4, 30, 9]), WARNS, "1 box is partly outside"),
     "boxes all outside": Case(
@@ -488,6 +492,12 @@ CASES: dict[str, Case] = {
     "annotation id a fraction in val": Case(
         _annotation(0, "val", id=0.5), STOPS, "1 annotation id is not an integer"
     ),
+    "annotation ids all NaN": Case(_annotations(id=math.nan), STOPS, "16 annotations have no id"),
+    "annotation id beyond 64 bits": Case(
+        _annotation(0, "val", id=10**400), STOPS, "1 annotation id is not an integer"
+    ),
+    "image id beyond 64 bits": Case(_image(id=2**63), STOPS, "1 image id is of another type"),
+    "iscrowd -1": Case(_annotation(iscrowd=-1), STOPS, "an iscrowd other than 0 or 1"),
     "image id twice": Case(_image(1, id=10), STOPS, "1 image has the id of another"),
     "image id twice in val": Case(_image(1, "val", id=10), STOPS, "1 image has the id of another"),
     "image id missing": Case(_image(id=None), STOPS, "1 image has no file_name or no id"),

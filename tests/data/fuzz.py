@@ -253,7 +253,7 @@ def _read_part(sample: Sample, part: str) -> tuple[dict[Any, set[tuple]], list[s
         box = a.get("bbox")
         _require(isinstance(box, list) and len(box) == 4 and all(map(_is_number, box)), "box")
         (x, y, w, h), (width, height) = box, sizes[a["image_id"]]
-        _require(w > 0 and h > 0 and x >= -1 and y >= -1, "box")
+        _require(w >= 0.5 and h >= 0.5 and x >= -1 and y >= -1, "box")
         _require(x + w <= width + 1 and y + h <= height + 1 and max(box) > 1, "box")
         _require(a.get("iscrowd", 0 if part == "train" else None) in (0, 1), "iscrowd")
         _require("ignore" not in a or a["ignore"] == 0, "ignore")
@@ -276,7 +276,7 @@ def _read_part(sample: Sample, part: str) -> tuple[dict[Any, set[tuple]], list[s
 def _clipped(box: list, width: float, height: float) -> tuple[float, ...]:
     x, y, w, h = box
     corners = max(x, 0), max(y, 0), min(x + w, width), min(y + h, height)
-    return tuple(round(float(value), 2) for value in corners)
+    return tuple(round(float(value), 1) for value in corners)
 
 
 def _is_number(value: Any) -> bool:
@@ -286,7 +286,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _is_id(value: Any) -> bool:
-    return _is_number(value) and value == int(value)
+    return _is_number(value) and value == int(value) and abs(value) < 2**53
 
 
 def _require(condition: bool, what: str) -> None:
@@ -301,7 +301,7 @@ def seen_boxes(inputs: list[dict]) -> dict[Any, set[tuple]]:
         boxes = x["instances"].gt_boxes.tensor.tolist()
         labels = x["instances"].gt_classes.tolist()
         found[x["image_id"]] = {
-            (label, *(round(value, 2) for value in box)) for label, box in zip(labels, boxes)
+            (label, *(round(value, 1) for value in box)) for label, box in zip(labels, boxes)
         }
     return found
 

@@ -18,7 +18,7 @@ from atss_d2.commands import check_dataset
 from atss_d2.commands.errors import one_sentence
 from atss_d2.data import DataError, register_coco
 from atss_d2.engine import check_categories, check_dataset_files
-from atss_d2.engine.data_check import load_test_set
+from atss_d2.engine.data_check import explained, load_test_set
 from atss_d2.engine.dataset_checks import check_data
 from atss_d2.engine.evaluator_check import check_config_evaluator
 from atss_d2.engine.train_loader import instantiate_train_loader
@@ -112,7 +112,8 @@ def start_training(sample: Sample) -> tuple[str, str, list[dict]]:
                 check_data(cfg)
                 dataset, mapper = load_test_set(cfg)
                 check_config_evaluator(cfg, dataset)
-                instantiate_train_loader(cfg.dataloader.train, seed=0)
+                with explained(cfg, "train"):
+                    instantiate_train_loader(cfg.dataloader.train, seed=0)
                 inputs = [mapper(x) for x in dataset]
                 train_mapper = instantiate(cfg.dataloader.train.mapper)
                 dicts = instantiate(cfg.dataloader.train.dataset)

@@ -126,8 +126,11 @@ def walk(
         if process.returncode != 1 or (output / "metrics.json").exists():
             return outcome, f"exit code {process.returncode}, or after an iteration", sentence
     else:
-        warnings = [line for line in process.stdout.splitlines() if "WRN" in line or "WARN" in line]
-        warnings = [line for line in warnings if "Category ids" not in line]
+        warnings = [
+            line
+            for line in process.stdout.splitlines()
+            if "WARNING" in line and " atss_d2." in line
+        ]
         outcome, said = (WARNS if warnings else FINE), "\n".join(warnings)
         if not (output / "model_final.pth").is_file():
             return outcome, "no model was written", said

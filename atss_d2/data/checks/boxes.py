@@ -16,6 +16,7 @@ FAULTS = (
     *("annotation_image", "annotation_category", "box_values"),
     *("box_negative", "box_zero", "box_outside"),
 )
+_TINY = 0.5  # pixels
 _MANY = 0.2  # part of the boxes outside their images that speaks for another convention
 
 
@@ -124,6 +125,10 @@ def check_boxes(report: Report, table: Table, areas: np.ndarray | None = None) -
         report.add(
             "box_clip", np.flatnonzero(usable & is_partly_outside(table)), describe, of=total
         )
+    with np.errstate(invalid="ignore"):
+        is_tiny = usable & (table.boxes[:, 2:] < _TINY).any(1)
+    if convention != "box_fractions":
+        report.add("box_tiny", np.flatnonzero(is_tiny), describe, of=total)
     report.add("box_double", find_doubles(table, usable), describe, of=total)
     if total and table.is_crowd.all():
         report.add("crowd_only", np.arange(total), describe)

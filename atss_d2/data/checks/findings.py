@@ -142,6 +142,12 @@ KINDS: dict[str, Kind] = {
         WARNING,
         most=True,
     ),
+    "box_tiny": Kind(
+        "box{es} {have} a side of less than half a pixel",
+        "see whether their unit is the pixel",
+        WARNING,
+        most=True,
+    ),
     "crowd_only": Kind(
         "annotation{s} {are} iscrowd regions, which are not objects, and nothing else is there",
         "set iscrowd to 0 where single objects are meant",

@@ -15,6 +15,8 @@ from .findings import Example, Report
 from .json_file import KEYS
 from .table import Table, is_hashable, table_of_coco, to_numbers
 
+_NONE = object()
+
 
 def require_lists(content: dict[str, Any], place: str) -> None:
     """Checks that a dict has COCO's three lists, and that they hold dicts.
@@ -106,7 +108,9 @@ def _kind_of_id(value: Any) -> str:
     if isinstance(value, str):
         return "text"
     is_integer = isinstance(value, int) and not isinstance(value, bool)
-    return "integer" if is_integer or (isinstance(value, float) and value.is_integer()) else "odd"
+    is_integer |= isinstance(value, float) and value.is_integer()
+    # Evaluators keep ids as floating-point numbers.
+    return "integer" if is_integer and abs(value) < 2**53 else "odd"
 
 
 def _doubles(ids: Sequence[Any]) -> list[int]:
@@ -126,13 +130,14 @@ def _check_annotation_ids(report: Report, table: Table) -> None:
     describe = _describe_id(table)
     doubles = [] if len(ids) == len(_set_of(ids)) else _doubles(ids)
     report.add("annotation_id_double", doubles, describe)
-    if set(map(type, ids)) <= {int}:
+    if set(map(type, ids)) <= {int} and max(map(abs, ids), default=0) < 2**53:
         report.add("annotation_id_zero", [i for i, x in enumerate(ids) if x == 0], describe)
         return
     kinds = list(map(_kind_of_id, ids))
-    missing = [i for i, x in enumerate(ids) if x is None or not is_hashable(x)]
+    missing = [i for i, x in enumerate(ids) if not is_hashable(x) or x is None or x != x]
     report.add("annotation_id_missing", missing, describe)
-    wrong = [i for i, x in enumerate(ids) if kinds[i] in ("text", "odd") and is_hashable(x)]
+    left = set(missing)
+    wrong = [i for i, kind in enumerate(kinds) if kind in ("text", "odd") and i not in left]
     report.add("annotation_id_type", wrong, describe)
     zeros = [i for i, x in enumerate(ids) if kinds[i] == "integer" and x == 0]
     report.add("annotation_id_zero", zeros, describe)
@@ -176,12 +181,16 @@ def _check_keys(report: Report, table: Table, annotations: Sequence[dict]) -> No
 
         return describe
 
-    crowd = [a.get("iscrowd", -1) for a in annotations]
+    crowd = [a.get("iscrowd", _NONE) for a in annotations]
     if not set(map(type, crowd)) <= {int} or not set(crowd) <= {0, 1}:
         is_number = [isinstance(x, int | float) for x in crowd]
-        missing = [i for i, x in enumerate(crowd) if is_number[i] and x == -1]
+        missing = [i for i, x in enumerate(crowd) if x is _NONE]
         report.add("crowd_missing", missing, describe_box)
-        odd = [i for i, x in enumerate(crowd) if not is_number[i] or x not in (-1, 0, 1)]
+        odd = [
+            i
+            for i, x in enumerate(crowd)
+            if x is not _NONE and (not is_number[i] or x not in (0, 1))
+        ]
         report.add("crowd_value", odd, describer_of("iscrowd"))
     # As Detectron2 tests it.
     ignored = [i for i, a in enumerate(annotations) if "ignore" in a and a["ignore"] != 0]

@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+_MAX_PIXELS = 1e9  # also fits into the integers and the 32-bit numbers that follow
+
 
 @dataclass
 class Table:
@@ -53,8 +55,9 @@ class Table:
 
     @property
     def is_box(self) -> np.ndarray:
-        """(M,) whether the box is four finite numbers."""
-        return np.isfinite(self.boxes).all(1)
+        """(M,) whether the box is four finite numbers, small enough to be pixels."""
+        with np.errstate(invalid="ignore"):
+            return (np.abs(self.boxes) < _MAX_PIXELS).all(1)
 
     @property
     def sizes(self) -> np.ndarray:
