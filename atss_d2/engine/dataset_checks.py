@@ -19,6 +19,7 @@ from ..data import DataError
 from ..data.checks.dataset import DataSet, check_coco_file, check_dicts, check_together
 from ..data.checks.findings import Finding, Report
 from .data_check import explained
+from .rng import preserved_rng
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +59,8 @@ def on_first_process(function: Callable[[], _Result]) -> _Result:
     outcome: tuple[bool, Any] = True, None
     if comm.is_main_process():
         try:
-            outcome = True, function()
+            with preserved_rng():  # functions of data sets may draw random numbers
+                outcome = True, function()
         except DataError as error:
             outcome = False, str(error)
         except Exception as error:  # the other processes must not wait for ever
