@@ -124,4 +124,4 @@ class Trainer(DefaultTrainer):
 
 
 def _is_same(one: type, other: type, name: str) -> bool:
-    return getattr(one, name).__func__ is getattr(other, name).__func__
+    return getattr(getattr(one, name), "__func__", None) is getattr(other, name).__func__
