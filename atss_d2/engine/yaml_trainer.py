@@ -23,8 +23,10 @@ from ..data.seeding import seeded
 from ..modeling import DenseDetectorWithTTA
 from .amp import GradScaler
 from .data_check import explained
+from .dataset_checks import check_data
 from .datasets import load_test_set_of, load_training_set
 from .evaluation import build_evaluator
+from .evaluator_check import check_yaml_evaluators
 from .nonfinite import StepRecorder
 from .periodic_checkpointer import PeriodicCheckpointer
 from .resuming import Start, find_start, finish, same_optimizer
@@ -45,14 +47,22 @@ class Trainer(DefaultTrainer):
     _start = Start()
 
     def __init__(self, cfg: CfgNode) -> None:
-        """Builds model, optimizer and loader; steps are those of :class:`StepTrainer`."""
+        """Checks the data, then builds what :class:`StepTrainer` takes.
+
+        Raises:
+            DataError: A data set has errors, or cannot be evaluated.
+        """
         if cfg.SOLVER.AMP.ENABLED and cfg.MODEL.DEVICE == "cpu":
             raise ConfigError(
                 "SOLVER.AMP.ENABLED is float16, which needs a GPU: set it to False, or use a "
                 "LazyConfig with train.amp.dtype=bfloat16"
             )
+        names = {"train": "build_train_loader", "test": "build_test_loader"}
+        own = [x for x, name in names.items() if not _is_same(type(self), Trainer, name)]
+        check_data(cfg, own_loaders=own)
         self._seed = RunSeed(cfg.SEED)
         super().__init__(cfg)
+        check_yaml_evaluators(cfg, self.build_evaluator)
         scaler = getattr(self._trainer, "grad_scaler", None)
         self._trainer = StepTrainer(
             self.model,
@@ -146,3 +156,7 @@ class Trainer(DefaultTrainer):
         ]
         results = cls.test(cfg, DenseDetectorWithTTA(cfg, model), evaluators)
         return {f"{task}_TTA": result for task, result in results.items()}
+
+
+def _is_same(one: type, other: type, name: str) -> bool:
+    return getattr(getattr(one, name), "__func__", None) is getattr(other, name).__func__

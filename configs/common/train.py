@@ -3,6 +3,9 @@
 train = dict(
     output_dir="./output",
     init_checkpoint="",
+    # Looks at annotations and image files before the first iteration, and stops if training or
+    # evaluation would stop or go wrong later. False for data sets of tens of millions of images.
+    check_data=True,
     max_iter=90000,
     seed=0,  # of initialization, data order and augmentation; negative: a new one each run
     # Autocast of the training steps, and, if inference is true, of the evaluations. float16 needs a
