@@ -95,8 +95,7 @@ class ShardRun:
                 results.close()
             except (OSError, RuntimeError) as error:  # a full disk, memory, a killed worker
                 tell(error)
-                hint = "; with less memory, use a smaller --batch-size"
-                print(f"{self._how_to_go_on()}{hint}", file=sys.stderr)
+                print(self._how_to_go_on(), file=sys.stderr)
                 return 1
         if stopping.received and not results.is_complete:
             print(f"stopped by {stopping.received.name}: {self._how_to_go_on()}", file=sys.stderr)
@@ -107,8 +106,8 @@ class ShardRun:
         done = self._results.num_done + self._results.num_bad
         without = " without --overwrite" if self._args.overwrite else ""
         return (
-            f"{done} of {self._results.num_images} images of {self._shard} are done; the same "
-            f"command{without} goes on"
+            f"{done} of {self._results.num_images} images of {self._shard} are done; run the same "
+            f"command again{without} to continue"
         )
 
     def _end(self, how: str) -> int:
@@ -129,7 +128,7 @@ class ShardRun:
 
     def _left(self) -> Iterator[dict[str, Any]]:
         """Yields the lines of the list that are left to do."""
-        return (row for row in self._manifest.rows() if self._results.is_left(row["index"]))
+        return self._manifest.rows(self._results.is_left)
 
     def _readable(self, progress: Progress, stopping: Stopping) -> Iterator[dict[str, Any]]:
         """Yields the inputs of the images that can be read, writes down the others."""

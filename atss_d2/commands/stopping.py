@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import time
 from types import FrameType
 
@@ -36,7 +35,7 @@ class Stopping:
         if self.received is None:
             self.received, self._time = signal.Signals(number), time.monotonic()
             # Not print: the signal may have interrupted one.
-            os.write(sys.stderr.fileno(), b"\nstopping after this batch; again: at once\n")
+            os.write(2, b"\nstopping after this batch; a second signal stops at once\n")
         elif time.monotonic() > self._time + _ONE_REQUEST_SECONDS:
             os._exit(128 + number)
 

@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 from array import array
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -53,27 +53,33 @@ class Manifest:
             raise ValueError(f"'{path}' lists no image: it is empty")
         self.sha256 = digest.hexdigest()
 
-    def rows(self) -> Iterator[dict[str, Any]]:
+    def rows(self, is_wanted: Callable[[int], bool] | None = None) -> Iterator[dict[str, Any]]:
         """Yields a dict for each image, with ``index`` 0, 1, ... and ``image_id`` 1, 2, ....
 
         Other keys, and an ``image_id`` of its own, are those of the line.
 
+        Args:
+            is_wanted: Called with an index; returns whether to yield the image. Default: all.
+
         Raises:
             ValueError: A line is not as it must be; the message gives its number.
         """
-        for _, row in self._numbered_rows():
+        for _, row in self._numbered_rows(is_wanted):
             yield row
 
-    def _numbered_rows(self) -> Iterator[tuple[int, dict[str, Any]]]:
+    def _numbered_rows(
+        self, is_wanted: Callable[[int], bool] | None = None
+    ) -> Iterator[tuple[int, dict[str, Any]]]:
         index = 0
         with open(self.path, "rb") as file:
             for number, line in enumerate(file, 1):
                 if not line.strip():
                     continue
-                row = self._parse(
-                    line.removeprefix(codecs.BOM_UTF8) if index == 0 else line, number
-                )
-                yield number, {"index": index, "image_id": index + 1, **row}
+                if index == 0:
+                    line = line.removeprefix(codecs.BOM_UTF8)
+                if is_wanted is None or is_wanted(index):
+                    row = self._parse(line, number)
+                    yield number, {"index": index, "image_id": index + 1, **row}
                 index += 1
 
     def _parse(self, line: bytes, number: int) -> dict[str, Any]:
