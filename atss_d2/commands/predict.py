@@ -4,8 +4,7 @@ r"""Detects objects in images, a video or a webcam stream.
         --weights output/demo/model_final.pth --input a.jpg 'photos/*.png' more/ --output found
     python tools/demo.py --config-file ... --weights ... --input aerial.png --output found --tiles
     python tools/demo.py --config-file ... --weights ... --video-input a.mp4 --output b.mp4
-    torchrun --nproc-per-node 8 tools/demo.py --config-file ... --weights ... --manifest list.txt \
-        --output found
+    python tools/demo.py --config-file ... --weights ... --manifest list.txt --output found
 
 Flags are those of Detectron2's demo. Without --output, pictures are shown in a window: press Esc to
 stop, any other key for the next image.
