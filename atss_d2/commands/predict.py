@@ -90,8 +90,9 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.merge is None and args.config_file is None:
         parser.error("the following arguments are required: --config-file")
+    # Not `from . import`, which imports torch as well: --merge does not need it.
     from ..plain.files import find_images
-    from . import predict_many, video
+    from .predict_many import merge, run
 
     try:
         check_many_arguments(args)
@@ -102,9 +103,10 @@ def main(argv: list[str] | None = None) -> int:
     except ValueError as error:
         refuse(parser, error)
     if args.merge is not None:
-        return predict_many.merge(args)
+        return merge(args)
     if is_many(args):
-        return predict_many.run(parser, args)
+        return run(parser, args)
+    from . import video
 
     paths, problems = find_images(args.input or [], recursive=args.recursive)
     try:

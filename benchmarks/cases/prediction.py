@@ -43,7 +43,7 @@ _FLAGS = {
 }
 _DATA = "shapes_val"
 _CONFIG = "demo/atss_mobilenetv2_shapes"
-_SHORT_EDGE = 256
+_SHORT_EDGE = 128
 _PHOTOGRAPH = (4000, 3000)
 _BOX_TOLERANCE, _SCORE_TOLERANCE = 1e-2, 1e-4
 
@@ -65,7 +65,7 @@ def _race_small(settings: Settings) -> list[Measurement]:
 
 def _race_photographs(settings: Settings) -> list[Measurement]:
     width, height = settings.choose(_PHOTOGRAPH, (60, 40))
-    num = settings.choose(16, 2)
+    num = settings.choose(8, 2)
     with tempfile.TemporaryDirectory() as folder:
         pixels = np.random.default_rng(0).integers(0, 255, (height // 20, width // 20, 3))
         image = Image.fromarray(pixels.astype(np.uint8)).resize((width, height))
