@@ -15,6 +15,7 @@ from PIL import Image
 
 from atss_d2.commands import predict, processes, shard_run
 from atss_d2.plain import json_lines
+from tests import toy
 from tests.commands.prediction_kills import (
     NUM_BAD,
     assert_same_lines,
@@ -272,6 +273,20 @@ def test_another_run_is_refused_unless_overwritten(run, inputs, tmp_path):
     )
     assert code == 0
     assert len(lines) == 11
+
+
+def test_yaml_configs(run, inputs, tmp_path):
+    config = tmp_path / "toy.yaml"
+    config.write_text(toy.yaml_config(tmp_path))
+    flags = ("--manifest", write_list("list.txt", good_images(inputs)[:2]), "--config-file", config)
+    score = ("--confidence-threshold", 0)
+    code, lines, _ = run(*flags, *score, "--opts", "MODEL.DEVICE", "cpu")
+    assert code == 0
+    assert [len(x["boxes"]) > 0 for x in lines] == [True, True]
+    assert run(*flags, *score, "--device", "cpu")[0] == 0  # finished
+    code, _, said = run(*flags, *score, "--opts", "INPUT.MIN_SIZE_TEST", "64")
+    assert code == 2
+    assert "config.INPUT.MIN_SIZE_TEST was 96 instead of 64" in said
 
 
 def test_a_shard_has_one_writer(run, inputs):
