@@ -204,9 +204,34 @@ TABLE: dict[str, tuple[Entry, ...]] = {
     ),
     "docs/prediction.md": (
         Entry(
-            "tools/demo.py",
+            "--input photo.jpg",
             append={"tools/demo.py": "--opts dataloader.test.mapper.augmentations.0.factor=0.5"},
             leaves=("found/detections.json", "found/photo.jpg"),
+        ),
+        Entry(
+            "--merge found_many",
+            # tests/commands/test_predict_many.py starts torchrun.
+            replace={
+                "torchrun --standalone --nproc-per-node 8": "python",
+                "--num-workers 2 --batch-size 8": "--batch-size 8 --opts "
+                "dataloader.test.mapper.augmentations.0.factor=0.5",
+            },
+            leaves=("found_many/detections.json", "found_many/run.json"),
+        ),
+        Entry(
+            "#SBATCH",
+            replace={
+                "--num-workers 7": "--num-workers 1",
+                '_COUNT"': '_COUNT" --opts dataloader.test.mapper.augmentations.0.factor=0.5',
+            },
+            save_as="predict.sh",
+        ),
+        Entry(
+            "sbatch --array=0-15",
+            replace={
+                "sbatch --array=0-15": "SLURM_ARRAY_TASK_ID=0 SLURM_ARRAY_TASK_COUNT=1 bash",
+            },
+            leaves=("found_array/detections.json",),
         ),
         Entry("COCOeval(", run_by="tests/commands/test_prediction_document.py"),
         Entry("predictor.detect_tiles(", run_by="tests/commands/test_prediction_document.py"),
