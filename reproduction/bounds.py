@@ -21,7 +21,7 @@ MEASURED_NAMES = (*LOSSES, GRADIENT, POSITIVES)
 MEASURED_AT = (10, 20, 30, 40, 50, 60)
 # What is measured on a few seeds is widened on both sides: by so many of its ranges, and by this
 # share of its values.
-_RANGES, _SHARE = 1.0, 0.03
+_RANGES, _SHARE = 1.5, 0.03
 _START = 5  # iterations in which nothing has been learned yet
 _EXPLODED = 10.0  # times the first value
 
