@@ -3,3 +3,5 @@
 ``python tools/reproduce.py`` is the command. Not installed with the package. Runs, their folders
 and their results are those of :mod:`ablations`.
 """
+
+import atss_d2  # noqa: F401  (must be imported first: silences deprecation warnings)

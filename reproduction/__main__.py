@@ -70,7 +70,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         help=f"of the canary; default {_ITERATIONS}, on the embedded data {_EMBEDDED_ITERATIONS}",
     )
     parser.add_argument("--bounds", metavar="RECIPE", help="whose measured bounds the canary uses")
-    parser.add_argument("--keep-going", action="store_true", help="canary: report everything wrong")
+    parser.add_argument("--keep-going", action="store_true", help="canary: train despite a finding")
     parser.add_argument(
         "--record", action="store_true", help="canary: write bounds from healthy --seeds"
     )

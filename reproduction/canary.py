@@ -77,7 +77,7 @@ def sing(
         iterations: How many are trained.
         bounds: Recipe whose measured bounds hold. Default: ``config``.
         seed: ``train.seed``.
-        keep_going: Also train after a finding of the set-up, and to the end after a broken bound.
+        keep_going: Also train after a finding of the set-up.
         say: Takes lines of progress.
 
     Raises:
@@ -102,7 +102,7 @@ def sing(
     if keep_going or not verdict.complaints:
         watched = _Watch(cfg, facts.image_size, iterations, limits.measured(bounds or config))
         command = [*starter, str(train_net), *_arguments(config, cfg, overrides, verdict, seed)]
-        _train(command, verdict, watched, iterations, keep_going, say)
+        _train(command, verdict, watched, iterations, say)
         verdict.notes += _notes(verdict.rows)
     for checkpoint in verdict.folder.glob("*.pth"):
         checkpoint.unlink()
@@ -173,7 +173,6 @@ def _train(
     verdict: Verdict,
     watch: _Watch,
     iterations: int,
-    keep_going: bool,
     say: Callable[[str], None],
 ) -> None:
     console = verdict.folder / "console.log"
@@ -192,10 +191,11 @@ def _train(
             verdict.rows.append(row)
             if row["iteration"] % max(iterations // 10, 1) == 0:
                 say(_line(row))
-            for complaint in watch.complaints(row):
-                verdict.complaints.append(complaint)
+            broken = list(watch.complaints(row))
+            for complaint in broken:
                 say(f"CANARY: {complaint}")
-            if row["iteration"] >= iterations - 1 or (verdict.complaints and not keep_going):
+            verdict.complaints += broken
+            if row["iteration"] >= iterations - 1 or broken:
                 return
     finally:
         code = process.poll()

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -134,7 +135,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         is_wrong |= not verdict.complaints
         rows.append(_row(fault, verdict))
         print(*rows[-1], sep=" | ", flush=True)
-    headers = ("fault", "seen before training", "seen in training", "the first", "s")
+    headers = ("fault", "seen before training", "seen in training", "sentence", "s")
     print("\n" + tabulate(rows, headers, tablefmt="github", disable_numparse=True))
     return int(is_wrong)
 
@@ -146,11 +147,12 @@ def _row(fault: str, verdict: Verdict) -> tuple[str, ...]:
     return (
         fault,
         "yes" if before else "no",
-        f"yes, {len(during)} times" if during else "no",
+        f"yes, after {len(verdict.rows)}" if during else "no",
         first[:150],
         f"{verdict.seconds:.0f}",
     )
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("faults: stopped"))  # ends the training too
     sys.exit(main())

@@ -1,4 +1,4 @@
-"""The branches of a GPU, forced without one: on the CPU, with a pretended GPU, with fake tensors."""
+"""The branches of a GPU, forced: on the CPU, with a pretended GPU, with fake tensors."""
 
 import warnings
 from types import SimpleNamespace
