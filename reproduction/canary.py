@@ -21,7 +21,10 @@ from pathlib import Path
 from detectron2.config import instantiate
 from omegaconf import DictConfig
 
+from atss_d2.commands.errors import one_sentence
 from atss_d2.config import apply_overrides, load_config
+from atss_d2.data import DataError
+from atss_d2.engine.data_check import explained
 
 from . import bounds as limits
 from .set_up import findings, look_at
@@ -91,15 +94,21 @@ def sing(
         raise ValueError(f"{config} has {cfg.train.max_iter} iterations, fewer than {iterations}")
     start = time.monotonic()
     verdict = Verdict(_new_folder(folder / Path(config).stem))
-    facts = look_at(cfg)
-    say(
-        f"{sum(facts.class_counts)} boxes of {len(facts.class_counts)} classes; pixels: mean "
-        f"{facts.pixel_mean:.2f}, deviation {facts.pixel_std:.2f}"
-    )
-    for finding in findings(cfg, facts, config):
+    facts = None
+    try:
+        with explained(cfg, "train"):
+            facts = look_at(cfg)
+        say(
+            f"{sum(facts.class_counts)} boxes of {len(facts.class_counts)} classes; pixels: mean "
+            f"{facts.pixel_mean:.2f}, deviation {facts.pixel_std:.2f}"
+        )
+        found = list(findings(cfg, facts, config))
+    except DataError as error:  # the training would say the same, minutes later on COCO
+        found = [one_sentence(error)]
+    for finding in found:
         verdict.complaints.append(f"set-up: {finding}")
         say(f"CANARY: {verdict.complaints[-1]}")
-    if keep_going or not verdict.complaints:
+    if facts is not None and (keep_going or not found):
         watched = _Watch(cfg, facts.image_size, iterations, limits.measured(bounds or config))
         command = [*starter, str(train_net), *_arguments(config, cfg, overrides, verdict, seed)]
         _train(command, verdict, watched, iterations, say)

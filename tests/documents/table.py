@@ -241,6 +241,6 @@ TABLE: dict[str, tuple[Entry, ...]] = {
                 "'coco/*' 'table*' --collect": "table4/k9 --collect",
             },
         ),
-        Entry("--canary demo", append={"--canary demo": "--iterations 2"}),
+        Entry("--canary demo", append={"demo/atss_mobilenetv2_trees": "--iterations 2"}),
     ),
 }

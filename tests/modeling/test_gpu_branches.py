@@ -1,5 +1,6 @@
 """The branches of a GPU, forced: on the CPU, with a pretended GPU, with fake tensors."""
 
+import contextlib
 import warnings
 from types import SimpleNamespace
 from unittest import mock
@@ -10,12 +11,15 @@ import torchvision
 from detectron2.utils.events import EventStorage
 from torch._subclasses import FakeTensorMode
 
+from atss_d2 import use_atss
+from atss_d2.engine.rng import preserved_rng
 from atss_d2.modeling import anchor_generator, nms, training_log
+from atss_d2.modeling.matchers import grid
 from atss_d2.modeling.nms import batched_nms
 from benchmarks import scenes
 from benchmarks.cases.losses import random_predictions
 from benchmarks.gpu.small import RULES
-from benchmarks.models import ATSS, build
+from benchmarks.models import ATSS, FCOS, RETINANET, build
 from benchmarks.pretend_gpu import PretendTensor, pretend, pretended_gpu
 
 SIZE = (64, 96)
@@ -49,6 +53,22 @@ def test_a_pretended_gpu_refuses_operands_of_the_host():
             there + torch.arange(3.0)
 
 
+@pytest.fixture
+def no_cached_grids():
+    """Grids keep their tensors of every device, which must not be fake ones for other tests."""
+    grid._cached_grid.cache_clear()
+    yield
+    grid._cached_grid.cache_clear()
+
+
+def fake_scene():
+    """Maps, features and ground truth on a GPU, without values."""
+    with torch.device("cpu"):
+        features, instances = scenes.feature_maps(SIZE, 2), scenes.ground_truth(2, 10, SIZE, 5)
+    return [x.cuda() for x in features], [x.to("cuda") for x in instances]
+
+
+@pytest.mark.usefixtures("no_cached_grids")
 @pytest.mark.parametrize("rule", RULES)
 def test_labels_and_losses_of_fake_cuda_tensors(rule):
     """A fake tensor has a device, but no values: what reads one, or mixes devices, fails."""
@@ -60,16 +80,45 @@ def test_labels_and_losses_of_fake_cuda_tensors(rule):
         anchor_generator._HAS_CENTERED_CELLS[model.anchor_generator] = True
         with torch.device("cpu"):
             maps = random_predictions(model, SIZE, 2)
-            features = scenes.feature_maps(SIZE, 2)
-            instances = scenes.ground_truth(2, 10, SIZE, 5)
         maps = [[x.cuda().requires_grad_() for x in part] for part in maps]
-        losses = model.forward_training(
-            None, [x.cuda() for x in features], maps, [x.to("cuda") for x in instances]
-        )
+        features, instances = fake_scene()
+        losses = model.forward_training(None, features, maps, instances)
     assert list(losses) == ["loss_cls", "loss_box_reg", "loss_centerness"]
     for loss in losses.values():
         assert (loss.device.type, loss.dtype, loss.dim()) == ("cuda", torch.float32, 0)
         assert loss.requires_grad
+
+
+@pytest.mark.usefixtures("no_cached_grids")
+@pytest.mark.parametrize("name", [RETINANET, FCOS])
+def test_labels_in_detectron2s_detectors_of_fake_cuda_tensors(name):
+    with FakeTensorMode(), torch.device("cuda"):
+        model = build(name, num_classes=5).train()
+        anchor_generator._HAS_CENTERED_CELLS[model.anchor_generator] = True
+        use_atss(model)
+        with torch.device("cpu"):
+            maps = random_predictions(model, SIZE, 2)
+        found = []
+        model.losses = lambda *args: found.extend(args)  # Detectron2's read values for their log
+        features, instances = fake_scene()
+        model.forward_training(None, features, [[x.cuda() for x in m] for m in maps], instances)
+    labels = next(x for x in found if isinstance(x, list) and len(x) == 2)
+    assert {x.device.type for x in labels} == {"cuda"}
+
+
+def test_random_states_of_other_gpus_are_left_alone(monkeypatch):
+    """Eight processes once saved the states of all eight GPUs each, with a warning."""
+    saved = []
+    monkeypatch.setattr(torch.random, "fork_rng", lambda devices: saved.append(devices) or _nothing)
+    for is_available, expected in ((True, [3]), (False, [])):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda found=is_available: found)
+        monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
+        with preserved_rng():
+            pass
+        assert saved.pop() == expected
+
+
+_nothing = contextlib.nullcontext()
 
 
 class Event:

@@ -175,6 +175,16 @@ def test_a_finding_before_training_saves_the_training(sing, tmp_path):
     assert len(sing(healthy_rows(), ["train.init_checkpoint="], keep_going=True).rows) == 61
 
 
+def test_a_data_set_that_cannot_be_loaded(sing, monkeypatch):
+    def look_at(cfg):
+        raise AssertionError("Got an invalid category_id=6 for a dataset of 6 classes")
+
+    monkeypatch.setattr(canary, "look_at", look_at)
+    (complaint,) = sing([], keep_going=True).complaints
+    assert complaint.startswith("set-up: ")
+    assert "category_id=6" in complaint
+
+
 @pytest.mark.parametrize(
     ("overrides", "facts", "message"),
     [
