@@ -13,10 +13,9 @@ from typing import Any
 import torch
 from detectron2.config import instantiate
 from detectron2.data import DatasetMapper
-from detectron2.engine import HookBase, SimpleTrainer, create_ddp_model, hooks
+from detectron2.engine import HookBase, create_ddp_model, hooks
 from detectron2.evaluation import inference_context, inference_on_dataset, print_csv_format
 from detectron2.utils import comm
-from detectron2.utils.env import seed_all_rng
 from detectron2.utils.events import JSONWriter, TensorboardXWriter
 from detectron2.utils.file_io import PathManager
 from omegaconf import DictConfig, ListConfig
@@ -24,7 +23,7 @@ from torch import nn
 
 from ..checkpoint import SafeCheckpointer, check_checkpoint
 from ..config import ConfigError
-from .amp import AMPTrainer
+from .amp import GradScaler
 from .console import FILE_ONLY, ProgressPrinter, quiet_evaluation
 from .data_check import check_categories, check_images, explained, load_test_set
 from .ema import EMAHook
@@ -37,7 +36,9 @@ from .models import (
     build_model_with_tta,
     is_enabled,
 )
-from .rng import preserved_rng
+from .nonfinite import StepRecorder
+from .rng import RunSeed, StepSeeds, preserved_rng
+from .step import StepTrainer
 from .train_loader import instantiate_train_loader
 
 logger = logging.getLogger(__name__)
@@ -99,7 +100,7 @@ def do_train(cfg: DictConfig, *, resume: bool = False) -> dict[str, Any]:
     Args:
         cfg: A config with Detectron2's five keys. It is not changed.
         resume: Continue from ``last_checkpoint`` in ``train.output_dir``, if there is one: weights,
-            optimizer, schedule, iteration, and order of images.
+            optimizer, schedule, iteration, order of images and augmentations.
 
     Returns:
         Results of the evaluation after the last iteration.
@@ -112,6 +113,7 @@ def do_train(cfg: DictConfig, *, resume: bool = False) -> dict[str, Any]:
     """
     cfg = copy.deepcopy(cfg)  # the optimizer's node gets the model
     check_categories(cfg)
+    recorder = StepRecorder(copy.deepcopy(cfg), cfg.train.output_dir)
     model = build_model(cfg)
     logger.info(f"Model:\n{model}", extra=FILE_ONLY)
     num_parameters = sum(p.numel() for p in model.parameters())
@@ -123,12 +125,15 @@ def do_train(cfg: DictConfig, *, resume: bool = False) -> dict[str, Any]:
         group.update({k: tuple(v) for k, v in group.items() if isinstance(v, ListConfig)})
 
     trainer = _build_trainer(cfg, model, optimizer)
+    trainer.keep_step = recorder
     # Built after the trainer, which gives the models of all processes the same weights.
     ema = EMAHook(model, decay=cfg.train.ema.decay) if is_enabled(cfg, "ema") else None
     evaluated = model if ema is None else ema.model
     checkpointer = SafeCheckpointer(evaluated, cfg.train.output_dir, trainer=trainer)
     if ema is not None:
         checkpointer.add_checkpointable("trained_model", model)
+    seed = RunSeed(cfg.train.get("seed", -1))
+    checkpointer.add_checkpointable("run_seed", seed)
     resume = resume and checkpointer.has_checkpoint()
     if not resume:
         check_checkpoint(cfg.train.init_checkpoint)  # before minutes of checking data
@@ -156,6 +161,7 @@ def do_train(cfg: DictConfig, *, resume: bool = False) -> dict[str, Any]:
 
     # Before the first iteration: finds problems of the validation set, and measures its duration.
     expected_seconds = _try_evaluation(cfg, evaluated)
+    trainer.register_hooks([StepSeeds(seed)])
     trainer.register_hooks(
         _build_hooks(cfg, model, checkpointer, ema, best, evaluate, expected_seconds)
     )
@@ -163,12 +169,14 @@ def do_train(cfg: DictConfig, *, resume: bool = False) -> dict[str, Any]:
     # The checkpoint has the last finished iteration; training starts with the next one.
     start_iter = trainer.iter + 1 if resume else 0
 
-    seed = cfg.train.get("seed", -1)
-    if start_iter and seed >= 0:  # do not repeat the augmentations of the first iterations
-        seed_all_rng(seed + comm.get_rank() + start_iter)
+    if start_iter and not seed.continues:
+        logger.warning(
+            "train.seed is negative, and the checkpoint has no seed: the order of images does not "
+            "continue"
+        )
     with explained(cfg, "train"):
         trainer.data_loader = instantiate_train_loader(
-            cfg.dataloader.train, seed=seed if seed >= 0 else None, start_iter=start_iter
+            cfg.dataloader.train, seed=seed.value, start_iter=start_iter
         )
     # The categories of data sets that were registered by a function are known only now.
     checkpointer.categories = check_categories(cfg)
@@ -207,23 +215,31 @@ def _try_evaluation(cfg: DictConfig, model: nn.Module) -> float:
 
 def _build_trainer(
     cfg: DictConfig, model: nn.Module, optimizer: torch.optim.Optimizer
-) -> SimpleTrainer:
+) -> StepTrainer:
     """Builds a trainer without a data loader, as the order of images depends on the checkpoint."""
-    device = next(model.parameters()).device
+    device_type = next(model.parameters()).device.type
     ddp_args = dict(cfg.train.ddp)
-    if device.type == "cpu":
+    if device_type == "cpu":
         ddp_args["device_ids"] = None
-    if not is_enabled(cfg, "amp"):
-        return SimpleTrainer(create_ddp_model(model, **ddp_args), None, optimizer)
-    dtype = autocast_dtype(cfg)
-    if dtype == torch.bfloat16:  # needs no loss scaling
-        model = AutocastModel(create_ddp_model(model, **ddp_args), dtype)
-        return SimpleTrainer(model, None, optimizer)
-    if device.type == "cpu":
-        raise ValueError(
+    dtype = autocast_dtype(cfg) if is_enabled(cfg, "amp") else None
+    if dtype == torch.float16 and device_type == "cpu":
+        raise ConfigError(
             "train.amp.dtype=float16 needs a GPU; on the CPU use train.amp.dtype=bfloat16"
         )
-    return AMPTrainer(create_ddp_model(model, **ddp_args), None, optimizer)
+    trainer = StepTrainer(
+        create_ddp_model(model, **ddp_args),
+        None,
+        optimizer,
+        autocast_dtype=dtype,
+        # bfloat16 needs no loss scaling.
+        grad_scaler=GradScaler(device_type) if dtype == torch.float16 else None,
+        accumulate=cfg.train.get("accumulate", 1),
+        max_skips=cfg.train.get("nonfinite", {}).get("max_skips", 0),
+    )
+    batch_size = cfg.dataloader.train.get("total_batch_size")
+    if batch_size:  # an uneven one is an error before the data are loaded
+        trainer.micro_batches.split(range(batch_size // comm.get_world_size()))
+    return trainer
 
 
 def _build_hooks(

@@ -7,19 +7,28 @@ import os
 import weakref
 from collections.abc import Iterable
 
+import torch
 from detectron2.config import CfgNode
-from detectron2.data import build_detection_test_loader, build_detection_train_loader
+from detectron2.data import build_detection_test_loader
+from detectron2.data.build import _train_loader_from_config
+from detectron2.data.samplers import TrainingSampler
 from detectron2.engine import DefaultTrainer
 from detectron2.evaluation import DatasetEvaluator
+from detectron2.utils import comm
 from torch import nn
 
 from ..checkpoint import SafeCheckpointer
-from ..config import view_of
+from ..config import ConfigError, view_of
 from ..data import BoxDatasetMapper
+from ..data.seeding import seeded
 from ..modeling import DenseDetectorWithTTA
-from .amp import Detectron2AMPTrainer, with_grad_scaler
+from .amp import GradScaler
 from .data_check import explained
 from .evaluation import build_evaluator
+from .nonfinite import StepRecorder
+from .rng import RunSeed, StepSeeds
+from .step import StepTrainer
+from .train_loader import SAMPLERS, TrainLoader, build_train_loader
 
 logger = logging.getLogger(__name__)
 
@@ -31,12 +40,30 @@ class Trainer(DefaultTrainer):
     :func:`atss_d2.engine.evaluation.build_evaluator`.
     """
 
-    def load_state_dict(self, state_dict: dict) -> None:
-        """Loads a state; with ``SOLVER.AMP.ENABLED`` also that of a run without loss scaling."""
-        if isinstance(self._trainer, Detectron2AMPTrainer):
-            state = with_grad_scaler(state_dict["_trainer"], self._trainer)
-            state_dict = {**state_dict, "_trainer": state}
-        super().load_state_dict(state_dict)
+    def __init__(self, cfg: CfgNode) -> None:
+        """Builds model, optimizer and loader; steps are those of :class:`StepTrainer`."""
+        if cfg.SOLVER.AMP.ENABLED and cfg.MODEL.DEVICE == "cpu":
+            raise ConfigError(
+                "SOLVER.AMP.ENABLED is float16, which needs a GPU: set it to False, or use a "
+                "LazyConfig with train.amp.dtype=bfloat16"
+            )
+        self._seed = RunSeed(cfg.SEED)
+        super().__init__(cfg)
+        scaler = getattr(self._trainer, "grad_scaler", None)
+        self._trainer = StepTrainer(
+            self.model,
+            self.data_loader,
+            self.optimizer,
+            autocast_dtype=torch.float16 if scaler is not None else None,
+            grad_scaler=GradScaler() if scaler is not None else None,
+        )
+        self._trainer.keep_step = StepRecorder(cfg, cfg.OUTPUT_DIR)
+
+    def resume_or_load(self, resume: bool = True) -> None:
+        """Loads a checkpoint, and moves order and augmentations to its iteration."""
+        super().resume_or_load(resume=resume)
+        if isinstance(self.data_loader, TrainLoader):
+            self.data_loader.continue_at(self.start_iter, seed=self._seed.value)
 
     def build_hooks(self) -> list:
         """Builds Detectron2's hooks after replacing the checkpointer, which they use, by ours."""
@@ -44,14 +71,23 @@ class Trainer(DefaultTrainer):
             self._trainer.model, self.cfg.OUTPUT_DIR, trainer=weakref.proxy(self)
         )
         self.checkpointer.categories = view_of(self.cfg).categories
-        return super().build_hooks()
+        self.checkpointer.add_checkpointable("run_seed", self._seed)
+        return [StepSeeds(self._seed), *super().build_hooks()]
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> Iterable[list[dict]]:
-        """Builds Detectron2's loader with our mapper, which keeps the contrast of 16-bit gray."""
+        """Builds a loader of Detectron2's keys that continues in a resumed run.
+
+        It has our mapper, which keeps the contrast of 16-bit gray.
+        """
+        seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
         mapper = BoxDatasetMapper(cfg, is_train=True)
-        with explained(cfg, "train"):
-            return build_detection_train_loader(cfg, mapper=mapper)
+        # A sampler without a seed of its own then draws the same one in a resumed run.
+        with explained(cfg, "train"), seeded(seed, SAMPLERS):
+            arguments = _train_loader_from_config(cfg, mapper=mapper)
+            if type(arguments["sampler"]) is TrainingSampler:
+                arguments["sampler"] = None  # the default, which takes the seed of the run
+            return build_train_loader(**arguments, seed=seed)
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Iterable[list[dict]]:
