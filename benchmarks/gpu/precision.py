@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
+from detectron2.engine import HookBase
 from detectron2.utils.events import EventStorage
 from torch import nn
+
+from atss_d2.engine.amp import GradScaler
+from atss_d2.engine.gradient_clipping import GradientClippingHook
+from atss_d2.engine.step import StepTrainer
 
 from .. import scenes
 from .registry import Environment, check, full_float32, require
@@ -68,31 +75,46 @@ def bfloat16(env: Environment) -> str:
 
 
 @check(
-    "steps in float16 with a gradient scaler; one with an infinite gradient is skipped", seconds=15
+    "the trainer's steps in float16; one with an infinite gradient is skipped, the scale halved",
+    seconds=15,
 )
 def gradient_scaler(env: Environment) -> str:
-    """Steps go on after a skipped one, with half the scale; the weights stay finite."""
+    """Steps go on after a skipped one; the weights stay finite, and the loss falls."""
     model, batch = mobile_detector().to(env.device).train(), _batch(_size(env))
-    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
-    scaler = torch.amp.GradScaler(env.device, init_scale=_SCALE)
-    totals = []
+    trainer = StepTrainer(
+        model,
+        itertools.repeat(batch),
+        torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9),
+        autocast_dtype=torch.float16,
+        grad_scaler=GradScaler(env.device, init_scale=_SCALE),
+    )
+    watch = _Watch(model)
+    trainer.register_hooks([watch, GradientClippingHook(model, max_norm=5.0)])
+    weight = next(p for p in model.parameters() if p.requires_grad)
+    weight.register_hook(lambda grad: grad * (torch.inf if trainer.iter == 1 else 1))
     steps = env.choose(10, 4)
-    for step in range(steps):
-        with env.branches(), torch.autocast(env.device, dtype=torch.float16):
-            loss = sum(_losses(model, batch).values())
-        optimizer.zero_grad()
-        scaler.scale(loss).backward()
-        before = [p.detach().clone() for p in model.parameters()]
-        if step == 1:
-            next(p for p in model.parameters() if p.grad is not None).grad.fill_(torch.inf)
-        scaler.unscale_(optimizer)
-        nn.utils.clip_grad_norm_(model.parameters(), 5.0)
-        scaler.step(optimizer)
-        scaler.update()
-        moved = any(not torch.equal(b, p) for b, p in zip(before, model.parameters()))
-        assert moved == (step != 1), f"step {step} {'was not' if step == 1 else 'was'} skipped"
-        totals.append(loss.item())
+    with env.branches():
+        trainer.train(0, steps)
+    assert watch.has_moved == [step != 1 for step in range(steps)], watch.has_moved
     assert all(p.isfinite().all() for p in model.parameters()), "weights are not finite"
-    assert scaler.get_scale() == _SCALE / 2, f"the scale is {scaler.get_scale():g}"
-    require(totals[-1], totals[0], "loss of the last step")
-    return f"{steps} steps, loss {totals[0]:.3f} to {totals[-1]:.3f}, scale {scaler.get_scale():g}"
+    scale = trainer.grad_scaler.get_scale()
+    assert scale == _SCALE / 2, f"the scale is {scale:g}"
+    first, *_, last = watch.losses
+    require(last, first, "loss of the last step")
+    return f"{steps} steps, loss {first:.3f} to {last:.3f}, scale {_SCALE:g} to {scale:g}"
+
+
+class _Watch(HookBase):
+    """Records after every step whether weights have moved, and the total loss."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._weights = list(model.parameters())
+        self.has_moved: list[bool] = []
+        self.losses: list[float] = []
+
+    def before_step(self) -> None:
+        self._before = [p.detach().clone() for p in self._weights]
+
+    def after_step(self) -> None:
+        self.has_moved.append(not all(map(torch.equal, self._before, self._weights)))
+        self.losses.append(self.trainer.storage.history("total_loss").latest())
