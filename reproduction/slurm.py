@@ -34,7 +34,7 @@ def script(run: Run, train_net: Path, *, num_gpus: int, options: Sequence[str] =
         options: For ``#SBATCH``, such as ``--partition=gpu`` or ``--time=2-00:00:00``.
     """
     name = f"{run.row.name.replace('/', '_')}_seed{run.seed}"
-    command = ["srun", "--kill-on-bad-exit=1", sys.executable, str(train_net)]
+    command = ["srun", sys.executable, str(train_net)]
     command += run.arguments(num_gpus=None)
     folder = run.folder.absolute()
     lines = [
