@@ -34,6 +34,7 @@ _END_SECONDS = 60.0  # for the processes to end after SIGTERM
 _NO_NORM = 1e9  # nothing is clipped, but the norm is logged
 _MOST_DATA_TIME = 0.5  # of an iteration
 _LR_TOLERANCE = 1e-4
+_MOST_WAITING = 5  # rows without a number of positives: another model than ATSS
 _SHOWN = ("total_loss", *limits.LOSSES, limits.GRADIENT, limits.POSITIVES, "lr")
 
 
@@ -149,17 +150,27 @@ class _Watch:
         self._logits = _num_logits(cfg, image_size)
         self._measured = measured
         self._bounds: list[limits.Bound] = []
+        self._waiting: list[dict[str, float]] = []
 
     def complaints(self, row: dict[str, float]) -> Iterator[str]:
-        """Yields what is wrong with a row."""
+        """Yields what is wrong with a row, and with earlier ones that had to wait."""
         if not self._bounds:
+            self._waiting.append(row)
+            # From a GPU, the number of positives comes one iteration later.
+            if limits.POSITIVES not in row and len(self._waiting) < _MOST_WAITING:
+                return
+            first = {**row, **self._waiting[0]}
             self._bounds = self._measured + limits.derived(
-                self._cfg, row, logits=self._logits, iterations=self._iterations
+                self._cfg, first, logits=self._logits, iterations=self._iterations
             )
-        yield from filter(None, (bound.broken_by(row) for bound in self._bounds))
-        planned = self._cfg.optimizer.lr * self._multiplier(
-            row["iteration"] / self._cfg.train.max_iter
-        )
+        rows, self._waiting = self._waiting or [row], []
+        for x in rows:
+            yield from filter(None, (bound.broken_by(x) for bound in self._bounds))
+            yield from self._learning_rate(x)
+
+    def _learning_rate(self, row: dict[str, float]) -> Iterator[str]:
+        share = row["iteration"] / self._cfg.train.max_iter
+        planned = self._cfg.optimizer.lr * self._multiplier(share)
         if "lr" in row and abs(row["lr"] - planned) > _LR_TOLERANCE * planned:
             yield (
                 f"iteration {row['iteration']}: the learning rate is {row['lr']:.4g}, not "

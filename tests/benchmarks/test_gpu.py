@@ -97,7 +97,11 @@ def test_what_does_not_fit_into_the_time_is_not_run(monkeypatch, tmp_path):
     [
         (None, "passed", "3 of 3"),
         (AssertionError("losses: 0.1, allowed is 1e-05"), "FAILED", "losses: 0.1, allowed"),
-        (torch.OutOfMemoryError("CUDA out of memory"), "FAILED", "OutOfMemoryError: CUDA out of"),
+        (
+            torch.cuda.OutOfMemoryError("CUDA out of memory"),
+            "FAILED",
+            "OutOfMemoryError: CUDA out of",
+        ),
         (Skipped("no _C here"), "skipped", "no _C here"),
     ],
 )

@@ -140,6 +140,20 @@ def test_a_healthy_training_passes_and_leaves_no_weights(sing):
     assert sing(healthy_rows()).folder != verdict.folder
 
 
+def test_numbers_that_come_an_iteration_late_from_a_gpu(sing):
+    rows = healthy_rows()
+    late = (bounds.POSITIVES, bounds.GRADIENT)
+    for row, before in reversed(list(zip(rows[1:], rows))):
+        row.update({name: before[name] for name in late})
+    for name in late:
+        del rows[0][name]
+    assert sing(rows).complaints == []
+    rows[0]["loss_cls"] = 3.0  # found as soon as the positives are known
+    verdict = sing(rows)
+    assert len(verdict.rows) == 2
+    assert verdict.complaints[0].startswith("iteration 0: loss_cls 3 is above")
+
+
 @pytest.mark.parametrize(
     ("name", "factor", "message"),
     [
