@@ -161,12 +161,14 @@ def run_canary(args: argparse.Namespace) -> int:
 
 
 def _summary(config: str, seed: int, verdict: Verdict) -> str:
-    num, complaints = len(verdict.rows), verdict.complaints
-    found = "all is well" if not complaints else f"{len(complaints)} complaints, the first: "
+    found = "all is well"
+    if verdict.complaints:
+        first, *others = verdict.complaints
+        found = first + (f" (and {len(others)} more)" if others else "")
     lines = [
-        f"{config}, seed {seed}: {found}{complaints[0] if complaints else ''}",
+        f"{config}, seed {seed}: {found}",
         *verdict.notes,
-        f"{num} iterations, {verdict.seconds:.0f} s; {verdict.folder}",
+        f"{len(verdict.rows)} iterations, {verdict.seconds:.0f} s; {verdict.folder}",
     ]
     return "\n".join(lines)
 
