@@ -21,7 +21,7 @@ from detectron2.utils.registry import locate
 from omegaconf import DictConfig, OmegaConf
 
 from ..data.categories import Categories, parse_categories
-from .files import load_config
+from .files import ConfigError, load_config
 from .overrides import apply_overrides, apply_yaml_overrides
 
 logger = logging.getLogger(__name__)
@@ -72,10 +72,19 @@ def load_view(
 
 
 def resolve_device(name: str) -> str:
-    """Returns ``name``, or "cpu" if it asks for a GPU and there is none."""
+    """Returns ``name``, or "cpu" if it asks for a GPU and there is none.
+
+    Raises:
+        ConfigError: There are GPUs, but not so many.
+    """
     if name.startswith("cuda") and not torch.cuda.is_available():
         logger.info("No GPU is available: running on the CPU")
         return "cpu"
+    number = name.partition("cuda:")[2]
+    if number.isdigit() and int(number) >= (found := torch.cuda.device_count()):
+        raise ConfigError(
+            f"the device is '{name}', but this machine has {found}: cuda:0 to cuda:{found - 1}"
+        )
     return name
 
 

@@ -255,5 +255,17 @@ TABLE: dict[str, tuple[Entry, ...]] = {
             replace={"--num-gpus 8": "--num-gpus 1", "--data shapes": "--data coco"},
             append={"configs/ablations/table3/retinanet_atss.py": _SMALL},
         ),
+        Entry("make test-gpu", replace={"make test-gpu": "make -n test-gpu"}),
+        Entry(
+            "--collect --document",
+            # Prints the commands; tests/reproduction/ runs and submits them.
+            replace={
+                "--canary coco": "--print coco",
+                "'coco/*_1x' 'table3/*' --nproc 8": "table4/k9 --nproc 8 --print",
+                "'coco/*' --nproc 8 --submit slurm": "table4/k9 --print --nproc 8",
+                "'coco/*' 'table*' --collect": "table4/k9 --collect",
+            },
+        ),
+        Entry("--canary demo", append={"demo/atss_mobilenetv2_trees": "--iterations 2"}),
     ),
 }
