@@ -8,7 +8,6 @@ from collections import defaultdict
 from collections.abc import Mapping
 
 import torch
-from detectron2.config import instantiate
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 from omegaconf import DictConfig
@@ -17,6 +16,7 @@ from torch import nn
 from ..config import ConfigError
 from ..modeling.criterion.positives import local_normalizers
 from ..modeling.training_log import training_iteration
+from .datasets import instantiate_test_loader
 from .models import autocast_dtype, is_enabled
 from .rng import preserved_rng
 
@@ -41,7 +41,7 @@ def validation_losses(cfg: DictConfig, model: nn.Module) -> dict[str, float]:
     Raises:
         ConfigError: The test set has no annotations, or its mapper cannot keep them.
     """
-    loader = instantiate(_with_annotations(cfg))
+    loader = instantiate_test_loader(_with_annotations(cfg))
     model = _copy_for_losses(model)
     device_type = next(model.parameters()).device.type
     dtype = autocast_dtype(cfg) if is_enabled(cfg, "amp") else None
