@@ -85,6 +85,8 @@ class View:
     Attributes:
         cfg: The config.
         more_detections: An override that raises the number of detections per image, as typed.
+        max_iter_key: Key of the number of iterations.
+        results_by_dataset: Whether results of several test sets are kept apart by their names.
         trains_in_cpu_processes: Whether several processes can train it without a GPU.
         missing_keys: Keys that Detectron2 needs but the config does not define.
         num_classes_key: Key of the model's number of classes; ``""`` if unknown.
@@ -100,6 +102,8 @@ class View:
     categories_key: str
     device_key: str
     more_detections: str
+    max_iter_key: str
+    results_by_dataset: bool
     trains_in_cpu_processes: bool
     missing_keys: Sequence[str] = ()
 
@@ -180,6 +184,8 @@ class LazyView(View):
     categories_key = "categories"
     device_key = "train.device"
     more_detections = "model.max_detections_per_image=1000"
+    max_iter_key = "train.max_iter"
+    results_by_dataset = False
     trains_in_cpu_processes = True
 
     def apply(self, overrides: Sequence[str], device: str | None = None) -> None:
@@ -236,6 +242,8 @@ class YamlView(View):
     categories_key = "MODEL.ATSS.CATEGORIES"
     device_key = "MODEL.DEVICE"
     more_detections = "MODEL.ATSS.MAX_DETECTIONS_PER_IMAGE 1000"
+    max_iter_key = "SOLVER.MAX_ITER"
+    results_by_dataset = True
     trains_in_cpu_processes = False
 
     def apply(self, overrides: Sequence[str], device: str | None = None) -> None:
