@@ -11,7 +11,7 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data.build import _train_loader_from_config
 from detectron2.data.samplers import TrainingSampler
-from detectron2.engine import DefaultTrainer
+from detectron2.engine import DefaultTrainer, hooks
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from torch import nn
@@ -23,9 +23,13 @@ from ..data.seeding import seeded
 from ..modeling import DenseDetectorWithTTA
 from .amp import GradScaler
 from .data_check import explained
+from .dataset_checks import check_data
 from .datasets import load_test_set_of, load_training_set
 from .evaluation import build_evaluator
+from .evaluator_check import check_yaml_evaluators
 from .nonfinite import StepRecorder
+from .periodic_checkpointer import PeriodicCheckpointer
+from .resuming import Start, find_start, finish, same_optimizer
 from .rng import RunSeed, StepSeeds
 from .step import StepTrainer
 from .train_loader import SAMPLERS, TrainLoader, build_train_loader
@@ -40,15 +44,25 @@ class Trainer(DefaultTrainer):
     :func:`atss_d2.engine.evaluation.build_evaluator`.
     """
 
+    _start = Start()
+
     def __init__(self, cfg: CfgNode) -> None:
-        """Builds model, optimizer and loader; steps are those of :class:`StepTrainer`."""
+        """Checks the data, then builds what :class:`StepTrainer` takes.
+
+        Raises:
+            DataError: A data set has errors, or cannot be evaluated.
+        """
         if cfg.SOLVER.AMP.ENABLED and cfg.MODEL.DEVICE == "cpu":
             raise ConfigError(
                 "SOLVER.AMP.ENABLED is float16, which needs a GPU: set it to False, or use a "
                 "LazyConfig with train.amp.dtype=bfloat16"
             )
+        names = {"train": "build_train_loader", "test": "build_test_loader"}
+        own = [x for x, name in names.items() if not _is_same(type(self), Trainer, name)]
+        check_data(cfg, own_loaders=own)
         self._seed = RunSeed(cfg.SEED)
         super().__init__(cfg)
+        check_yaml_evaluators(cfg, self.build_evaluator)
         scaler = getattr(self._trainer, "grad_scaler", None)
         self._trainer = StepTrainer(
             self.model,
@@ -60,10 +74,29 @@ class Trainer(DefaultTrainer):
         self._trainer.keep_step = StepRecorder(cfg, cfg.OUTPUT_DIR)
 
     def resume_or_load(self, resume: bool = True) -> None:
-        """Loads a checkpoint, and moves order and augmentations to its iteration."""
-        super().resume_or_load(resume=resume)
+        """Resumes from the newest whole checkpoint, or begins with ``cfg.MODEL.WEIGHTS``.
+
+        If the run is finished, :meth:`train` does only what is missing.
+        """
+        self._start = find_start(view_of(self.cfg), resume=resume)
+        self.start_iter = self._start.iteration
+        if self._start.checkpoint is None:
+            self.checkpointer.resume_or_load(self.cfg.MODEL.WEIGHTS, resume=False)
+        else:
+            with same_optimizer(self._trainer.optimizer):
+                self.checkpointer.resume_from(self._start.checkpoint.path)
         if isinstance(self.data_loader, TrainLoader):
             self.data_loader.continue_at(self.start_iter, seed=self._seed.value)
+        if self._start.results is not None:
+            self._last_eval_results = self._start.results
+
+    def train(self) -> dict | None:
+        """Trains as Detectron2's trainer does, or evaluates a run whose iterations are done."""
+        if self._start.results is not None:
+            return None
+        if self.start_iter < self.max_iter:
+            return super().train()
+        return finish(self, self.start_iter)
 
     def build_hooks(self) -> list:
         """Builds Detectron2's hooks after replacing the checkpointer, which they use, by ours."""
@@ -72,7 +105,14 @@ class Trainer(DefaultTrainer):
         )
         self.checkpointer.categories = view_of(self.cfg).categories
         self.checkpointer.add_checkpointable("run_seed", self._seed)
-        return [StepSeeds(self._seed), *super().build_hooks()]
+        ours = PeriodicCheckpointer(self.checkpointer, self.cfg.SOLVER.CHECKPOINT_PERIOD)
+        return [
+            StepSeeds(self._seed),
+            *(
+                ours if type(hook) is hooks.PeriodicCheckpointer else hook
+                for hook in super().build_hooks()
+            ),
+        ]
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> Iterable[list[dict]]:
@@ -116,3 +156,7 @@ class Trainer(DefaultTrainer):
         ]
         results = cls.test(cfg, DenseDetectorWithTTA(cfg, model), evaluators)
         return {f"{task}_TTA": result for task, result in results.items()}
+
+
+def _is_same(one: type, other: type, name: str) -> bool:
+    return getattr(getattr(one, name), "__func__", None) is getattr(other, name).__func__
