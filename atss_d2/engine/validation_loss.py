@@ -17,6 +17,7 @@ from ..config import ConfigError
 from ..modeling.criterion.positives import local_normalizers
 from ..modeling.training_log import training_iteration
 from .datasets import instantiate_test_loader
+from .fast_dev_run import shortened
 from .models import autocast_dtype, is_enabled
 from .rng import preserved_rng
 
@@ -41,7 +42,7 @@ def validation_losses(cfg: DictConfig, model: nn.Module) -> dict[str, float]:
     Raises:
         ConfigError: The test set has no annotations, or its mapper cannot keep them.
     """
-    loader = instantiate_test_loader(_with_annotations(cfg))
+    loader = shortened(cfg, instantiate_test_loader(_with_annotations(cfg)))
     model = _copy_for_losses(model)
     device_type = next(model.parameters()).device.type
     dtype = autocast_dtype(cfg) if is_enabled(cfg, "amp") else None
