@@ -231,11 +231,12 @@ def _read_part(sample: Sample, part: str) -> tuple[dict[Any, set[tuple]], list[s
         _require(isinstance(name, str) and name != "" and name not in files, "name")
         files.add(name)
         try:
-            pixels = cv2.imread(str(sample.folder / part / name), cv2.IMREAD_UNCHANGED)
-        except Exception:  # of OpenCV, or of a name that cannot be encoded
+            data = (sample.folder / part / name).read_bytes()
+            pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+        except (OSError, ValueError, cv2.error):  # also of a name that no file can have
             pixels = None
         _require(pixels is not None and pixels.dtype == np.uint8, "file")
-        data = (sample.folder / part / name).read_bytes()  # OpenCV also reads half a file
+        # OpenCV also reads half a file.
         _require(b"\xff\xd9" in data.rstrip(b"\0")[-100:], "end of file")
         _require(pixels.ndim == 3 and min(pixels.shape[:2]) >= 8, "file")
         size = (image.get("width"), image.get("height"))
