@@ -258,7 +258,9 @@ def _read_part(sample: Sample, part: str) -> tuple[dict[Any, set[tuple]], list[s
         _require(x + w <= width + 1 and y + h <= height + 1 and max(box) > 1, "box")
         _require(a.get("iscrowd", 0 if part == "train" else None) in (0, 1), "iscrowd")
         _require("ignore" not in a or a["ignore"] == 0, "ignore")
-        _require(not a.get("segmentation") and not a.get("keypoints"), "other keys")
+        points = a.get("keypoints") or []
+        _require(isinstance(points, list) and all(map(_is_number, points)), "keypoints")
+        _require(not a.get("segmentation"), "segmentation")
         if part == "val":
             _require(_is_number(a.get("area")) and a["area"] >= 0, "area")
             _require(a["area"] <= 1.1 * w * h + 4, "area")
