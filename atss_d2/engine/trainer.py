@@ -21,11 +21,12 @@ from omegaconf import DictConfig, ListConfig
 from torch import nn
 
 from ..checkpoint import SafeCheckpointer, check_checkpoint
-from ..config import ConfigError
+from ..config import ConfigError, view_of
 from .amp import GradScaler
 from .console import FILE_ONLY, ProgressPrinter, quiet_evaluation
-from .data_check import check_categories, explained, load_test_set
+from .data_check import check_categories, explained
 from .dataset_checks import check_data
+from .datasets import instantiate_test_loader, load_test_set
 from .ema import EMAHook
 from .evaluation_hooks import BaseLRScheduler, BestCheckpoint, TimedEvalHook
 from .evaluator_check import check_config_evaluator
@@ -38,6 +39,8 @@ from .models import (
     is_enabled,
 )
 from .nonfinite import StepRecorder
+from .periodic_checkpointer import PeriodicCheckpointer
+from .resuming import find_start, finish, same_optimizer
 from .rng import RunSeed, StepSeeds, preserved_rng
 from .step import StepTrainer
 from .train_loader import instantiate_train_loader
@@ -77,7 +80,7 @@ def _evaluate(cfg: DictConfig, model: nn.Module, suffix: str = "") -> dict[str, 
     if cfg.train.get("amp", {}).get("inference", False):
         model = AutocastModel(model, autocast_dtype(cfg))
     with explained(cfg, "test"):
-        loader = instantiate(cfg.dataloader.test)
+        loader = instantiate_test_loader(cfg.dataloader.test)
     results = inference_on_dataset(model, loader, instantiate(cfg.dataloader.evaluator))
     results = {f"{task}{suffix}": result for task, result in results.items()}
     print_csv_format(results)
@@ -100,11 +103,13 @@ def do_train(cfg: DictConfig, *, resume: bool = False) -> dict[str, Any]:
 
     Args:
         cfg: A config with Detectron2's five keys. It is not changed.
-        resume: Continue from ``last_checkpoint`` in ``train.output_dir``, if there is one: weights,
-            optimizer, schedule, iteration, order of images and augmentations.
+        resume: Continue from the newest whole checkpoint in ``train.output_dir``, if there is one:
+            weights, optimizer, schedule, iteration, order of images and augmentations. Otherwise,
+            checkpoints of an earlier run are moved to a subfolder.
 
     Returns:
-        Results of the evaluation after the last iteration.
+        Results of the evaluation after the last iteration; if that was done before, those that it
+        has written into ``metrics.json``.
 
     Raises:
         FileNotFoundError: There is no file ``train.init_checkpoint``.
@@ -114,6 +119,10 @@ def do_train(cfg: DictConfig, *, resume: bool = False) -> dict[str, Any]:
     """
     cfg = copy.deepcopy(cfg)  # the optimizer's node gets the model
     check_categories(cfg)
+    start = find_start(view_of(cfg), resume=resume)
+    if start.results is not None:
+        return start.results
+    resume = start.checkpoint is not None
     check_data(cfg)
     recorder = StepRecorder(copy.deepcopy(cfg), cfg.train.output_dir)
     model = build_model(cfg)
@@ -136,7 +145,6 @@ def do_train(cfg: DictConfig, *, resume: bool = False) -> dict[str, Any]:
         checkpointer.add_checkpointable("trained_model", model)
     seed = RunSeed(cfg.train.get("seed", -1))
     checkpointer.add_checkpointable("run_seed", seed)
-    resume = resume and checkpointer.has_checkpoint()
     if not resume:
         check_checkpoint(cfg.train.init_checkpoint)  # before minutes of checking data
     results: dict[str, Any] = {}
@@ -167,9 +175,12 @@ def do_train(cfg: DictConfig, *, resume: bool = False) -> dict[str, Any]:
     trainer.register_hooks(
         _build_hooks(cfg, model, checkpointer, ema, best, evaluate, expected_seconds)
     )
-    checkpointer.resume_or_load(cfg.train.init_checkpoint, resume=resume)
-    # The checkpoint has the last finished iteration; training starts with the next one.
-    start_iter = trainer.iter + 1 if resume else 0
+    if resume:
+        with same_optimizer(optimizer):
+            checkpointer.resume_from(start.checkpoint.path)
+    else:
+        checkpointer.resume_or_load(cfg.train.init_checkpoint, resume=False)
+    start_iter = start.iteration
 
     if start_iter and not seed.continues:
         logger.warning(
@@ -185,7 +196,10 @@ def do_train(cfg: DictConfig, *, resume: bool = False) -> dict[str, Any]:
     if best is not None:
         best.categories = checkpointer.categories
     try:
-        trainer.train(start_iter, cfg.train.max_iter)
+        if start_iter < cfg.train.max_iter:
+            trainer.train(start_iter, cfg.train.max_iter)
+        else:
+            finish(trainer, start_iter)
     finally:
         trainer.reset_data_loader(lambda: None)  # ends the loader's processes now
     return results
@@ -265,7 +279,7 @@ def _build_hooks(
         ema,
         *_own_hooks(cfg),
         # Before the evaluation, so that the checkpoint is saved even if the evaluation fails.
-        hooks.PeriodicCheckpointer(checkpointer, **cfg.train.checkpointer) if is_main else None,
+        PeriodicCheckpointer(checkpointer, **cfg.train.checkpointer) if is_main else None,
         evaluation,
         best,
         # Last, so that it writes what the other hooks log.

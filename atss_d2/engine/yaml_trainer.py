@@ -9,25 +9,27 @@ from collections.abc import Iterable
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import build_detection_test_loader
 from detectron2.data.build import _train_loader_from_config
 from detectron2.data.samplers import TrainingSampler
-from detectron2.engine import DefaultTrainer
+from detectron2.engine import DefaultTrainer, hooks
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from torch import nn
 
 from ..checkpoint import SafeCheckpointer
 from ..config import ConfigError, view_of
-from ..data import BoxDatasetMapper
+from ..data import BoxDatasetMapper, build_test_loader
 from ..data.seeding import seeded
 from ..modeling import DenseDetectorWithTTA
 from .amp import GradScaler
 from .data_check import explained
 from .dataset_checks import check_data
+from .datasets import load_test_set_of, load_training_set
 from .evaluation import build_evaluator
 from .evaluator_check import check_yaml_evaluators
 from .nonfinite import StepRecorder
+from .periodic_checkpointer import PeriodicCheckpointer
+from .resuming import Start, find_start, finish, same_optimizer
 from .rng import RunSeed, StepSeeds
 from .step import StepTrainer
 from .train_loader import SAMPLERS, TrainLoader, build_train_loader
@@ -41,6 +43,8 @@ class Trainer(DefaultTrainer):
     Data sets are evaluated according to their type, see
     :func:`atss_d2.engine.evaluation.build_evaluator`.
     """
+
+    _start = Start()
 
     def __init__(self, cfg: CfgNode) -> None:
         """Checks the data, then builds what :class:`StepTrainer` takes.
@@ -70,10 +74,29 @@ class Trainer(DefaultTrainer):
         self._trainer.keep_step = StepRecorder(cfg, cfg.OUTPUT_DIR)
 
     def resume_or_load(self, resume: bool = True) -> None:
-        """Loads a checkpoint, and moves order and augmentations to its iteration."""
-        super().resume_or_load(resume=resume)
+        """Resumes from the newest whole checkpoint, or begins with ``cfg.MODEL.WEIGHTS``.
+
+        If the run is finished, :meth:`train` does only what is missing.
+        """
+        self._start = find_start(view_of(self.cfg), resume=resume)
+        self.start_iter = self._start.iteration
+        if self._start.checkpoint is None:
+            self.checkpointer.resume_or_load(self.cfg.MODEL.WEIGHTS, resume=False)
+        else:
+            with same_optimizer(self._trainer.optimizer):
+                self.checkpointer.resume_from(self._start.checkpoint.path)
         if isinstance(self.data_loader, TrainLoader):
             self.data_loader.continue_at(self.start_iter, seed=self._seed.value)
+        if self._start.results is not None:
+            self._last_eval_results = self._start.results
+
+    def train(self) -> dict | None:
+        """Trains as Detectron2's trainer does, or evaluates a run whose iterations are done."""
+        if self._start.results is not None:
+            return None
+        if self.start_iter < self.max_iter:
+            return super().train()
+        return finish(self, self.start_iter)
 
     def build_hooks(self) -> list:
         """Builds Detectron2's hooks after replacing the checkpointer, which they use, by ours."""
@@ -82,7 +105,14 @@ class Trainer(DefaultTrainer):
         )
         self.checkpointer.categories = view_of(self.cfg).categories
         self.checkpointer.add_checkpointable("run_seed", self._seed)
-        return [StepSeeds(self._seed), *super().build_hooks()]
+        ours = PeriodicCheckpointer(self.checkpointer, self.cfg.SOLVER.CHECKPOINT_PERIOD)
+        return [
+            StepSeeds(self._seed),
+            *(
+                ours if type(hook) is hooks.PeriodicCheckpointer else hook
+                for hook in super().build_hooks()
+            ),
+        ]
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> Iterable[list[dict]]:
@@ -94,7 +124,8 @@ class Trainer(DefaultTrainer):
         mapper = BoxDatasetMapper(cfg, is_train=True)
         # A sampler without a seed of its own then draws the same one in a resumed run.
         with explained(cfg, "train"), seeded(seed, SAMPLERS):
-            arguments = _train_loader_from_config(cfg, mapper=mapper)
+            dataset = load_training_set(cfg, mapper)
+            arguments = _train_loader_from_config(cfg, mapper=mapper, dataset=dataset)
             if type(arguments["sampler"]) is TrainingSampler:
                 arguments["sampler"] = None  # the default, which takes the seed of the run
             return build_train_loader(**arguments, seed=seed)
@@ -104,7 +135,11 @@ class Trainer(DefaultTrainer):
         """Builds Detectron2's test loader with our mapper."""
         mapper = BoxDatasetMapper(cfg, is_train=False)
         with explained(cfg, "test"):
-            return build_detection_test_loader(cfg, dataset_name, mapper=mapper)
+            return build_test_loader(
+                load_test_set_of(cfg, dataset_name, mapper),
+                mapper=mapper,
+                num_workers=cfg.DATALOADER.NUM_WORKERS,
+            )
 
     @classmethod
     def build_evaluator(

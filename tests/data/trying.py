@@ -18,8 +18,9 @@ from atss_d2.commands import check_dataset
 from atss_d2.commands.errors import one_sentence
 from atss_d2.data import DataError, register_coco
 from atss_d2.engine import check_categories, check_dataset_files
-from atss_d2.engine.data_check import explained, load_test_set
+from atss_d2.engine.data_check import explained
 from atss_d2.engine.dataset_checks import check_data
+from atss_d2.engine.datasets import load_test_set
 from atss_d2.engine.evaluator_check import check_config_evaluator
 from atss_d2.engine.train_loader import instantiate_train_loader
 from tests import toy

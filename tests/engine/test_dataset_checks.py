@@ -13,8 +13,8 @@ from detectron2.utils import comm
 
 from atss_d2.data import DataError
 from atss_d2.engine import do_train
-from atss_d2.engine.data_check import load_test_set
 from atss_d2.engine.dataset_checks import check_data, on_first_process
+from atss_d2.engine.datasets import load_test_set
 from atss_d2.engine.evaluator_check import check_config_evaluator
 from tests import toy
 from tests.data.cases import Sample
