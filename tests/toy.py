@@ -17,7 +17,7 @@ from detectron2.config import LazyCall as L
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import load_coco_json
 from detectron2.layers import ShapeSpec, get_norm
-from detectron2.modeling import BACKBONE_REGISTRY, Backbone
+from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, Backbone
 from detectron2.solver import WarmupParamScheduler
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
@@ -27,7 +27,8 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from atss_d2 import ATSS, get_config
-from atss_d2.engine import do_train
+from atss_d2.config import load_config
+from atss_d2.engine import Trainer, do_train
 
 KEYS = ("model", "dataloader", "optimizer", "lr_multiplier", "train")
 NUM_IMAGES = {"toy_train": 10, "toy_val": 4}
@@ -84,6 +85,7 @@ class RecordingATSS(ATSS):
         return super().forward(batched_inputs)
 
 
+@META_ARCH_REGISTRY.register()
 class NoisyATSS(RecordingATSS):
     """Draws from the global generators in every training step, as dropout does."""
 
@@ -289,3 +291,34 @@ class Run:
         """Forgets the images of earlier iterations."""
         (self.folder / "seen.0").write_text("")
         return self
+
+
+class YamlRun:
+    """The same for :func:`yaml_config`, with images of random sizes and :class:`NoisyATSS`."""
+
+    def __init__(self, folder: Path, *overrides) -> None:
+        self.folder = folder
+        self.output_dir = folder / "output"
+        folder.mkdir(exist_ok=True)
+        (folder / "toy.yaml").write_text(yaml_config(self.output_dir))
+        self.cfg = load_config(folder / "toy.yaml")
+        own = ["MODEL.DEVICE", "cpu", "SEED", 3, "MODEL.META_ARCHITECTURE", "NoisyATSS"]
+        own += ["INPUT.MIN_SIZE_TRAIN", (80, 96, 112)]
+        self.cfg.merge_from_list([*own, *overrides])
+
+    def train(self, *, resume: bool = False, fail_at: int | None = None, seed: int = 0) -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("TOY_SEEN", str(self.folder / "seen"))
+            if fail_at is not None:
+                patch.setenv("TOY_FAIL_AT", str(fail_at))
+            seed_all_rng(seed)
+            trainer = Trainer(self.cfg)
+            trainer.resume_or_load(resume=resume)
+            if fail_at is None:
+                trainer.train()
+            else:
+                with pytest.raises(ToyError):
+                    trainer.train()
+
+    def checkpoint(self) -> dict:
+        return torch.load(self.output_dir / "model_final.pth")

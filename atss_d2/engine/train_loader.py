@@ -155,8 +155,10 @@ def build_train_loader(
     """
     if seed is None:
         seed = comm.shared_random_seed() if order_seed is None else order_seed
-    if isinstance(dataset, list) and isinstance(mapper, DatasetMapper):
-        check_images(dataset, "training")  # other mappers may read anything
+    skips_bad = bad_images is not None and bad_images.skips
+    # Other mappers may read anything.
+    if isinstance(dataset, list) and isinstance(mapper, DatasetMapper) and not skips_bad:
+        check_images(dataset, "training")
     if isinstance(dataset, IterableDataset):
         _warn_of_new_order(start_iter, "its data set is a stream")
         return build_detection_train_loader(
@@ -190,7 +192,7 @@ def build_train_loader(
             dataset,
             mapper,
             seed=seed,
-            skips_bad=bad_images is not None and bad_images.skips,
+            skips_bad=skips_bad,
             groups=groups,
         ),
         batches,

@@ -24,6 +24,7 @@ from torch import nn
 from ..checkpoint import SafeCheckpointer, check_checkpoint
 from ..config import ConfigError
 from .amp import AMPTrainer
+from .bad_images import BadImages
 from .console import FILE_ONLY, ProgressPrinter, quiet_evaluation
 from .data_check import check_categories, check_images, explained, load_test_set
 from .ema import EMAHook
@@ -130,8 +131,10 @@ def do_train(cfg: DictConfig, *, resume: bool = False) -> dict[str, Any]:
         checkpointer.add_checkpointable("trained_model", model)
     seed = RunSeed(cfg.train.get("seed", -1))
     checkpointer.add_checkpointable("run_seed", seed)
+    bad_images = BadImages.from_config(cfg)
     resume = resume and checkpointer.has_checkpoint()
     if not resume:
+        bad_images.forget()
         check_checkpoint(cfg.train.init_checkpoint)  # before minutes of checking data
     results: dict[str, Any] = {}
     best = None
@@ -172,7 +175,7 @@ def do_train(cfg: DictConfig, *, resume: bool = False) -> dict[str, Any]:
         )
     with explained(cfg, "train"):
         trainer.data_loader = instantiate_train_loader(
-            cfg.dataloader.train, seed=seed.value, start_iter=start_iter
+            cfg.dataloader.train, seed=seed.value, start_iter=start_iter, bad_images=bad_images
         )
     # The categories of data sets that were registered by a function are known only now.
     checkpointer.categories = check_categories(cfg)

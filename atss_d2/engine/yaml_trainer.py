@@ -22,6 +22,7 @@ from ..data import BoxDatasetMapper
 from ..data.seeding import seeded
 from ..modeling import DenseDetectorWithTTA
 from .amp import Detectron2AMPTrainer, with_grad_scaler
+from .bad_images import BadImages
 from .data_check import explained
 from .evaluation import build_evaluator
 from .rng import RunSeed, StepSeeds
@@ -44,6 +45,8 @@ class Trainer(DefaultTrainer):
     def resume_or_load(self, resume: bool = True) -> None:
         """Loads a checkpoint, and moves order and augmentations to its iteration."""
         super().resume_or_load(resume=resume)
+        if not self.start_iter:
+            BadImages.from_config(self.cfg).forget()
         if isinstance(self.data_loader, TrainLoader):
             self.data_loader.continue_at(self.start_iter, seed=self._seed.value)
 
@@ -76,7 +79,7 @@ class Trainer(DefaultTrainer):
             arguments = _train_loader_from_config(cfg, mapper=mapper)
             if type(arguments["sampler"]) is TrainingSampler:
                 arguments["sampler"] = None  # the default, which takes the seed of the run
-            return build_train_loader(**arguments, seed=seed)
+            return build_train_loader(**arguments, seed=seed, bad_images=BadImages.from_config(cfg))
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Iterable[list[dict]]:

@@ -3,6 +3,10 @@
 train = dict(
     output_dir="./output",
     init_checkpoint="",
+    # A training image that cannot be used: "stop", or "skip" to take another one and list it in
+    # bad_images.jsonl; the run stops if there are more than max_bad_images.
+    on_bad_image="stop",
+    max_bad_images=100,
     max_iter=90000,
     seed=0,  # of initialization, data order and augmentation; negative: a new one each run
     # Autocast of the training steps, and, if inference is true, of the evaluations. float16 needs a
