@@ -6,6 +6,7 @@ Configs name what is in here, so it is a module that commands run by tests can i
 import json
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -21,7 +22,7 @@ from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, Backbone
 from detectron2.solver import WarmupParamScheduler
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
-from detectron2.utils.events import get_event_storage
+from detectron2.utils.events import get_event_storage, has_event_storage
 from fvcore.common.param_scheduler import CosineParamScheduler
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
@@ -68,7 +69,8 @@ class ToyError(Exception):
 class RecordingATSS(ATSS):
     """Appends the images of every iteration to the file ``$TOY_SEEN.<rank>``.
 
-    In iteration ``$TOY_FAIL_AT`` raises an error, in ``$TOY_KILL_AT`` kills its process.
+    In iteration ``$TOY_FAIL_AT`` raises an error, in ``$TOY_KILL_AT`` kills its process; in the
+    evaluation after ``$TOY_KILL_EVALUATION_AT`` as well.
     """
 
     def forward(self, batched_inputs):
@@ -82,6 +84,10 @@ class RecordingATSS(ATSS):
                 raise ToyError(f"in iteration {iteration}, as the test wants it")
             if iteration == int(os.environ.get("TOY_KILL_AT", -1)):
                 os.kill(os.getpid(), signal.SIGKILL)
+        elif has_event_storage() and (
+            get_event_storage().iter == int(os.environ.get("TOY_KILL_EVALUATION_AT", -1))
+        ):
+            os.kill(os.getpid(), signal.SIGKILL)
         return super().forward(batched_inputs)
 
 
@@ -206,6 +212,25 @@ def config(output_dir: Path, *, is_augmented: bool = False, **overrides: object)
     return cfg
 
 
+def in_killed_process(function: Callable[[], object], **environment: object) -> None:
+    """Calls a function in a copy of this process, which the function kills.
+
+    Args:
+        function: What is called.
+        **environment: Variables such as ``TOY_KILL_AT``.
+    """
+    pid = os.fork()
+    if pid == 0:
+        os.environ.update({name: str(value) for name, value in environment.items()})
+        try:
+            function()
+        finally:
+            os._exit(1)
+    _, status = os.waitpid(pid, 0)
+    assert os.WIFSIGNALED(status)
+    assert os.WTERMSIG(status) == signal.SIGKILL
+
+
 def write_config(path: Path, output_dir: Path) -> Path:
     """Writes a config file that gives :func:`config`."""
     path.write_text(
@@ -248,7 +273,7 @@ def assert_equal(found: object, expected: object) -> None:
     elif isinstance(found, torch.Tensor):
         assert torch.equal(found, expected)
     else:
-        assert found == expected
+        assert found == expected or found != found  # NaN, of a metric without a box
 
 
 class Run:

@@ -30,6 +30,7 @@ from .data_check import check_categories, check_images, explained, load_test_set
 from .ema import EMAHook
 from .evaluation_hooks import BaseLRScheduler, BestCheckpoint, TimedEvalHook
 from .gradient_clipping import GradientClippingHook
+from .metrics import ContinuedMetrics
 from .models import (
     AutocastModel,
     autocast_dtype,
@@ -246,6 +247,18 @@ def _build_hooks(
     is_main = comm.is_main_process()
     PathManager.mkdirs(cfg.train.output_dir)
     evaluation = TimedEvalHook(cfg.train.eval_period, evaluate, expected_seconds=expected_seconds)
+    writer = (
+        hooks.PeriodicWriter(
+            [
+                ProgressPrinter(cfg.train.max_iter, evaluation.seconds),
+                JSONWriter(os.path.join(cfg.train.output_dir, "metrics.json")),
+                TensorboardXWriter(cfg.train.output_dir),
+            ],
+            period=cfg.train.log_period,
+        )
+        if is_main
+        else None
+    )
     return [
         hooks.IterationTimer(),
         GradientClippingHook(model, max_norm=cfg.train.clip_gradients.max_norm)
@@ -259,16 +272,8 @@ def _build_hooks(
         evaluation,
         best,
         # Last, so that it writes what the other hooks log.
-        hooks.PeriodicWriter(
-            [
-                ProgressPrinter(cfg.train.max_iter, evaluation.seconds),
-                JSONWriter(os.path.join(cfg.train.output_dir, "metrics.json")),
-                TensorboardXWriter(cfg.train.output_dir),
-            ],
-            period=cfg.train.log_period,
-        )
-        if is_main
-        else None,
+        writer,
+        ContinuedMetrics(evaluation, writer),
     ]
 
 

@@ -11,7 +11,7 @@ from detectron2.config import CfgNode
 from detectron2.data import build_detection_test_loader
 from detectron2.data.build import _train_loader_from_config
 from detectron2.data.samplers import TrainingSampler
-from detectron2.engine import DefaultTrainer
+from detectron2.engine import DefaultTrainer, hooks
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from torch import nn
@@ -25,6 +25,7 @@ from .amp import Detectron2AMPTrainer, with_grad_scaler
 from .bad_images import BadImages
 from .data_check import explained
 from .evaluation import build_evaluator
+from .metrics import ContinuedMetrics
 from .rng import RunSeed, StepSeeds
 from .train_loader import SAMPLERS, TrainLoader, build_train_loader
 
@@ -64,7 +65,10 @@ class Trainer(DefaultTrainer):
         )
         self.checkpointer.categories = view_of(self.cfg).categories
         self.checkpointer.add_checkpointable("run_seed", self._seed)
-        return [StepSeeds(self._seed), *super().build_hooks()]
+        built = super().build_hooks()
+        evaluation = next(x for x in built if isinstance(x, hooks.EvalHook))
+        writer = next((x for x in built if isinstance(x, hooks.PeriodicWriter)), None)
+        return [StepSeeds(self._seed), *built, ContinuedMetrics(evaluation, writer)]
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> Iterable[list[dict]]:
