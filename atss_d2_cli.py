@@ -26,6 +26,7 @@ COMMANDS = {
     "predict": "detect objects in images, videos or a webcam's pictures",
     "export": "write a trained model for another runtime",
     "predict-exported": "detect objects with an exported file",
+    "replay": "run a training step again that stopped a run",
     "convert-weights": "convert weights of other implementations",
 }
 

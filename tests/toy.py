@@ -70,7 +70,9 @@ class RecordingATSS(ATSS):
     """Appends the images of every iteration to the file ``$TOY_SEEN.<rank>``.
 
     In iteration ``$TOY_FAIL_AT`` raises an error, in ``$TOY_KILL_AT`` kills its process; in the
-    evaluation after ``$TOY_KILL_EVALUATION_AT`` as well.
+    evaluation after ``$TOY_KILL_EVALUATION_AT`` as well. In the iterations ``$TOY_NAN_AT``, "3,4",
+    ``loss_cls`` of the process ``$TOY_NAN_RANK``, by default any, is NaN; in
+    ``$TOY_NAN_GRADIENT_AT`` only the gradient is.
     """
 
     def forward(self, batched_inputs):
@@ -88,7 +90,19 @@ class RecordingATSS(ATSS):
             get_event_storage().iter == int(os.environ.get("TOY_KILL_EVALUATION_AT", -1))
         ):
             os.kill(os.getpid(), signal.SIGKILL)
-        return super().forward(batched_inputs)
+        outputs = super().forward(batched_inputs)
+        if self.training:
+            if _is_time("TOY_NAN_AT", iteration):
+                outputs["loss_cls"] = outputs["loss_cls"] * float("nan")
+            if _is_time("TOY_NAN_GRADIENT_AT", iteration):
+                weight = self.head.cls_score.weight.flatten()[0]
+                outputs["loss_cls"] = outputs["loss_cls"] + (weight - weight.detach()).sqrt()
+        return outputs
+
+
+def _is_time(name: str, iteration: int) -> bool:
+    is_rank = os.environ.get("TOY_NAN_RANK", str(comm.get_rank())) == str(comm.get_rank())
+    return is_rank and str(iteration) in os.environ.get(name, "").split(",")
 
 
 @META_ARCH_REGISTRY.register()

@@ -18,10 +18,10 @@ import argparse
 import logging
 import os
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from .ending import print_ending
-from .errors import EXPECTED, Parser, fail
+from .errors import EXPECTED, Parser, fail, one_sentence
 
 if TYPE_CHECKING:
     from detectron2.config import CfgNode
@@ -159,7 +159,7 @@ def run(args: argparse.Namespace, cfg: DictConfig | CfgNode | None = None) -> di
     from ..checkpoint import CheckpointError
     from ..config import ConfigError, by_kind
     from ..data import DataError
-    from ..engine import default_setup
+    from ..engine import NonFiniteError, default_setup
     from ..warning_filters import filter_third_party_warnings
 
     filter_third_party_warnings()
@@ -169,6 +169,8 @@ def run(args: argparse.Namespace, cfg: DictConfig | CfgNode | None = None) -> di
         return by_kind(cfg, lazy=run_lazy, yaml=run_yaml)(cfg, args)
     except (CheckpointError, ConfigError, DataError) as error:
         fail(get_parser(), error)
+    except NonFiniteError as error:
+        fail_together(get_parser(), error)
 
 
 def run_and_leave(args: argparse.Namespace, cfg: DictConfig | CfgNode | None = None) -> None:
@@ -177,6 +179,16 @@ def run_and_leave(args: argparse.Namespace, cfg: DictConfig | CfgNode | None = N
 
     run(args, cfg)
     leave_process_group()
+
+
+def fail_together(parser: argparse.ArgumentParser, error: Exception) -> NoReturn:
+    """Ends the command with an error that all processes have: the first one says it."""
+    from detectron2.utils import comm
+
+    if comm.is_main_process():
+        print(f"{parser.prog}: {one_sentence(error)}", file=sys.stderr, flush=True)
+    comm.synchronize()  # the end of one process ends the others
+    sys.exit(1)
 
 
 def load_for_evaluation(

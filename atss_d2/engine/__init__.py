@@ -6,7 +6,9 @@ from .data_check import check_categories, check_dataset_files
 from .ema import EMAHook
 from .memory import keep_freed_memory
 from .models import build_model, load_weights
+from .nonfinite import NonFiniteError
 from .optim import BackboneLRFactor
+from .replay import Replayed, replay
 from .setup import default_setup, leave_process_group
 from .train_loader import build_train_loader
 from .trainer import do_test, do_train
@@ -15,6 +17,8 @@ from .yaml_trainer import Trainer
 __all__ = [
     "BackboneLRFactor",
     "EMAHook",
+    "NonFiniteError",
+    "Replayed",
     "Trainer",
     "apply_overrides",
     "apply_yaml_overrides",
@@ -29,5 +33,6 @@ __all__ = [
     "keep_freed_memory",
     "leave_process_group",
     "load_weights",
+    "replay",
     "resolve_device",
 ]

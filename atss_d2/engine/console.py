@@ -14,6 +14,11 @@ from typing import Any
 
 from detectron2.utils.events import CommonMetricPrinter
 
+from ..checkpoint import CheckpointError
+from ..config import ConfigError
+from ..data import DataError
+from .nonfinite import NonFiniteError
+
 logger = logging.getLogger(__name__)
 
 # `logger.info(..., extra=FILE_ONLY)` writes to log.txt, not to the console.
@@ -32,9 +37,11 @@ _QUIET = (
 _QUIET_IN_EVALUATION = ("detectron2.evaluation", "detectron2.data")
 # ... except for the progress of long evaluations, and the number of objects per class.
 _SHOWN = ("Inference done", "Distribution of instances")
-_TRAIN_LOOP = "detectron2.engine.train_loop"
 # A warning without cause: class ids need not be 1..K.
 _HARMLESS = "Category ids in annotations are not in [1, #categories]!"
+
+# Errors that the command reports in one sentence; Detectron2's trainer logs their traceback.
+_REPORTED = (CheckpointError, ConfigError, DataError, NonFiniteError)
 
 
 class ConsoleFilter(logging.Filter):
@@ -49,7 +56,7 @@ class ConsoleFilter(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         if getattr(record, "file_only", False):
             return False
-        if record.name == _TRAIN_LOOP and record.exc_info:  # raised, so shown where it is caught
+        if record.exc_info and isinstance(record.exc_info[1], _REPORTED):
             return False
         if record.levelno >= logging.WARNING:
             return not record.getMessage().strip().startswith(_HARMLESS)

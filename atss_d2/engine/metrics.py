@@ -133,10 +133,13 @@ class ContinuedMetrics(HookBase):
         results = {k: v for k, v in at_start.items() if _is_result(k, scalars, start - 1)}
         is_missed = is_due and not results
         is_logged = start % self._writer._period == 0 or self._was_finished or scalars is None
-        row = at_start if is_logged and not is_missed else results
-        if row:
+        if is_missed:  # an evaluation that failed leaves a line without results
+            pass
+        elif is_logged and at_start:
             last = start - 1
-            lines.append(json.dumps({**row, "iteration": last}, sort_keys=True))
+            lines.append(json.dumps({**at_start, "iteration": last}, sort_keys=True))
+        else:  # written because the run before ended; not due yet
+            self.trainer.storage.put_scalars(**results, smoothing_hint=False, cur_iter=start - 1)
         content = "".join(f"{line}\n" for line in lines)
         if start and content != text:
             with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as file:
@@ -164,4 +167,5 @@ def _is_result(name: str, scalars: dict[str, dict[str, Any]] | None, iteration: 
         return False
     if scalars is None:  # a checkpoint of an earlier version
         return "/" in name and not name.startswith("atss/")
-    return name not in scalars or scalars[name]["values"][-1][1] != iteration
+    known = scalars.get(name)
+    return known is None or not (known["is_smoothed"] or known["values"][-1][1] == iteration)

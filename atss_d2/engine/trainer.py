@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from detectron2.config import instantiate
 from detectron2.data import DatasetMapper
-from detectron2.engine import HookBase, SimpleTrainer, create_ddp_model, hooks
+from detectron2.engine import HookBase, create_ddp_model, hooks
 from detectron2.evaluation import inference_context, inference_on_dataset, print_csv_format
 from detectron2.utils import comm
 from detectron2.utils.events import JSONWriter, TensorboardXWriter
@@ -23,7 +23,7 @@ from torch import nn
 
 from ..checkpoint import SafeCheckpointer, check_checkpoint
 from ..config import ConfigError
-from .amp import AMPTrainer
+from .amp import GradScaler
 from .bad_images import BadImages
 from .console import FILE_ONLY, ProgressPrinter, quiet_evaluation
 from .data_check import check_categories, check_images, explained, load_test_set
@@ -38,7 +38,9 @@ from .models import (
     build_model_with_tta,
     is_enabled,
 )
+from .nonfinite import StepRecorder
 from .rng import RunSeed, StepSeeds, preserved_rng
+from .step import StepTrainer
 from .train_loader import instantiate_train_loader
 
 logger = logging.getLogger(__name__)
@@ -113,6 +115,7 @@ def do_train(cfg: DictConfig, *, resume: bool = False) -> dict[str, Any]:
     """
     cfg = copy.deepcopy(cfg)  # the optimizer's node gets the model
     check_categories(cfg)
+    recorder = StepRecorder(copy.deepcopy(cfg), cfg.train.output_dir)
     model = build_model(cfg)
     logger.info(f"Model:\n{model}", extra=FILE_ONLY)
     num_parameters = sum(p.numel() for p in model.parameters())
@@ -124,6 +127,7 @@ def do_train(cfg: DictConfig, *, resume: bool = False) -> dict[str, Any]:
         group.update({k: tuple(v) for k, v in group.items() if isinstance(v, ListConfig)})
 
     trainer = _build_trainer(cfg, model, optimizer)
+    trainer.keep_step = recorder
     # Built after the trainer, which gives the models of all processes the same weights.
     ema = EMAHook(model, decay=cfg.train.ema.decay) if is_enabled(cfg, "ema") else None
     evaluated = model if ema is None else ema.model
@@ -215,23 +219,31 @@ def _try_evaluation(cfg: DictConfig, model: nn.Module) -> float:
 
 def _build_trainer(
     cfg: DictConfig, model: nn.Module, optimizer: torch.optim.Optimizer
-) -> SimpleTrainer:
+) -> StepTrainer:
     """Builds a trainer without a data loader, as the order of images depends on the checkpoint."""
-    device = next(model.parameters()).device
+    device_type = next(model.parameters()).device.type
     ddp_args = dict(cfg.train.ddp)
-    if device.type == "cpu":
+    if device_type == "cpu":
         ddp_args["device_ids"] = None
-    if not is_enabled(cfg, "amp"):
-        return SimpleTrainer(create_ddp_model(model, **ddp_args), None, optimizer)
-    dtype = autocast_dtype(cfg)
-    if dtype == torch.bfloat16:  # needs no loss scaling
-        model = AutocastModel(create_ddp_model(model, **ddp_args), dtype)
-        return SimpleTrainer(model, None, optimizer)
-    if device.type == "cpu":
-        raise ValueError(
+    dtype = autocast_dtype(cfg) if is_enabled(cfg, "amp") else None
+    if dtype == torch.float16 and device_type == "cpu":
+        raise ConfigError(
             "train.amp.dtype=float16 needs a GPU; on the CPU use train.amp.dtype=bfloat16"
         )
-    return AMPTrainer(create_ddp_model(model, **ddp_args), None, optimizer)
+    trainer = StepTrainer(
+        create_ddp_model(model, **ddp_args),
+        None,
+        optimizer,
+        autocast_dtype=dtype,
+        # bfloat16 needs no loss scaling.
+        grad_scaler=GradScaler(device_type) if dtype == torch.float16 else None,
+        accumulate=cfg.train.get("accumulate", 1),
+        max_skips=cfg.train.get("nonfinite", {}).get("max_skips", 0),
+    )
+    batch_size = cfg.dataloader.train.get("total_batch_size")
+    if batch_size:  # an uneven one is an error before the data are loaded
+        trainer.micro_batches.split(range(batch_size // comm.get_world_size()))
+    return trainer
 
 
 def _build_hooks(

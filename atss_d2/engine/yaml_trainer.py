@@ -7,6 +7,7 @@ import os
 import weakref
 from collections.abc import Iterable
 
+import torch
 from detectron2.config import CfgNode
 from detectron2.data import build_detection_test_loader
 from detectron2.data.build import _train_loader_from_config
@@ -17,16 +18,18 @@ from detectron2.utils import comm
 from torch import nn
 
 from ..checkpoint import SafeCheckpointer
-from ..config import view_of
+from ..config import ConfigError, view_of
 from ..data import BoxDatasetMapper
 from ..data.seeding import seeded
 from ..modeling import DenseDetectorWithTTA
-from .amp import Detectron2AMPTrainer, with_grad_scaler
+from .amp import GradScaler
 from .bad_images import BadImages
 from .data_check import explained
 from .evaluation import build_evaluator
 from .metrics import ContinuedMetrics
+from .nonfinite import StepRecorder
 from .rng import RunSeed, StepSeeds
+from .step import StepTrainer
 from .train_loader import SAMPLERS, TrainLoader, build_train_loader
 
 logger = logging.getLogger(__name__)
@@ -40,8 +43,23 @@ class Trainer(DefaultTrainer):
     """
 
     def __init__(self, cfg: CfgNode) -> None:
+        """Builds model, optimizer and loader; steps are those of :class:`StepTrainer`."""
+        if cfg.SOLVER.AMP.ENABLED and cfg.MODEL.DEVICE == "cpu":
+            raise ConfigError(
+                "SOLVER.AMP.ENABLED is float16, which needs a GPU: set it to False, or use a "
+                "LazyConfig with train.amp.dtype=bfloat16"
+            )
         self._seed = RunSeed(cfg.SEED)
         super().__init__(cfg)
+        scaler = getattr(self._trainer, "grad_scaler", None)
+        self._trainer = StepTrainer(
+            self.model,
+            self.data_loader,
+            self.optimizer,
+            autocast_dtype=torch.float16 if scaler is not None else None,
+            grad_scaler=GradScaler() if scaler is not None else None,
+        )
+        self._trainer.keep_step = StepRecorder(cfg, cfg.OUTPUT_DIR)
 
     def resume_or_load(self, resume: bool = True) -> None:
         """Loads a checkpoint, and moves order and augmentations to its iteration."""
@@ -50,13 +68,6 @@ class Trainer(DefaultTrainer):
             BadImages.from_config(self.cfg).forget()
         if isinstance(self.data_loader, TrainLoader):
             self.data_loader.continue_at(self.start_iter, seed=self._seed.value)
-
-    def load_state_dict(self, state_dict: dict) -> None:
-        """Loads a state; with ``SOLVER.AMP.ENABLED`` also that of a run without loss scaling."""
-        if isinstance(self._trainer, Detectron2AMPTrainer):
-            state = with_grad_scaler(state_dict["_trainer"], self._trainer)
-            state_dict = {**state_dict, "_trainer": state}
-        super().load_state_dict(state_dict)
 
     def build_hooks(self) -> list:
         """Builds Detectron2's hooks after replacing the checkpointer, which they use, by ours."""

@@ -12,6 +12,10 @@ train = dict(
     # Autocast of the training steps, and, if inference is true, of the evaluations. float16 needs a
     # GPU for training; bfloat16 also runs on a CPU.
     amp=dict(enabled=False, dtype="float16", inference=False),
+    # Micro-batches that every batch is split into: less memory, the same gradient.
+    accumulate=1,
+    # Steps whose gradient is not finite change no weight; more than max_skips in a row end a run.
+    nonfinite=dict(max_skips=0),
     ddp=dict(  # options of DistributedDataParallel
         broadcast_buffers=False,
         find_unused_parameters=False,

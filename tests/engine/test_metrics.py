@@ -23,8 +23,10 @@ CLOCK = {"time", "data_time", "rank_data_time", "eta_seconds"}
 
 
 def rows(run) -> list[tuple]:
-    """All lines of ``metrics.json``, without seconds and comparable."""
+    """The lines of ``metrics.json`` by iteration, without seconds and comparable."""
     lines = map(json.loads, (run.output_dir / "metrics.json").read_text().splitlines())
+    # Detectron2 writes results that were not due behind later scalars.
+    lines = sorted(lines, key=lambda row: row["iteration"])
     return [tuple((k, repr(v)) for k, v in row.items() if k not in CLOCK) for row in lines]
 
 
