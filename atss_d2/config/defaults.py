@@ -171,8 +171,8 @@ def add_atss_config(cfg: CN) -> None:
     _C.TRAIN.ON_BAD_IMAGE = "stop"
     # Number of images that may be skipped; one more stops the run.
     _C.TRAIN.MAX_BAD_IMAGES = 100
-    # Only operators that give the same bits in every run on the same kind of device: slower, and an
-    # error if the model has an operator without such an implementation.
+    # Only operators that give the same bits in every run on the same kind of device, which is
+    # slower. yacs keeps the type, so "warn" is only for LazyConfigs.
     _C.TRAIN.DETERMINISTIC = False
 
     # ------------------------------- the backbone of build_torchvision_fpn_backbone, if it is used

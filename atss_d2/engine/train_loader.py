@@ -37,6 +37,8 @@ class TrainLoader:
     Attributes:
         samples: The data set, mapped.
         batches: The keys of the batches.
+        total_batch_size: Images per batch over all processes.
+        has_own_order: Whether the order keeps its seed in :meth:`continue_at`.
     """
 
     def __init__(
@@ -44,6 +46,7 @@ class TrainLoader:
         samples: SeededSamples,
         batches: GlobalBatches | SamplerBatches,
         *,
+        total_batch_size: int,
         has_own_order: bool,
         collate_fn: Callable[[list], Any] | None = None,
         bad_images: BadImages | None = None,
@@ -53,14 +56,16 @@ class TrainLoader:
         Args:
             samples: The data set, mapped.
             batches: The keys of the batches.
-            has_own_order: Whether the order keeps its seed in :meth:`continue_at`.
+            total_batch_size: Images per batch over all processes.
+            has_own_order: As the attribute.
             collate_fn: Makes a batch of a list of what the mapper returned. Default: the list.
             bad_images: Counts skipped images. Default: the first one is an error.
             **kwargs: Arguments of torch's ``DataLoader``.
         """
         self.samples = samples
         self.batches = batches
-        self._has_own_order = has_own_order
+        self.total_batch_size = total_batch_size
+        self.has_own_order = has_own_order
         self._bad_images = bad_images or BadImages()
         self._loader = DataLoader(
             samples,
@@ -80,7 +85,7 @@ class TrainLoader:
         """
         self.batches.start = start_iter
         self.samples.seed = seed
-        if not self._has_own_order:
+        if not self.has_own_order:
             self.batches.seed = seed
 
     def __iter__(self) -> Iterator[Any]:
@@ -196,6 +201,7 @@ def build_train_loader(
             groups=groups,
         ),
         batches,
+        total_batch_size=batch_size,
         has_own_order=sampler is not None or order_seed is not None,
         bad_images=bad_images,
         num_workers=num_workers,

@@ -27,6 +27,7 @@ from .amp import GradScaler
 from .bad_images import BadImages
 from .console import FILE_ONLY, ProgressPrinter, quiet_evaluation
 from .data_check import check_categories, check_images, explained, load_test_set
+from .determinism import check_determinism, use_determinism
 from .ema import EMAHook
 from .evaluation_hooks import BaseLRScheduler, BestCheckpoint, TimedEvalHook
 from .gradient_clipping import GradientClippingHook
@@ -40,6 +41,7 @@ from .models import (
 )
 from .nonfinite import StepRecorder
 from .rng import RunSeed, StepSeeds, preserved_rng
+from .seen_images import SeenImages
 from .step import StepTrainer
 from .train_loader import instantiate_train_loader
 
@@ -116,7 +118,9 @@ def do_train(cfg: DictConfig, *, resume: bool = False) -> dict[str, Any]:
     cfg = copy.deepcopy(cfg)  # the optimizer's node gets the model
     check_categories(cfg)
     recorder = StepRecorder(copy.deepcopy(cfg), cfg.train.output_dir)
+    use_determinism(cfg)
     model = build_model(cfg)
+    check_determinism(cfg, model)
     logger.info(f"Model:\n{model}", extra=FILE_ONLY)
     num_parameters = sum(p.numel() for p in model.parameters())
     logger.info(f"{type(model).__name__} with {num_parameters / 1e6:.1f} M parameters")
@@ -165,7 +169,7 @@ def do_train(cfg: DictConfig, *, resume: bool = False) -> dict[str, Any]:
 
     # Before the first iteration: finds problems of the validation set, and measures its duration.
     expected_seconds = _try_evaluation(cfg, evaluated)
-    trainer.register_hooks([StepSeeds(seed)])
+    trainer.register_hooks([StepSeeds(seed), SeenImages()])
     trainer.register_hooks(
         _build_hooks(cfg, model, checkpointer, ema, best, evaluate, expected_seconds)
     )

@@ -25,10 +25,12 @@ from ..modeling import DenseDetectorWithTTA
 from .amp import GradScaler
 from .bad_images import BadImages
 from .data_check import explained
+from .determinism import check_determinism, use_determinism
 from .evaluation import build_evaluator
 from .metrics import ContinuedMetrics
 from .nonfinite import StepRecorder
 from .rng import RunSeed, StepSeeds
+from .seen_images import SeenImages
 from .step import StepTrainer
 from .train_loader import SAMPLERS, TrainLoader, build_train_loader
 
@@ -49,8 +51,12 @@ class Trainer(DefaultTrainer):
                 "SOLVER.AMP.ENABLED is float16, which needs a GPU: set it to False, or use a "
                 "LazyConfig with train.amp.dtype=bfloat16"
             )
+        use_determinism(cfg)
         self._seed = RunSeed(cfg.SEED)
         super().__init__(cfg)
+        if cfg.SEED < 0 and isinstance(self.data_loader, TrainLoader):
+            self._seed.value = self.data_loader.samples.seed
+        check_determinism(cfg, self.model)
         scaler = getattr(self._trainer, "grad_scaler", None)
         self._trainer = StepTrainer(
             self.model,
@@ -66,8 +72,14 @@ class Trainer(DefaultTrainer):
         super().resume_or_load(resume=resume)
         if not self.start_iter:
             BadImages.from_config(self.cfg).forget()
-        if isinstance(self.data_loader, TrainLoader):
-            self.data_loader.continue_at(self.start_iter, seed=self._seed.value)
+        loader = self.data_loader
+        if not isinstance(loader, TrainLoader):
+            return
+        if loader.has_own_order and loader.samples.seed != self._seed.value:
+            # The sampler was built with another seed than the one in the checkpoint.
+            loader = self.build_train_loader(_with_seed(self.cfg, self._seed.value))
+            self.data_loader = self._trainer.data_loader = loader
+        loader.continue_at(self.start_iter, seed=self._seed.value)
 
     def build_hooks(self) -> list:
         """Builds Detectron2's hooks after replacing the checkpointer, which they use, by ours."""
@@ -79,7 +91,7 @@ class Trainer(DefaultTrainer):
         built = super().build_hooks()
         evaluation = next(x for x in built if isinstance(x, hooks.EvalHook))
         writer = next((x for x in built if isinstance(x, hooks.PeriodicWriter)), None)
-        return [StepSeeds(self._seed), *built, ContinuedMetrics(evaluation, writer)]
+        return [StepSeeds(self._seed), SeenImages(), *built, ContinuedMetrics(evaluation, writer)]
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> Iterable[list[dict]]:
@@ -87,14 +99,17 @@ class Trainer(DefaultTrainer):
 
         It has our mapper, which keeps the contrast of 16-bit gray.
         """
-        seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
+        if cfg.SEED < 0:
+            cfg = _with_seed(cfg, comm.shared_random_seed())
         mapper = BoxDatasetMapper(cfg, is_train=True)
         # A sampler without a seed of its own then draws the same one in a resumed run.
-        with explained(cfg, "train"), seeded(seed, SAMPLERS):
+        with explained(cfg, "train"), seeded(cfg.SEED, SAMPLERS):
             arguments = _train_loader_from_config(cfg, mapper=mapper)
             if type(arguments["sampler"]) is TrainingSampler:
                 arguments["sampler"] = None  # the default, which takes the seed of the run
-            return build_train_loader(**arguments, seed=seed, bad_images=BadImages.from_config(cfg))
+            return build_train_loader(
+                **arguments, seed=cfg.SEED, bad_images=BadImages.from_config(cfg)
+            )
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Iterable[list[dict]]:
@@ -118,3 +133,10 @@ class Trainer(DefaultTrainer):
         ]
         results = cls.test(cfg, DenseDetectorWithTTA(cfg, model), evaluators)
         return {f"{task}_TTA": result for task, result in results.items()}
+
+
+def _with_seed(cfg: CfgNode, seed: int) -> CfgNode:
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.SEED = seed
+    return cfg

@@ -9,6 +9,9 @@ train = dict(
     max_bad_images=100,
     max_iter=90000,
     seed=0,  # of initialization, data order and augmentation; negative: a new one each run
+    # Only operators that give the same bits in every run on the same kind of device, which is
+    # slower; "warn": with a warning for each operator that has no such implementation.
+    deterministic=False,
     # Autocast of the training steps, and, if inference is true, of the evaluations. float16 needs a
     # GPU for training; bfloat16 also runs on a CPU.
     amp=dict(enabled=False, dtype="float16", inference=False),
