@@ -8,6 +8,8 @@ from torch import nn
 
 from atss_d2.config import ConfigError
 from atss_d2.engine import determinism
+from atss_d2.engine import trainer as engine_trainer
+from atss_d2.engine.amp import GradScaler
 from tests import toy
 
 pytestmark = pytest.mark.usefixtures("toy_data")
@@ -106,3 +108,26 @@ def test_deformable_convolutions_are_not_deterministic_on_a_gpu(tmp_path):
     determinism.check_determinism(cfg, nn.Conv2d(1, 1, 1, device="meta"))
     cfg.train.deterministic = "warn"
     determinism.check_determinism(cfg, DeformConv())
+
+
+# States that only a GPU has
+
+
+def test_the_gradient_scaler_continues(tmp_path, monkeypatch):
+    def build_trainer(*arguments):
+        trainer = build(*arguments)
+        trainer.grad_scaler = GradScaler("cpu", init_scale=8.0, growth_interval=2)
+        return trainer
+
+    build = engine_trainer._build_trainer
+    monkeypatch.setattr(engine_trainer, "_build_trainer", build_trainer)
+    for name in ("whole", "resumed"):
+        (tmp_path / name).mkdir()
+    overrides = {**SHORT, "train.max_iter": 6}
+    whole = toy.Run(tmp_path / "whole", **overrides).train()
+    run = toy.Run(tmp_path / "resumed", **overrides).train(fail_at=3)  # after 2 of 2 steps
+    scaler = run.checkpoint("model_0000001")["trainer"]["grad_scaler"]
+    assert scaler["scale"] == 16.0
+    run.train(resume=True)
+    assert run.checkpoint()["trainer"]["grad_scaler"]["scale"] == 64.0
+    toy.assert_equal(run.checkpoint(), whole.checkpoint())
