@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,14 @@ class ContinuedMetrics(HookBase):
         self._writer = writer
         self._scalars: dict[str, dict[str, Any]] | None = None
         self._was_finished = False
+
+    @classmethod
+    def of(cls, built: Iterable[HookBase | None]) -> ContinuedMetrics:
+        """Returns the hook for those that Detectron2 has built."""
+        evaluation = next(x for x in built if isinstance(x, hooks.EvalHook))
+        return cls(
+            evaluation, next((x for x in built if isinstance(x, hooks.PeriodicWriter)), None)
+        )
 
     def state_dict(self) -> dict[str, Any]:
         storage = getattr(self.trainer, "storage", None)

@@ -263,19 +263,7 @@ def _build_hooks(
     is_main = comm.is_main_process()
     PathManager.mkdirs(cfg.train.output_dir)
     evaluation = TimedEvalHook(cfg.train.eval_period, evaluate, expected_seconds=expected_seconds)
-    writer = (
-        hooks.PeriodicWriter(
-            [
-                ProgressPrinter(cfg.train.max_iter, evaluation.seconds),
-                JSONWriter(os.path.join(cfg.train.output_dir, "metrics.json")),
-                TensorboardXWriter(cfg.train.output_dir),
-            ],
-            period=cfg.train.log_period,
-        )
-        if is_main
-        else None
-    )
-    return [
+    built = [
         hooks.IterationTimer(),
         GradientClippingHook(model, max_norm=cfg.train.clip_gradients.max_norm)
         if is_enabled(cfg, "clip_gradients")
@@ -288,9 +276,18 @@ def _build_hooks(
         evaluation,
         best,
         # Last, so that it writes what the other hooks log.
-        writer,
-        ContinuedMetrics(evaluation, writer),
+        hooks.PeriodicWriter(
+            [
+                ProgressPrinter(cfg.train.max_iter, evaluation.seconds),
+                JSONWriter(os.path.join(cfg.train.output_dir, "metrics.json")),
+                TensorboardXWriter(cfg.train.output_dir),
+            ],
+            period=cfg.train.log_period,
+        )
+        if is_main
+        else None,
     ]
+    return [*built, ContinuedMetrics.of(built)]
 
 
 def _own_hooks(cfg: DictConfig) -> list[HookBase]:

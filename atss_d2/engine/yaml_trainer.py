@@ -12,7 +12,7 @@ from detectron2.config import CfgNode
 from detectron2.data import build_detection_test_loader
 from detectron2.data.build import _train_loader_from_config
 from detectron2.data.samplers import TrainingSampler
-from detectron2.engine import DefaultTrainer, hooks
+from detectron2.engine import DefaultTrainer
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from torch import nn
@@ -70,6 +70,9 @@ class Trainer(DefaultTrainer):
     def resume_or_load(self, resume: bool = True) -> None:
         """Loads a checkpoint, and moves order and augmentations to its iteration."""
         super().resume_or_load(resume=resume)
+        self._continue_loader()
+
+    def _continue_loader(self) -> None:
         if not self.start_iter:
             BadImages.from_config(self.cfg).forget()
         loader = self.data_loader
@@ -88,10 +91,8 @@ class Trainer(DefaultTrainer):
         )
         self.checkpointer.categories = view_of(self.cfg).categories
         self.checkpointer.add_checkpointable("run_seed", self._seed)
-        built = super().build_hooks()
-        evaluation = next(x for x in built if isinstance(x, hooks.EvalHook))
-        writer = next((x for x in built if isinstance(x, hooks.PeriodicWriter)), None)
-        return [StepSeeds(self._seed), SeenImages(), *built, ContinuedMetrics(evaluation, writer)]
+        built = [StepSeeds(self._seed), SeenImages(), *super().build_hooks()]
+        return [*built, ContinuedMetrics.of(built)]
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> Iterable[list[dict]]:
