@@ -233,6 +233,8 @@ def in_killed_process(function: Callable[[], object], **environment: object) -> 
         function: What is called.
         **environment: Variables such as ``TOY_KILL_AT``.
     """
+    if torch.cuda.is_available():
+        pytest.skip("a GPU cannot be used in a copy of a process")
     pid = os.fork()
     if pid == 0:
         os.environ.update({name: str(value) for name, value in environment.items()})

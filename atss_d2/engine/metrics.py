@@ -119,9 +119,9 @@ class ContinuedMetrics(HookBase):
         """
         writer = self._json_writer
         start = self.trainer.start_iter
-        if writer is None or not os.path.isfile(writer._file_handle.name):
+        path = Path("" if writer is None else getattr(writer._file_handle, "name", ""))
+        if not path.is_file():  # no such writer, or a remote file
             return is_due, start - 1
-        path = Path(writer._file_handle.name)
         text = path.read_text(encoding="utf-8")
         writer._file_handle.close()
         if not start and text:
