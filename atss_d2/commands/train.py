@@ -18,6 +18,7 @@ import argparse
 import logging
 import os
 import sys
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from .ending import print_ending
@@ -35,8 +36,16 @@ def get_parser() -> argparse.ArgumentParser:
     """Returns the parser; flags are those of Detectron2's ``default_argument_parser``."""
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config-file", default="", metavar="FILE", help="a config, or its name")
-    parser.add_argument(
-        "--resume", action="store_true", help="continue from the last checkpoint of the output dir"
+    start = parser.add_mutually_exclusive_group()
+    start.add_argument(
+        "--resume",
+        action="store_true",
+        help="continue from the newest whole checkpoint of the output folder, if there is one",
+    )
+    start.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="start again in the folder of a run, whose files move to its subfolder previous_N",
     )
     parser.add_argument("--eval-only", action="store_true", help="evaluate, do not train")
     parser.add_argument("--num-gpus", type=int, default=1, help="GPUs per machine (%(default)s)")
@@ -157,16 +166,23 @@ def run(args: argparse.Namespace, cfg: DictConfig | CfgNode | None = None) -> di
         cfg: The config, if this process has already loaded it.
     """
     from ..checkpoint import CheckpointError
-    from ..config import ConfigError, by_kind
+    from ..config import ConfigError, by_kind, view_of
     from ..data import DataError
-    from ..engine import NonFiniteError, default_setup
+    from ..engine import NonFiniteError, claimed_folder, default_setup
     from ..warning_filters import filter_third_party_warnings
 
     filter_third_party_warnings()
     cfg = setup(args) if cfg is None else cfg
-    default_setup(cfg, args)
     try:
-        return by_kind(cfg, lazy=run_lazy, yaml=run_yaml)(cfg, args)
+        with ExitStack() as stack:
+            if not args.eval_only:
+                stack.enter_context(
+                    claimed_folder(
+                        view_of(cfg).output_dir, resume=args.resume, overwrite=args.overwrite
+                    )
+                )
+            default_setup(cfg, args)
+            return by_kind(cfg, lazy=run_lazy, yaml=run_yaml)(cfg, args)
     except (CheckpointError, ConfigError, DataError) as error:
         fail(get_parser(), error)
     except NonFiniteError as error:
@@ -194,14 +210,11 @@ def fail_together(parser: argparse.ArgumentParser, error: Exception) -> NoReturn
 def load_for_evaluation(
     model: nn.Module, weights: str, output_dir: str, args: argparse.Namespace
 ) -> None:
-    """Loads the weights that the config names or, with --resume, the last checkpoint of the run."""
-    from ..checkpoint import SafeCheckpointer
-    from ..engine import load_weights
+    """Loads the weights that the config names or, with --resume, the run's newest whole ones."""
+    from ..engine import choose_checkpoint, load_weights
 
-    checkpointer = SafeCheckpointer(model, output_dir)
-    if args.resume and checkpointer.has_checkpoint():
-        weights = checkpointer.get_checkpoint_file()
-    load_weights(model, weights)
+    found = choose_checkpoint(output_dir) if args.resume else None
+    load_weights(model, weights if found is None else str(found.path))
 
 
 def run_lazy(cfg: DictConfig, args: argparse.Namespace) -> dict[str, Any]:

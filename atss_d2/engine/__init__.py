@@ -8,7 +8,9 @@ from .memory import keep_freed_memory
 from .models import build_model, load_weights
 from .nonfinite import NonFiniteError
 from .optim import BackboneLRFactor
+from .output_folder import claimed_folder
 from .replay import Replayed, replay
+from .resuming import choose_checkpoint
 from .setup import default_setup, leave_process_group
 from .train_loader import build_train_loader
 from .trainer import do_test, do_train
@@ -27,6 +29,8 @@ __all__ = [
     "check_categories",
     "check_checkpoint",
     "check_dataset_files",
+    "choose_checkpoint",
+    "claimed_folder",
     "default_setup",
     "do_test",
     "do_train",

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
-from detectron2.config import CfgNode, instantiate
+from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils.file_io import PathManager
 from omegaconf import DictConfig
@@ -194,18 +194,6 @@ def explained(cfg: DictConfig | CfgNode, split: str) -> Iterator[None]:
         source = f" ({', '.join(filter(None, files))})" if any(files) else ""
         kind = "" if isinstance(error, OSError) else f"{type(error).__name__}: "
         raise DataError(f"{place}{source} cannot be loaded: {kind}{error}") from error
-
-
-def load_test_set(cfg: DictConfig) -> tuple[Sequence[dict] | None, Callable | None]:
-    """Returns the data set and mapper of ``dataloader.test``; None if they are of other kinds."""
-    node = cfg.dataloader.get("test")
-    if cfg.dataloader.get("evaluator") is None or node is None or "dataset" not in node:
-        return None, None
-    with explained(cfg, "test"):
-        dataset = instantiate(node.dataset)
-    if not isinstance(dataset, list):
-        return None, None
-    return dataset, instantiate(node.get("mapper"))
 
 
 def _not_there(path: str) -> str:

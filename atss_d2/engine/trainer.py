@@ -22,11 +22,12 @@ from omegaconf import DictConfig, ListConfig
 from torch import nn
 
 from ..checkpoint import SafeCheckpointer, check_checkpoint
-from ..config import ConfigError
+from ..config import ConfigError, view_of
 from .amp import GradScaler
 from .bad_images import BadImages
 from .console import FILE_ONLY, ProgressPrinter, quiet_evaluation
-from .data_check import check_categories, check_images, explained, load_test_set
+from .data_check import check_categories, check_images, explained
+from .datasets import instantiate_test_loader, load_test_set
 from .determinism import check_determinism, use_determinism
 from .ema import EMAHook
 from .evaluation_hooks import BaseLRScheduler, BestCheckpoint, TimedEvalHook
@@ -40,6 +41,8 @@ from .models import (
     is_enabled,
 )
 from .nonfinite import StepRecorder
+from .periodic_checkpointer import PeriodicCheckpointer
+from .resuming import find_start, finish, same_optimizer
 from .rng import RunSeed, StepSeeds, preserved_rng
 from .seen_images import SeenImages
 from .step import StepTrainer
@@ -80,7 +83,7 @@ def _evaluate(cfg: DictConfig, model: nn.Module, suffix: str = "") -> dict[str, 
     if cfg.train.get("amp", {}).get("inference", False):
         model = AutocastModel(model, autocast_dtype(cfg))
     with explained(cfg, "test"):
-        loader = instantiate(cfg.dataloader.test)
+        loader = instantiate_test_loader(cfg.dataloader.test)
     results = inference_on_dataset(model, loader, instantiate(cfg.dataloader.evaluator))
     results = {f"{task}{suffix}": result for task, result in results.items()}
     print_csv_format(results)
@@ -103,11 +106,13 @@ def do_train(cfg: DictConfig, *, resume: bool = False) -> dict[str, Any]:
 
     Args:
         cfg: A config with Detectron2's five keys. It is not changed.
-        resume: Continue from ``last_checkpoint`` in ``train.output_dir``, if there is one: weights,
-            optimizer, schedule, iteration, order of images and augmentations.
+        resume: Continue from the newest whole checkpoint in ``train.output_dir``, if there is one:
+            weights, optimizer, schedule, iteration, order of images and augmentations. Otherwise,
+            checkpoints of an earlier run are moved to a subfolder.
 
     Returns:
-        Results of the evaluation after the last iteration.
+        Results of the evaluation after the last iteration; if that was done before, those that it
+        has written into ``metrics.json``.
 
     Raises:
         FileNotFoundError: There is no file ``train.init_checkpoint``.
@@ -117,6 +122,10 @@ def do_train(cfg: DictConfig, *, resume: bool = False) -> dict[str, Any]:
     """
     cfg = copy.deepcopy(cfg)  # the optimizer's node gets the model
     check_categories(cfg)
+    start = find_start(view_of(cfg), resume=resume)
+    if start.results is not None:
+        return start.results
+    resume = start.checkpoint is not None
     recorder = StepRecorder(copy.deepcopy(cfg), cfg.train.output_dir)
     use_determinism(cfg)
     model = build_model(cfg)
@@ -141,7 +150,6 @@ def do_train(cfg: DictConfig, *, resume: bool = False) -> dict[str, Any]:
     seed = RunSeed(cfg.train.get("seed", -1))
     checkpointer.add_checkpointable("run_seed", seed)
     bad_images = BadImages.from_config(cfg)
-    resume = resume and checkpointer.has_checkpoint()
     if not resume:
         bad_images.forget()
         check_checkpoint(cfg.train.init_checkpoint)  # before minutes of checking data
@@ -173,9 +181,12 @@ def do_train(cfg: DictConfig, *, resume: bool = False) -> dict[str, Any]:
     trainer.register_hooks(
         _build_hooks(cfg, model, checkpointer, ema, best, evaluate, expected_seconds)
     )
-    checkpointer.resume_or_load(cfg.train.init_checkpoint, resume=resume)
-    # The checkpoint has the last finished iteration; training starts with the next one.
-    start_iter = trainer.iter + 1 if resume else 0
+    if resume:
+        with same_optimizer(optimizer):
+            checkpointer.resume_from(start.checkpoint.path)
+    else:
+        checkpointer.resume_or_load(cfg.train.init_checkpoint, resume=False)
+    start_iter = start.iteration
 
     if start_iter and not seed.continues:
         logger.warning(
@@ -191,7 +202,10 @@ def do_train(cfg: DictConfig, *, resume: bool = False) -> dict[str, Any]:
     if best is not None:
         best.categories = checkpointer.categories
     try:
-        trainer.train(start_iter, cfg.train.max_iter)
+        if start_iter < cfg.train.max_iter:
+            trainer.train(start_iter, cfg.train.max_iter)
+        else:
+            finish(trainer, start_iter)
     finally:
         trainer.reset_data_loader(lambda: None)  # ends the loader's processes now
     return results
@@ -209,7 +223,7 @@ def _try_evaluation(cfg: DictConfig, model: nn.Module) -> float:
     dataset, mapper = load_test_set(cfg)
     if not dataset or mapper is None:
         return 0.0
-    if isinstance(mapper, DatasetMapper):  # other mappers may read anything
+    if isinstance(dataset, list) and isinstance(mapper, DatasetMapper):
         check_images(dataset, "test")
     with preserved_rng(), inference_context(model), torch.no_grad():
         inputs = [mapper(dataset[i]) for i in range(min(3, len(dataset)))]
@@ -272,7 +286,7 @@ def _build_hooks(
         ema,
         *_own_hooks(cfg),
         # Before the evaluation, so that the checkpoint is saved even if the evaluation fails.
-        hooks.PeriodicCheckpointer(checkpointer, **cfg.train.checkpointer) if is_main else None,
+        PeriodicCheckpointer(checkpointer, **cfg.train.checkpointer) if is_main else None,
         evaluation,
         best,
         # Last, so that it writes what the other hooks log.

@@ -9,26 +9,28 @@ from collections.abc import Iterable
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import build_detection_test_loader
 from detectron2.data.build import _train_loader_from_config
 from detectron2.data.samplers import TrainingSampler
-from detectron2.engine import DefaultTrainer
+from detectron2.engine import DefaultTrainer, hooks
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from torch import nn
 
 from ..checkpoint import SafeCheckpointer
 from ..config import ConfigError, view_of
-from ..data import BoxDatasetMapper
+from ..data import BoxDatasetMapper, build_test_loader
 from ..data.seeding import seeded
 from ..modeling import DenseDetectorWithTTA
 from .amp import GradScaler
 from .bad_images import BadImages
 from .data_check import explained
+from .datasets import load_test_set_of, load_training_set
 from .determinism import check_determinism, use_determinism
 from .evaluation import build_evaluator
 from .metrics import ContinuedMetrics
 from .nonfinite import StepRecorder
+from .periodic_checkpointer import PeriodicCheckpointer
+from .resuming import Start, find_start, finish, same_optimizer
 from .rng import RunSeed, StepSeeds
 from .seen_images import SeenImages
 from .step import StepTrainer
@@ -43,6 +45,8 @@ class Trainer(DefaultTrainer):
     Data sets are evaluated according to their type, see
     :func:`atss_d2.engine.evaluation.build_evaluator`.
     """
+
+    _start = Start()
 
     def __init__(self, cfg: CfgNode) -> None:
         """Builds model, optimizer and loader; steps are those of :class:`StepTrainer`."""
@@ -68,9 +72,28 @@ class Trainer(DefaultTrainer):
         self._trainer.keep_step = StepRecorder(cfg, cfg.OUTPUT_DIR)
 
     def resume_or_load(self, resume: bool = True) -> None:
-        """Loads a checkpoint, and moves order and augmentations to its iteration."""
-        super().resume_or_load(resume=resume)
+        """Resumes from the newest whole checkpoint, or begins with ``cfg.MODEL.WEIGHTS``.
+
+        If the run is finished, :meth:`train` does only what is missing.
+        """
+        self._start = find_start(view_of(self.cfg), resume=resume)
+        self.start_iter = self._start.iteration
+        if self._start.checkpoint is None:
+            self.checkpointer.resume_or_load(self.cfg.MODEL.WEIGHTS, resume=False)
+        else:
+            with same_optimizer(self._trainer.optimizer):
+                self.checkpointer.resume_from(self._start.checkpoint.path)
         self._continue_loader()
+        if self._start.results is not None:
+            self._last_eval_results = self._start.results
+
+    def train(self) -> dict | None:
+        """Trains as Detectron2's trainer does, or evaluates a run whose iterations are done."""
+        if self._start.results is not None:
+            return None
+        if self.start_iter < self.max_iter:
+            return super().train()
+        return finish(self, self.start_iter)
 
     def _continue_loader(self) -> None:
         if not self.start_iter:
@@ -91,7 +114,15 @@ class Trainer(DefaultTrainer):
         )
         self.checkpointer.categories = view_of(self.cfg).categories
         self.checkpointer.add_checkpointable("run_seed", self._seed)
-        built = [StepSeeds(self._seed), SeenImages(), *super().build_hooks()]
+        ours = PeriodicCheckpointer(self.checkpointer, self.cfg.SOLVER.CHECKPOINT_PERIOD)
+        built = [
+            StepSeeds(self._seed),
+            SeenImages(),
+            *(
+                ours if type(hook) is hooks.PeriodicCheckpointer else hook
+                for hook in super().build_hooks()
+            ),
+        ]
         return [*built, ContinuedMetrics.of(built)]
 
     @classmethod
@@ -102,22 +133,25 @@ class Trainer(DefaultTrainer):
         """
         if cfg.SEED < 0:
             cfg = _with_seed(cfg, comm.shared_random_seed())
-        mapper = BoxDatasetMapper(cfg, is_train=True)
+        mapper, bad_images = BoxDatasetMapper(cfg, is_train=True), BadImages.from_config(cfg)
         # A sampler without a seed of its own then draws the same one in a resumed run.
         with explained(cfg, "train"), seeded(cfg.SEED, SAMPLERS):
-            arguments = _train_loader_from_config(cfg, mapper=mapper)
+            dataset = load_training_set(cfg, mapper, is_checked=not bad_images.skips)
+            arguments = _train_loader_from_config(cfg, mapper=mapper, dataset=dataset)
             if type(arguments["sampler"]) is TrainingSampler:
                 arguments["sampler"] = None  # the default, which takes the seed of the run
-            return build_train_loader(
-                **arguments, seed=cfg.SEED, bad_images=BadImages.from_config(cfg)
-            )
+            return build_train_loader(**arguments, seed=cfg.SEED, bad_images=bad_images)
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Iterable[list[dict]]:
         """Builds Detectron2's test loader with our mapper."""
         mapper = BoxDatasetMapper(cfg, is_train=False)
         with explained(cfg, "test"):
-            return build_detection_test_loader(cfg, dataset_name, mapper=mapper)
+            return build_test_loader(
+                load_test_set_of(cfg, dataset_name, mapper),
+                mapper=mapper,
+                num_workers=cfg.DATALOADER.NUM_WORKERS,
+            )
 
     @classmethod
     def build_evaluator(

@@ -29,7 +29,8 @@ train = dict(
     compile=dict(enabled=False, mode=None, dynamic=None),
     clip_gradients=dict(enabled=False, max_norm=5.0),  # L2 norm over all parameters
     ema=dict(enabled=False, decay=0.999),  # exponential moving average of the weights
-    checkpointer=dict(period=5000, max_to_keep=100),  # options of PeriodicCheckpointer
+    # Iterations between checkpoints, and how many of the newest stay, also when a run is resumed.
+    checkpointer=dict(period=5000, max_to_keep=100),
     # Keeps the weights of the best evaluation as model_best.pth; metric: a key of its results.
     best_checkpoint=dict(enabled=False, metric="bbox/AP"),
     # After training: learning_curve.png, and pictures of the worst validation images.

@@ -10,7 +10,7 @@ import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_pascal_voc
-from detectron2.evaluation import COCOEvaluator, PascalVOCDetectionEvaluator
+from detectron2.evaluation import PascalVOCDetectionEvaluator
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 
@@ -20,6 +20,7 @@ from atss_d2.config import ConfigError, get_cfg, load_config
 from atss_d2.data import DataError
 from atss_d2.engine import Trainer
 from atss_d2.engine.amp import GradScaler
+from atss_d2.engine.coco_evaluation import FastCOCOEvaluator
 from atss_d2.engine.evaluation import build_evaluator
 from atss_d2.modeling import build as module
 from tests import detector, toy
@@ -144,7 +145,7 @@ def test_coco(tmp_path, kind):
         evaluator = build_evaluator(name, str(tmp_path))
     finally:
         MetadataCatalog.remove(name)
-    assert type(evaluator) is COCOEvaluator
+    assert type(evaluator) is FastCOCOEvaluator
     assert evaluator._output_dir == str(tmp_path)
 
 
