@@ -22,6 +22,7 @@ from types import ModuleType
 
 COMMANDS = {
     "start-project": "write a config for your own data set",
+    "check-dataset": "find what is wrong with a data set",
     "train": "train or evaluate a model",
     "predict": "detect objects in images, videos or a webcam's pictures",
     "export": "write a trained model for another runtime",

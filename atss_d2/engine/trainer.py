@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from detectron2.config import instantiate
-from detectron2.data import DatasetMapper
 from detectron2.engine import HookBase, create_ddp_model, hooks
 from detectron2.evaluation import inference_context, inference_on_dataset, print_csv_format
 from detectron2.utils import comm
@@ -26,11 +25,13 @@ from ..config import ConfigError, view_of
 from .amp import GradScaler
 from .bad_images import BadImages
 from .console import FILE_ONLY, ProgressPrinter, quiet_evaluation
-from .data_check import check_categories, check_images, explained
+from .data_check import check_categories, explained
+from .dataset_checks import check_data
 from .datasets import instantiate_test_loader, load_test_set
 from .determinism import check_determinism, use_determinism
 from .ema import EMAHook
 from .evaluation_hooks import BaseLRScheduler, BestCheckpoint, TimedEvalHook
+from .evaluator_check import check_config_evaluator
 from .gradient_clipping import GradientClippingHook
 from .metrics import ContinuedMetrics
 from .models import (
@@ -126,6 +127,7 @@ def do_train(cfg: DictConfig, *, resume: bool = False) -> dict[str, Any]:
     if start.results is not None:
         return start.results
     resume = start.checkpoint is not None
+    check_data(cfg)
     recorder = StepRecorder(copy.deepcopy(cfg), cfg.train.output_dir)
     use_determinism(cfg)
     model = build_model(cfg)
@@ -221,10 +223,9 @@ def _try_evaluation(cfg: DictConfig, model: nn.Module) -> float:
         DataError: Annotations or images are missing or cannot be read.
     """
     dataset, mapper = load_test_set(cfg)
+    check_config_evaluator(cfg, dataset)
     if not dataset or mapper is None:
         return 0.0
-    if isinstance(dataset, list) and isinstance(mapper, DatasetMapper):
-        check_images(dataset, "test")
     with preserved_rng(), inference_context(model), torch.no_grad():
         inputs = [mapper(dataset[i]) for i in range(min(3, len(dataset)))]
         model(inputs[:1])  # the very first call takes longer

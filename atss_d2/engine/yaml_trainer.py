@@ -24,9 +24,11 @@ from ..modeling import DenseDetectorWithTTA
 from .amp import GradScaler
 from .bad_images import BadImages
 from .data_check import explained
+from .dataset_checks import check_data
 from .datasets import load_test_set_of, load_training_set
 from .determinism import check_determinism, use_determinism
 from .evaluation import build_evaluator
+from .evaluator_check import check_yaml_evaluators
 from .metrics import ContinuedMetrics
 from .nonfinite import StepRecorder
 from .periodic_checkpointer import PeriodicCheckpointer
@@ -49,18 +51,26 @@ class Trainer(DefaultTrainer):
     _start = Start()
 
     def __init__(self, cfg: CfgNode) -> None:
-        """Builds model, optimizer and loader; steps are those of :class:`StepTrainer`."""
+        """Checks the data, then builds what :class:`StepTrainer` takes.
+
+        Raises:
+            DataError: A data set has errors, or cannot be evaluated.
+        """
         if cfg.SOLVER.AMP.ENABLED and cfg.MODEL.DEVICE == "cpu":
             raise ConfigError(
                 "SOLVER.AMP.ENABLED is float16, which needs a GPU: set it to False, or use a "
                 "LazyConfig with train.amp.dtype=bfloat16"
             )
+        names = {"train": "build_train_loader", "test": "build_test_loader"}
+        own = [x for x, name in names.items() if not _is_same(type(self), Trainer, name)]
+        check_data(cfg, own_loaders=own)
         use_determinism(cfg)
         self._seed = RunSeed(cfg.SEED)
         super().__init__(cfg)
         if cfg.SEED < 0 and isinstance(self.data_loader, TrainLoader):
             self._seed.value = self.data_loader.samples.seed
         check_determinism(cfg, self.model)
+        check_yaml_evaluators(cfg, self.build_evaluator)
         scaler = getattr(self._trainer, "grad_scaler", None)
         self._trainer = StepTrainer(
             self.model,
@@ -175,3 +185,7 @@ def _with_seed(cfg: CfgNode, seed: int) -> CfgNode:
     cfg.defrost()
     cfg.SEED = seed
     return cfg
+
+
+def _is_same(one: type, other: type, name: str) -> bool:
+    return getattr(getattr(one, name), "__func__", None) is getattr(other, name).__func__

@@ -3,6 +3,9 @@
 train = dict(
     output_dir="./output",
     init_checkpoint="",
+    # Looks at annotations and image files before the first iteration, and stops if training or
+    # evaluation would stop or go wrong later. False for data sets of tens of millions of images.
+    check_data=True,
     # A training image that cannot be used: "stop", or "skip" to take another one and list it in
     # bad_images.jsonl; the run stops if there are more than max_bad_images.
     on_bad_image="stop",

@@ -142,7 +142,7 @@ def test_keys_and_defaults_are_those_of_the_signatures(name):
     cfg = add_keys()
     node = cfg.MODEL.ATSS[name] if name else cfg.MODEL.ATSS
     keys = {key: value for key, value in node.items() if not isinstance(value, CfgNode)}
-    for key in ("NUM_CLASSES", "CATEGORIES", "BOX_CODER", "NAME", "HEAD_IN_FEATURES"):
+    for key in ("NUM_CLASSES", "CATEGORIES", "CHECK_DATA", "BOX_CODER", "NAME", "HEAD_IN_FEATURES"):
         keys.pop(key, None)  # choices, and what belongs to the data
     defaults = {
         argument.upper(): parameter.default
@@ -260,7 +260,8 @@ def other_value(key, value):
 
 DEFAULTS = flatten(add_keys().MODEL.ATSS)
 # Read by the trainer, see tests/engine/; the categories are saved with the model.
-NOT_OF_THE_MODEL = {"CATEGORIES"} | {key for key in DEFAULTS if key.startswith("TRAIN.")}
+NOT_OF_THE_MODEL = {key for key in DEFAULTS if key.startswith("TRAIN.")}
+NOT_OF_THE_MODEL |= {"CATEGORIES", "CHECK_DATA"}
 
 
 @pytest.mark.parametrize("key", sorted(DEFAULTS.keys() - NOT_OF_THE_MODEL))

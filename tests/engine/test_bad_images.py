@@ -118,7 +118,8 @@ def command_line(config_file: Path, *arguments: str) -> "subprocess.CompletedPro
 
 def test_a_command_stops_with_one_sentence(bad_data, tmp_path):
     config_file = toy.write_config(tmp_path / "config.py", tmp_path / "output")
-    result = command_line(config_file, "dataloader.train.num_workers=2")
+    own = ["dataloader.train.num_workers=2", "train.check_data=False"]
+    result = command_line(config_file, *own)
     assert result.returncode == 1
     assert "Traceback" not in result.stdout + result.stderr
     path = bad_data / "toy_train_4.png"
