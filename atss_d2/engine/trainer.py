@@ -23,14 +23,17 @@ from torch import nn
 from ..checkpoint import SafeCheckpointer, check_checkpoint
 from ..config import ConfigError, view_of
 from .amp import GradScaler
+from .bad_images import BadImages
 from .console import FILE_ONLY, ProgressPrinter, quiet_evaluation
 from .data_check import check_categories, explained
 from .dataset_checks import check_data
 from .datasets import instantiate_test_loader, load_test_set
+from .determinism import check_determinism, use_determinism
 from .ema import EMAHook
 from .evaluation_hooks import BaseLRScheduler, BestCheckpoint, TimedEvalHook
 from .evaluator_check import check_config_evaluator
 from .gradient_clipping import GradientClippingHook
+from .metrics import ContinuedMetrics
 from .models import (
     AutocastModel,
     autocast_dtype,
@@ -42,6 +45,7 @@ from .nonfinite import StepRecorder
 from .periodic_checkpointer import PeriodicCheckpointer
 from .resuming import find_start, finish, same_optimizer
 from .rng import RunSeed, StepSeeds, preserved_rng
+from .seen_images import SeenImages
 from .step import StepTrainer
 from .train_loader import instantiate_train_loader
 
@@ -125,7 +129,9 @@ def do_train(cfg: DictConfig, *, resume: bool = False) -> dict[str, Any]:
     resume = start.checkpoint is not None
     check_data(cfg)
     recorder = StepRecorder(copy.deepcopy(cfg), cfg.train.output_dir)
+    use_determinism(cfg)
     model = build_model(cfg)
+    check_determinism(cfg, model)
     logger.info(f"Model:\n{model}", extra=FILE_ONLY)
     num_parameters = sum(p.numel() for p in model.parameters())
     logger.info(f"{type(model).__name__} with {num_parameters / 1e6:.1f} M parameters")
@@ -145,7 +151,9 @@ def do_train(cfg: DictConfig, *, resume: bool = False) -> dict[str, Any]:
         checkpointer.add_checkpointable("trained_model", model)
     seed = RunSeed(cfg.train.get("seed", -1))
     checkpointer.add_checkpointable("run_seed", seed)
+    bad_images = BadImages.from_config(cfg)
     if not resume:
+        bad_images.forget()
         check_checkpoint(cfg.train.init_checkpoint)  # before minutes of checking data
     results: dict[str, Any] = {}
     best = None
@@ -171,7 +179,7 @@ def do_train(cfg: DictConfig, *, resume: bool = False) -> dict[str, Any]:
 
     # Before the first iteration: finds problems of the validation set, and measures its duration.
     expected_seconds = _try_evaluation(cfg, evaluated)
-    trainer.register_hooks([StepSeeds(seed)])
+    trainer.register_hooks([StepSeeds(seed), SeenImages()])
     trainer.register_hooks(
         _build_hooks(cfg, model, checkpointer, ema, best, evaluate, expected_seconds)
     )
@@ -189,7 +197,7 @@ def do_train(cfg: DictConfig, *, resume: bool = False) -> dict[str, Any]:
         )
     with explained(cfg, "train"):
         trainer.data_loader = instantiate_train_loader(
-            cfg.dataloader.train, seed=seed.value, start_iter=start_iter
+            cfg.dataloader.train, seed=seed.value, start_iter=start_iter, bad_images=bad_images
         )
     # The categories of data sets that were registered by a function are known only now.
     checkpointer.categories = check_categories(cfg)
@@ -270,7 +278,7 @@ def _build_hooks(
     is_main = comm.is_main_process()
     PathManager.mkdirs(cfg.train.output_dir)
     evaluation = TimedEvalHook(cfg.train.eval_period, evaluate, expected_seconds=expected_seconds)
-    return [
+    built = [
         hooks.IterationTimer(),
         GradientClippingHook(model, max_norm=cfg.train.clip_gradients.max_norm)
         if is_enabled(cfg, "clip_gradients")
@@ -294,6 +302,7 @@ def _build_hooks(
         if is_main
         else None,
     ]
+    return [*built, ContinuedMetrics.of(built)]
 
 
 def _own_hooks(cfg: DictConfig) -> list[HookBase]:
