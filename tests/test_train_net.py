@@ -19,6 +19,7 @@ from detectron2.engine import launch
 from atss_d2 import Predictor
 from atss_d2.commands import train as train_net
 from atss_d2.config import load_config
+from atss_d2.engine import leave_process_group
 from tests import toy
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -197,7 +198,8 @@ def train_and_evaluate(train_args, eval_args) -> None:
     """What each of the processes does."""
     torch.set_num_threads(1)
     train_net.run(train_args)
-    train_net.run_and_leave(eval_args)
+    train_net.run(eval_args)
+    leave_process_group()
 
 
 class TwoProcesses:

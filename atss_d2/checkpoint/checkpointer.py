@@ -52,12 +52,14 @@ class SafeCheckpointer(DetectionCheckpointer):
     Attributes:
         categories: ``[{"id": ..., "name": ...}]`` of the K classes, stored in every saved file; see
             :mod:`atss_d2.data.categories`.
+        saved_iteration: The iteration of the file that was saved last; None before the first.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         """Takes the arguments of ``DetectionCheckpointer``."""
         super().__init__(*args, **kwargs)
         self.categories: list[dict[str, Any]] = []
+        self.saved_iteration: int | None = None
         self._convention: str | None = None
         self._source = ""
         self._is_new_training = False
@@ -69,6 +71,7 @@ class SafeCheckpointer(DetectionCheckpointer):
         if self.categories:
             kwargs = {"categories": self.categories, **kwargs}
         super().save(name, **kwargs)
+        self.saved_iteration = kwargs.get("iteration")
 
     def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Loads a checkpoint into the model and the other checkpointables.
@@ -121,6 +124,14 @@ class SafeCheckpointer(DetectionCheckpointer):
             return super().resume_or_load(path, resume=resume)
         finally:
             self._is_resumed = self._is_new_training = False
+
+    def resume_from(self, path: str) -> dict[str, Any]:
+        """Resumes from a certain checkpoint."""
+        self._is_resumed = True
+        try:
+            return self.load(path)
+        finally:
+            self._is_resumed = False
 
     def _load_file(self, filename: str) -> dict[str, Any]:
         if self._convention is not None:

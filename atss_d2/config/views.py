@@ -84,7 +84,6 @@ class View:
     Attributes:
         cfg: The config.
         more_detections: An override that raises the number of detections per image, as typed.
-        trains_in_cpu_processes: Whether several processes can train it without a GPU.
         missing_keys: Keys that Detectron2 needs but the config does not define.
         num_classes_key: Key of the model's number of classes; ``""`` if unknown.
         test_augmentations: The augmentations of test images.
@@ -97,7 +96,6 @@ class View:
     dataset_keys: ClassVar[dict[str, str]]
     categories_key: str
     more_detections: str
-    trains_in_cpu_processes: bool
     missing_keys: Sequence[str] = ()
 
     def __init__(self, cfg: DictConfig | CfgNode) -> None:
@@ -176,7 +174,6 @@ class LazyView(View):
     num_classes_key = "model.num_classes"
     categories_key = "categories"
     more_detections = "model.max_detections_per_image=1000"
-    trains_in_cpu_processes = True
 
     def apply(self, overrides: Sequence[str], device: str | None = None) -> None:
         """Applies overrides and sets the device, which is resolved when the model is built."""
@@ -221,7 +218,6 @@ class YamlView(View):
     dataset_keys: ClassVar = {split: f"DATASETS.{split.upper()}" for split in ("train", "test")}
     categories_key = "MODEL.ATSS.CATEGORIES"
     more_detections = "MODEL.ATSS.MAX_DETECTIONS_PER_IMAGE 1000"
-    trains_in_cpu_processes = False
 
     def apply(self, overrides: Sequence[str], device: str | None = None) -> None:
         """Applies overrides and sets the device to one available on this machine."""

@@ -32,6 +32,7 @@ _QUIET = (
 _QUIET_IN_EVALUATION = ("detectron2.evaluation", "detectron2.data")
 # ... except for the progress of long evaluations, and the number of objects per class.
 _SHOWN = ("Inference done", "Distribution of instances")
+_TRAIN_LOOP = "detectron2.engine.train_loop"
 # A warning without cause: class ids need not be 1..K.
 _HARMLESS = "Category ids in annotations are not in [1, #categories]!"
 
@@ -47,6 +48,8 @@ class ConsoleFilter(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         if getattr(record, "file_only", False):
+            return False
+        if record.name == _TRAIN_LOOP and record.exc_info:  # raised, so shown where it is caught
             return False
         if record.levelno >= logging.WARNING:
             return not record.getMessage().strip().startswith(_HARMLESS)

@@ -22,8 +22,9 @@ from detectron2.utils.file_io import PathManager
 from omegaconf import DictConfig, ListConfig
 from torch import nn
 
-from ..checkpoint import SafeCheckpointer, check_checkpoint
+from ..checkpoint import SafeCheckpointer
 from ..config import ConfigError
+from ..plain.stopping import STOP
 from .amp import AMPTrainer
 from .console import FILE_ONLY, ProgressPrinter, quiet_evaluation
 from .data_check import check_categories, check_images, explained, load_test_set
@@ -38,6 +39,8 @@ from .models import (
     is_enabled,
 )
 from .rng import preserved_rng
+from .same_start import find_start
+from .stopping import ShieldedLoader, StopHook
 from .train_loader import instantiate_train_loader
 
 logger = logging.getLogger(__name__)
@@ -75,8 +78,9 @@ def _evaluate(cfg: DictConfig, model: nn.Module, suffix: str = "") -> dict[str, 
     if cfg.train.get("amp", {}).get("inference", False):
         model = AutocastModel(model, autocast_dtype(cfg))
     with explained(cfg, "test"):
-        loader = instantiate(cfg.dataloader.test)
-    results = inference_on_dataset(model, loader, instantiate(cfg.dataloader.evaluator))
+        loader = ShieldedLoader(instantiate(cfg.dataloader.test), ends_together=True)
+    with STOP.immediate():
+        results = inference_on_dataset(model, loader, instantiate(cfg.dataloader.evaluator))
     results = {f"{task}{suffix}": result for task, result in results.items()}
     print_csv_format(results)
     return results
@@ -129,9 +133,9 @@ def do_train(cfg: DictConfig, *, resume: bool = False) -> dict[str, Any]:
     checkpointer = SafeCheckpointer(evaluated, cfg.train.output_dir, trainer=trainer)
     if ema is not None:
         checkpointer.add_checkpointable("trained_model", model)
-    resume = resume and checkpointer.has_checkpoint()
-    if not resume:
-        check_checkpoint(cfg.train.init_checkpoint)  # before minutes of checking data
+    # Before minutes of checking data.
+    start = find_start(checkpointer, cfg.train.init_checkpoint, resume=resume)
+    resume = start.is_resumed
     results: dict[str, Any] = {}
     best = None
     if is_enabled(cfg, "best_checkpoint"):
@@ -159,7 +163,7 @@ def do_train(cfg: DictConfig, *, resume: bool = False) -> dict[str, Any]:
     trainer.register_hooks(
         _build_hooks(cfg, model, checkpointer, ema, best, evaluate, expected_seconds)
     )
-    checkpointer.resume_or_load(cfg.train.init_checkpoint, resume=resume)
+    start.load(checkpointer)
     # The checkpoint has the last finished iteration; training starts with the next one.
     start_iter = trainer.iter + 1 if resume else 0
 
@@ -167,8 +171,10 @@ def do_train(cfg: DictConfig, *, resume: bool = False) -> dict[str, Any]:
     if start_iter and seed >= 0:  # do not repeat the augmentations of the first iterations
         seed_all_rng(seed + comm.get_rank() + start_iter)
     with explained(cfg, "train"):
-        trainer.data_loader = instantiate_train_loader(
-            cfg.dataloader.train, seed=seed if seed >= 0 else None, start_iter=start_iter
+        trainer.data_loader = ShieldedLoader(
+            instantiate_train_loader(
+                cfg.dataloader.train, seed=seed if seed >= 0 else None, start_iter=start_iter
+            )
         )
     # The categories of data sets that were registered by a function are known only now.
     checkpointer.categories = check_categories(cfg)
@@ -249,6 +255,7 @@ def _build_hooks(
         *_own_hooks(cfg),
         # Before the evaluation, so that the checkpoint is saved even if the evaluation fails.
         hooks.PeriodicCheckpointer(checkpointer, **cfg.train.checkpointer) if is_main else None,
+        StopHook(checkpointer),
         evaluation,
         best,
         # Last, so that it writes what the other hooks log.

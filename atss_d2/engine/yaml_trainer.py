@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import logging
 import os
 import weakref
 from collections.abc import Iterable
+from unittest import mock
 
 from detectron2.config import CfgNode
 from detectron2.data import build_detection_test_loader, build_detection_train_loader
-from detectron2.engine import DefaultTrainer
+from detectron2.engine import DefaultTrainer, create_ddp_model, defaults
+from detectron2.engine.hooks import EvalHook
 from detectron2.evaluation import DatasetEvaluator
 from torch import nn
 
@@ -17,9 +21,12 @@ from ..checkpoint import SafeCheckpointer
 from ..config import view_of
 from ..data import BoxDatasetMapper
 from ..modeling import DenseDetectorWithTTA
+from ..plain.stopping import STOP
 from .amp import Detectron2AMPTrainer, with_grad_scaler
 from .data_check import explained
 from .evaluation import build_evaluator
+from .same_start import find_start
+from .stopping import ShieldedLoader, StopHook
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +37,27 @@ class Trainer(DefaultTrainer):
     Data sets are evaluated according to their type, see
     :func:`atss_d2.engine.evaluation.build_evaluator`.
     """
+
+    def __init__(self, cfg: CfgNode) -> None:
+        with contextlib.ExitStack() as stack:
+            if cfg.MODEL.DEVICE == "cpu":  # Detectron2 gives the number of a GPU to every process
+                on_cpu = functools.partial(create_ddp_model, device_ids=None)
+                stack.enter_context(mock.patch.object(defaults, "create_ddp_model", on_cpu))
+            super().__init__(cfg)
+
+    def train(self) -> dict | None:
+        """Trains as Detectron2 does, and ends the loader's processes."""
+        try:
+            return super().train()
+        finally:
+            self._trainer.reset_data_loader(lambda: None)
+
+    def resume_or_load(self, resume: bool = True) -> None:
+        """Does what Detectron2's does, with the same file for all processes."""
+        start = find_start(self.checkpointer, self.cfg.MODEL.WEIGHTS, resume=resume)
+        start.load(self.checkpointer)
+        if start.is_resumed:
+            self.start_iter = self.iter + 1
 
     def load_state_dict(self, state_dict: dict) -> None:
         """Loads a state; with ``SOLVER.AMP.ENABLED`` also that of a run without loss scaling."""
@@ -44,21 +72,32 @@ class Trainer(DefaultTrainer):
             self._trainer.model, self.cfg.OUTPUT_DIR, trainer=weakref.proxy(self)
         )
         self.checkpointer.categories = view_of(self.cfg).categories
-        return super().build_hooks()
+        hooks = super().build_hooks()
+        place = next(i for i, hook in enumerate(hooks) if isinstance(hook, EvalHook))
+        return [*hooks[:place], StopHook(self.checkpointer), *hooks[place:]]
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> Iterable[list[dict]]:
         """Builds Detectron2's loader with our mapper, which keeps the contrast of 16-bit gray."""
         mapper = BoxDatasetMapper(cfg, is_train=True)
         with explained(cfg, "train"):
-            return build_detection_train_loader(cfg, mapper=mapper)
+            return ShieldedLoader(build_detection_train_loader(cfg, mapper=mapper))
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Iterable[list[dict]]:
         """Builds Detectron2's test loader with our mapper."""
         mapper = BoxDatasetMapper(cfg, is_train=False)
         with explained(cfg, "test"):
-            return build_detection_test_loader(cfg, dataset_name, mapper=mapper)
+            loader = build_detection_test_loader(cfg, dataset_name, mapper=mapper)
+        return ShieldedLoader(loader, ends_together=True)
+
+    @classmethod
+    def test(
+        cls, cfg: CfgNode, model: nn.Module, evaluators: list[DatasetEvaluator] | None = None
+    ) -> dict:
+        """Evaluates as Detectron2 does; a signal ends it at once."""
+        with STOP.immediate():
+            return super().test(cfg, model, evaluators)
 
     @classmethod
     def build_evaluator(
