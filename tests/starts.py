@@ -1,4 +1,4 @@
-"""Trainings as torchrun, srun and flags start them, to be sent signals; also prints a table of that.
+"""Trainings as torchrun, srun and flags start them, to be sent signals; prints a table of that.
 
     python -m tests.starts            # every starter, signal and receiver: minutes
     python -m tests.starts --list     # the cases
@@ -248,10 +248,20 @@ def main() -> None:
         print("\n".join(chosen))
         return
     rows = []
-    for name, case in chosen.items():
+    for _name, case in chosen.items():
         rows.append([*case, *run_case(*case)])
         print(rows[-1], flush=True)
-    headers = "starter signal receiver moment seconds code saved tracebacks said".split()
+    headers = [
+        "starter",
+        "signal",
+        "receiver",
+        "moment",
+        "seconds",
+        "code",
+        "saved",
+        "tracebacks",
+        "said",
+    ]
     print(tabulate(rows, headers=headers, floatfmt=".1f"))
 
 
