@@ -9,6 +9,7 @@ import signal
 from pathlib import Path
 
 import cv2
+import detectron2.data.transforms as T
 import numpy as np
 import pytest
 import torch
@@ -83,6 +84,16 @@ class RecordingATSS(ATSS):
         return super().forward(batched_inputs)
 
 
+class NoisyATSS(RecordingATSS):
+    """Draws from the global generators in every training step, as dropout does."""
+
+    def forward(self, batched_inputs):
+        if self.training:
+            factor = 0.9 + 0.1 * torch.rand(1) + 0.1 * np.random.rand()  # noqa: NPY002
+            batched_inputs = [{**x, "image": x["image"] * factor} for x in batched_inputs]
+        return super().forward(batched_inputs)
+
+
 def seen_images(path: Path, rank: int = 0) -> dict[int, list[str]]:
     """Iteration -> file names, as recorded in ``$TOY_SEEN``; of repeated iterations the last."""
     lines = Path(f"{path}.{rank}").read_text().splitlines()
@@ -149,8 +160,11 @@ if "TOY_DATA" in os.environ:  # in a command that a test runs
     register_dataset(Path(os.environ["TOY_DATA"]))
 
 
-def config(output_dir: Path, **overrides: object) -> DictConfig:
-    """The paper's recipe, made small; more keys may be set by ``**{"train.seed": 1}``."""
+def config(output_dir: Path, *, is_augmented: bool = False, **overrides: object) -> DictConfig:
+    """The paper's recipe, made small; more keys may be set by ``**{"train.seed": 1}``.
+
+    With ``is_augmented``, images are augmented at random.
+    """
     cfg = get_config("coco/atss_R_50_FPN_1x")
     cfg.model._target_ = RecordingATSS
     cfg.model.backbone = L(ToyBackbone)()
@@ -161,6 +175,14 @@ def config(output_dir: Path, **overrides: object) -> DictConfig:
     cfg.model.pixel_std = [57.0, 57.0, 57.0]
     cfg.dataloader.train.dataset.names = "toy_train"
     cfg.dataloader.train.mapper.augmentations = []
+    if is_augmented:
+        cfg.dataloader.train.mapper.augmentations = [
+            L(T.RandomFlip)(),
+            L(T.RandomBrightness)(intensity_min=0.7, intensity_max=1.3),
+            L(T.RandomCrop)(crop_type="relative_range", crop_size=[0.8, 0.8]),
+            # One size: padding depends on the other images of a process.
+            L(T.Resize)(shape=[96, 96]),
+        ]
     cfg.dataloader.train.update(total_batch_size=2, num_workers=0)
     cfg.dataloader.test.dataset.names = "toy_val"
     cfg.dataloader.test.mapper.augmentations[0].short_edge_length = 96
@@ -209,6 +231,22 @@ TEST: {{EVAL_PERIOD: 3}}
 OUTPUT_DIR: {output_dir}
 VERSION: 2
 """
+
+
+def assert_equal(found: object, expected: object) -> None:
+    """Compares all that is in two checkpoints, bit by bit."""
+    assert type(found) is type(expected)
+    if isinstance(found, dict):
+        assert list(found) == list(expected)
+        found, expected = list(found.values()), list(expected.values())
+    if isinstance(found, (list, tuple)):
+        assert len(found) == len(expected)
+        for one, other in zip(found, expected):
+            assert_equal(one, other)
+    elif isinstance(found, torch.Tensor):
+        assert torch.equal(found, expected)
+    else:
+        assert found == expected
 
 
 class Run:

@@ -53,7 +53,7 @@ def make_model() -> nn.Module:
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.eval()
-            module.train = lambda mode=True: module
+            module.train = lambda mode=True, module=module: module
     return model
 
 

@@ -205,8 +205,12 @@ def _stop(args: argparse.Namespace, place: Place, watch: Watch, stop: Stopped) -
 def tell_of_stop(args: argparse.Namespace, stop: Stopped) -> None:
     """Says that a command was stopped, unless the training has said so."""
     if not STOP.is_told:
-        what = "the evaluation is not finished" if args.eval_only else "nothing was trained"
-        _say(args, f"stopped by {stop}: {what}")
+        what = "before a checkpoint was saved"
+        if args.eval_only:
+            what = "before the evaluation was finished"
+        elif STOP.saved_iteration is not None:
+            what = f"after iteration {STOP.saved_iteration} was saved: --resume continues from it"
+        _say(args, f"stopped by {stop} {what}")
 
 
 def _fail(args: argparse.Namespace, place: Place, watch: Watch, error: BaseException) -> int:

@@ -54,6 +54,7 @@ class StopHook(HookBase):
 
     def after_step(self) -> None:
         self._finished = self.trainer.iter
+        STOP.saved_iteration = self._checkpointer.saved_iteration
         signum = STOP.signum or 0
         if self._exchange is not None:
             self._exchange.wait()

@@ -16,7 +16,6 @@ from detectron2.data import DatasetMapper
 from detectron2.engine import HookBase, SimpleTrainer, create_ddp_model, hooks
 from detectron2.evaluation import inference_context, inference_on_dataset, print_csv_format
 from detectron2.utils import comm
-from detectron2.utils.env import seed_all_rng
 from detectron2.utils.events import JSONWriter, TensorboardXWriter
 from detectron2.utils.file_io import PathManager
 from omegaconf import DictConfig, ListConfig
@@ -38,7 +37,7 @@ from .models import (
     build_model_with_tta,
     is_enabled,
 )
-from .rng import preserved_rng
+from .rng import RunSeed, StepSeeds, preserved_rng
 from .same_start import find_start
 from .stopping import ShieldedLoader, StopHook
 from .train_loader import instantiate_train_loader
@@ -103,7 +102,7 @@ def do_train(cfg: DictConfig, *, resume: bool = False) -> dict[str, Any]:
     Args:
         cfg: A config with Detectron2's five keys. It is not changed.
         resume: Continue from ``last_checkpoint`` in ``train.output_dir``, if there is one: weights,
-            optimizer, schedule, iteration, and order of images.
+            optimizer, schedule, iteration, order of images and augmentations.
 
     Returns:
         Results of the evaluation after the last iteration.
@@ -133,6 +132,8 @@ def do_train(cfg: DictConfig, *, resume: bool = False) -> dict[str, Any]:
     checkpointer = SafeCheckpointer(evaluated, cfg.train.output_dir, trainer=trainer)
     if ema is not None:
         checkpointer.add_checkpointable("trained_model", model)
+    seed = RunSeed(cfg.train.get("seed", -1))
+    checkpointer.add_checkpointable("run_seed", seed)
     # Before minutes of checking data.
     start = find_start(checkpointer, cfg.train.init_checkpoint, resume=resume)
     resume = start.is_resumed
@@ -160,6 +161,7 @@ def do_train(cfg: DictConfig, *, resume: bool = False) -> dict[str, Any]:
 
     # Before the first iteration: finds problems of the validation set, and measures its duration.
     expected_seconds = _try_evaluation(cfg, evaluated)
+    trainer.register_hooks([StepSeeds(seed)])
     trainer.register_hooks(
         _build_hooks(cfg, model, checkpointer, ema, best, evaluate, expected_seconds)
     )
@@ -167,14 +169,14 @@ def do_train(cfg: DictConfig, *, resume: bool = False) -> dict[str, Any]:
     # The checkpoint has the last finished iteration; training starts with the next one.
     start_iter = trainer.iter + 1 if resume else 0
 
-    seed = cfg.train.get("seed", -1)
-    if start_iter and seed >= 0:  # do not repeat the augmentations of the first iterations
-        seed_all_rng(seed + comm.get_rank() + start_iter)
+    if start_iter and not seed.continues:
+        logger.warning(
+            "train.seed is negative, and the checkpoint has no seed: the order of images does not "
+            "continue"
+        )
     with explained(cfg, "train"):
         trainer.data_loader = ShieldedLoader(
-            instantiate_train_loader(
-                cfg.dataloader.train, seed=seed if seed >= 0 else None, start_iter=start_iter
-            )
+            instantiate_train_loader(cfg.dataloader.train, seed=seed.value, start_iter=start_iter)
         )
     # The categories of data sets that were registered by a function are known only now.
     checkpointer.categories = check_categories(cfg)

@@ -11,22 +11,28 @@ from collections.abc import Iterable
 from unittest import mock
 
 from detectron2.config import CfgNode
-from detectron2.data import build_detection_test_loader, build_detection_train_loader
+from detectron2.data import build_detection_test_loader
+from detectron2.data.build import _train_loader_from_config
+from detectron2.data.samplers import TrainingSampler
 from detectron2.engine import DefaultTrainer, create_ddp_model, defaults
 from detectron2.engine.hooks import EvalHook
 from detectron2.evaluation import DatasetEvaluator
+from detectron2.utils import comm
 from torch import nn
 
 from ..checkpoint import SafeCheckpointer
 from ..config import view_of
 from ..data import BoxDatasetMapper
+from ..data.seeding import seeded
 from ..modeling import DenseDetectorWithTTA
 from ..plain.stopping import STOP
 from .amp import Detectron2AMPTrainer, with_grad_scaler
 from .data_check import explained
 from .evaluation import build_evaluator
+from .rng import RunSeed, StepSeeds
 from .same_start import find_start
 from .stopping import ShieldedLoader, StopHook
+from .train_loader import SAMPLERS, TrainLoader, build_train_loader
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +45,7 @@ class Trainer(DefaultTrainer):
     """
 
     def __init__(self, cfg: CfgNode) -> None:
+        self._seed = RunSeed(cfg.SEED)
         with contextlib.ExitStack() as stack:
             if cfg.MODEL.DEVICE == "cpu":  # Detectron2 gives the number of a GPU to every process
                 on_cpu = functools.partial(create_ddp_model, device_ids=None)
@@ -47,17 +54,20 @@ class Trainer(DefaultTrainer):
 
     def train(self) -> dict | None:
         """Trains as Detectron2 does, and ends the loader's processes."""
+        self.data_loader = ShieldedLoader(self.data_loader)
         try:
             return super().train()
         finally:
             self._trainer.reset_data_loader(lambda: None)
 
     def resume_or_load(self, resume: bool = True) -> None:
-        """Does what Detectron2's does, with the same file for all processes."""
+        """Loads the same checkpoint in all processes, and moves order and augmentations to it."""
         start = find_start(self.checkpointer, self.cfg.MODEL.WEIGHTS, resume=resume)
         start.load(self.checkpointer)
         if start.is_resumed:
             self.start_iter = self.iter + 1
+        if isinstance(self.data_loader, TrainLoader):
+            self.data_loader.continue_at(self.start_iter, seed=self._seed.value)
 
     def load_state_dict(self, state_dict: dict) -> None:
         """Loads a state; with ``SOLVER.AMP.ENABLED`` also that of a run without loss scaling."""
@@ -72,16 +82,25 @@ class Trainer(DefaultTrainer):
             self._trainer.model, self.cfg.OUTPUT_DIR, trainer=weakref.proxy(self)
         )
         self.checkpointer.categories = view_of(self.cfg).categories
-        hooks = super().build_hooks()
+        self.checkpointer.add_checkpointable("run_seed", self._seed)
+        hooks = [StepSeeds(self._seed), *super().build_hooks()]
         place = next(i for i, hook in enumerate(hooks) if isinstance(hook, EvalHook))
         return [*hooks[:place], StopHook(self.checkpointer), *hooks[place:]]
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> Iterable[list[dict]]:
-        """Builds Detectron2's loader with our mapper, which keeps the contrast of 16-bit gray."""
+        """Builds a loader of Detectron2's keys that continues in a resumed run.
+
+        It has our mapper, which keeps the contrast of 16-bit gray.
+        """
+        seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
         mapper = BoxDatasetMapper(cfg, is_train=True)
-        with explained(cfg, "train"):
-            return ShieldedLoader(build_detection_train_loader(cfg, mapper=mapper))
+        # A sampler without a seed of its own then draws the same one in a resumed run.
+        with explained(cfg, "train"), seeded(seed, SAMPLERS):
+            arguments = _train_loader_from_config(cfg, mapper=mapper)
+            if type(arguments["sampler"]) is TrainingSampler:
+                arguments["sampler"] = None  # the default, which takes the seed of the run
+            return build_train_loader(**arguments, seed=seed)
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Iterable[list[dict]]:

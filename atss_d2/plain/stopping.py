@@ -55,6 +55,7 @@ class Stopper:
         is_deferred: Whether a request is only noted, not raised as an exception.
         is_stopping: Whether the main thread ends this process in order; it says so itself.
         is_told: Whether the user has been told.
+        saved_iteration: Iteration of the last checkpoint that this process has saved.
         listeners: Called from another thread with every signal that this process gets itself.
         end_at_once: Called from another thread at the second SIGINT.
     """
@@ -65,6 +66,7 @@ class Stopper:
         self.is_deferred = False
         self.is_stopping = False
         self.is_told = False
+        self.saved_iteration: int | None = None
         self.listeners: list[Callable[[int], None]] = []
         self.end_at_once: Callable[[], None] = lambda: exit_now(128 + signal.SIGINT)
         self._pid = os.getpid()

@@ -1,30 +1,28 @@
 import itertools
 import logging
+import random
 
+import numpy as np
 import pytest
+import torch
 from detectron2.config import LazyCall as L
 from detectron2.config import instantiate
 from detectron2.data import build_detection_train_loader
-from detectron2.data.samplers import TrainingSampler
+from detectron2.data.samplers import RepeatFactorTrainingSampler, TrainingSampler
 from detectron2.utils import comm
-from hypothesis import given
-from hypothesis import strategies as st
-from torch.utils.data import IterableDataset
+from detectron2.utils.env import seed_all_rng
+from torch.utils.data import IterableDataset, Sampler
 
-from atss_d2.engine.train_loader import (
-    ResumableTrainingSampler,
-    build_train_loader,
-    instantiate_train_loader,
-)
+from atss_d2.config import ConfigError
+from atss_d2.engine.train_loader import build_train_loader, instantiate_train_loader
 
 
 def take(iterable, num: int) -> list:
     return list(itertools.islice(iterable, num))
 
 
-def batches(sampler: ResumableTrainingSampler, batch_size: int, num: int) -> list[list[int]]:
-    indices = take(sampler, num * batch_size)
-    return [indices[i : i + batch_size] for i in range(0, len(indices), batch_size)]
+def flat(batches) -> list:
+    return list(itertools.chain.from_iterable(batches))
 
 
 def make_dicts(num: int = 11, **more) -> list[dict]:
@@ -63,45 +61,6 @@ def as_rank(monkeypatch, rank: int, world_size: int) -> None:
     monkeypatch.setattr(comm, "get_world_size", lambda: world_size)
 
 
-# ResumableTrainingSampler
-
-
-@given(
-    size=st.integers(1, 12),
-    batch_size=st.integers(1, 5),
-    skip=st.integers(0, 9),
-    seed=st.integers(0, 2**31),
-)
-def test_without_groups_it_is_detectron2s_stream(size, batch_size, skip, seed):
-    sampler = ResumableTrainingSampler(size, batch_size=batch_size, skip_batches=skip, seed=seed)
-    whole = take(TrainingSampler(size, seed=seed), (skip + 6) * batch_size)
-    assert take(sampler, 6 * batch_size) == whole[skip * batch_size :]
-
-
-@given(
-    groups=st.lists(st.integers(0, 2), min_size=1, max_size=12),
-    batch_size=st.integers(1, 5),
-    skip=st.integers(0, 9),
-    seed=st.integers(0, 2**31),
-)
-def test_batches_of_one_group_and_their_tail(groups, batch_size, skip, seed):
-    kwargs = dict(batch_size=batch_size, groups=groups, seed=seed)
-    whole = batches(ResumableTrainingSampler(len(groups), **kwargs), batch_size, skip + 6)
-    assert all(len({groups[i] for i in batch}) == 1 for batch in whole)
-    tail = ResumableTrainingSampler(len(groups), skip_batches=skip, **kwargs)
-    assert batches(tail, batch_size, 6) == whole[skip:]
-    assert batches(tail, batch_size, 6) == whole[skip:]  # every iterator begins there anew
-
-
-def test_every_image_comes_equally_often_in_the_long_run():
-    groups = [0] * 7 + [1]
-    sampler = ResumableTrainingSampler(8, batch_size=3, groups=groups, seed=0)
-    counts = [take(sampler, 240).count(i) for i in range(8)]
-    # 30 epochs, less what waits for a full batch.
-    assert min(counts) >= 27
-    assert max(counts) <= 31
-
-
 # instantiate_train_loader
 
 
@@ -138,18 +97,65 @@ def test_skipped_images_are_not_loaded():
 
 
 @pytest.mark.parametrize("size", [dict(total_batch_size=4), dict(single_gpu_batch_size=2)])
-def test_each_of_two_processes_loads_its_part(monkeypatch, size):
-    monkeypatch.setattr("detectron2.data.build.get_world_size", lambda: 2)
-    parts = []
-    for rank in range(2):
-        as_rank(monkeypatch, rank, 2)
-        cfg = loader_cfg(**{"total_batch_size": None, "aspect_ratio_grouping": False, **size})
-        parts.append(names(instantiate_train_loader(cfg, seed=5, start_iter=3), 5))
-    as_rank(monkeypatch, 0, 1)
-    whole = take(TrainingSampler(11, seed=5), 4 * 8)
-    for i in range(5):  # together they are the batch of one process
-        both = [int(name) for part in parts for name in part[i]]
-        assert sorted(both) == sorted(whole[4 * (i + 3) : 4 * (i + 4)])
+@pytest.mark.parametrize("grouped", [False, True])
+def test_processes_load_parts_of_the_batches_of_one(monkeypatch, size, grouped):
+    def batches(rank, world_size, **size):
+        as_rank(monkeypatch, rank, world_size)
+        cfg = loader_cfg(**{"total_batch_size": None, "aspect_ratio_grouping": grouped, **size})
+        return names(instantiate_train_loader(cfg, seed=5, start_iter=3), 5)
+
+    parts = [batches(rank, 2, **size) for rank in range(2)]
+    whole = batches(0, 1, total_batch_size=4)
+    assert [[*a, *b] for a, b in zip(*parts)] == [[*x[0::2], *x[1::2]] for x in whole]
+
+
+@pytest.mark.parametrize(
+    ("size", "problem"),
+    [
+        (dict(total_batch_size=3), "total batch size 3 .* divisible .* processes, 2"),
+        (dict(total_batch_size=None), "total batch size None"),
+        (dict(total_batch_size=2, single_gpu_batch_size=1), "give only one"),
+    ],
+)
+def test_wrong_batch_sizes(monkeypatch, size, problem):
+    as_rank(monkeypatch, 1, 2)
+    with pytest.raises(ConfigError, match=problem):
+        instantiate_train_loader(loader_cfg(**size), seed=5)
+
+
+class Drawing:
+    """A mapper with numbers of all generators."""
+
+    def __call__(self, dataset_dict: dict) -> dict:
+        numbers = random.random(), np.random.rand(), torch.rand(1).item()  # noqa: NPY002
+        return {**dataset_dict, "numbers": numbers}
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 3 worker")  # on few cores
+@pytest.mark.parametrize("kind", ["default", "own-sampler", "repeat-factors"])
+def test_augmentations_do_not_depend_on_workers_or_the_start(kind):
+    sampler = {
+        "default": None,
+        "own-sampler": L(Backwards)(),
+        "repeat-factors": L(RepeatFactorTrainingSampler)(repeat_factors=torch.full((11,), 1.5)),
+    }[kind]
+
+    def samples(num_workers, start_iter):
+        cfg = loader_cfg(mapper=Drawing(), num_workers=num_workers, sampler=sampler)
+        loader = instantiate_train_loader(cfg, seed=5, start_iter=start_iter)
+        return flat(take(loader, 16 - start_iter))
+
+    seed_all_rng(1)
+    whole = samples(0, 0)
+    assert len({sample["numbers"] for sample in whole}) == 32
+    state = torch.get_rng_state()
+    assert samples(3, 0) == whole
+    seed_all_rng(2)
+    assert samples(2, 7) == whole[14:]
+    assert samples(0, 7) == whole[14:]
+    seed_all_rng(1)  # the draws of the model do not depend on the loader
+    samples(2, 0)
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 @pytest.mark.parametrize(
@@ -168,14 +174,6 @@ def test_detectron2s_loader_and_names_are_resumed_too(target):
     assert names(instantiate_train_loader(cfg, seed=5, start_iter=3), 4) == expected
 
 
-def test_without_a_seed_a_resumed_order_is_new(caplog):
-    with caplog.at_level(logging.WARNING):
-        instantiate_train_loader(loader_cfg(), start_iter=0)
-        assert not warnings_in(caplog)
-        instantiate_train_loader(loader_cfg(), start_iter=3)
-    assert "the order of images does not continue" in caplog.text
-
-
 @pytest.mark.parametrize("absent", ["width", "height"])
 def test_images_of_unknown_size_are_not_grouped(absent, caplog):
     dicts = make_dicts(5)
@@ -183,19 +181,29 @@ def test_images_of_unknown_size_are_not_grouped(absent, caplog):
     cfg = loader_cfg()
     cfg.dataset = L(lambda: dicts)()
     loader = instantiate_train_loader(cfg, seed=5)
-    assert names(loader, 4) == [
-        [str(i) for i in batch]
-        for batch in batches(ResumableTrainingSampler(5, batch_size=2, seed=5), 2, 4)
-    ]
+    stream = [str(i) for i in take(TrainingSampler(5, seed=5), 8)]
+    assert names(loader, 4) == [stream[i : i + 2] for i in range(0, 8, 2)]
     assert "does not give the 'width' and 'height' of image 3" in caplog.text
 
 
-def test_a_sampler_of_its_own_is_used(caplog):
+class Backwards(Sampler):
+    def __iter__(self):
+        return itertools.cycle(range(10, -1, -1))
+
+
+def test_samplers_continue(caplog):
     cfg = loader_cfg(
         sampler=L(TrainingSampler)(size=11, shuffle=False), aspect_ratio_grouping=False
     )
-    assert names(instantiate_train_loader(cfg, seed=5, start_iter=3), 2) == [["0", "1"], ["2", "3"]]
-    assert "it has a sampler of its own" in caplog.text
+    assert names(instantiate_train_loader(cfg, seed=5, start_iter=3), 2) == [["6", "7"], ["8", "9"]]
+    cfg.sampler = L(TrainingSampler)(size=11)  # draws a seed
+    whole = names(instantiate_train_loader(cfg, seed=5), 9)
+    assert names(instantiate_train_loader(cfg, seed=5, start_iter=3), 6) == whole[3:]
+    assert not warnings_in(caplog)
+    cfg.sampler = L(Backwards)()
+    assert names(instantiate_train_loader(cfg, seed=5), 2) == [["10", "9"], ["8", "7"]]
+    assert names(instantiate_train_loader(cfg, seed=5, start_iter=2), 1) == [["6", "5"]]
+    assert "continues only if the Backwards of dataloader.train yields the same" in caplog.text
 
 
 def test_a_loader_of_its_own_is_used(caplog):
