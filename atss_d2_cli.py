@@ -57,7 +57,10 @@ def run(command: str, argv: Sequence[str] | None = None) -> int:
 def start_rank(args: Any, place: Sequence[Any], connection: Any) -> None:
     """Runs one process of a training, in a process that ``train`` has spawned for it."""
     place = _import("plain.starters").Place(*place)
-    sys.exit(_import("commands.launching").run_rank(args, place, connection))
+    try:
+        sys.exit(_import("commands.launching").run_rank(args, place, connection))
+    finally:
+        gc.freeze()  # as above
 
 
 def main(argv: Sequence[str] | None = None) -> int:
