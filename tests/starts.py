@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -105,7 +106,24 @@ class Training:
         starters: What was started, one command a machine (srun: one a process).
     """
 
-    def __init__(self, folder: Path, starter: str, *arguments: str, **variables: str) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        starter: str,
+        *arguments: str,
+        each: Sequence[Sequence[str]] = ((), ()),
+        each_env: Sequence[dict[str, str]] = ({}, {}),
+        **variables: str,
+    ) -> None:
+        """
+        Args:
+            folder: For the config, the output and what is printed; has the data set.
+            starter: As for :func:`commands`.
+            *arguments: Of train_net.py.
+            each: Arguments of each starter; first flags, then overrides.
+            each_env: Variables of each starter.
+            **variables: Of all.
+        """
         self.folder = folder
         self.output_dir = folder / "output"
         config_file = write_config(folder, self.output_dir)
@@ -113,9 +131,10 @@ class Training:
         for path in folder.glob("marks.*"):
             path.unlink()
         self.starters: list[subprocess.Popen] = []
-        for index, (command, own) in enumerate(
-            commands(starter, ["--config-file", str(config_file), *arguments])
-        ):
+        found = commands(starter, ["--config-file", str(config_file)])
+        for index, (command, own) in enumerate(found):
+            command = [*command, *each[index], *arguments]
+            own = {**own, **each_env[index]}
             log = (folder / f"log.{index}").open("w")
             env = {"PYTHONPATH": str(ROOT), **os.environ, "STARTS": str(self.marks)}
             env |= {"STARTS_TRAIN": "0.2", **own, **variables}
