@@ -58,7 +58,8 @@ def start_rank(args: Any, place: Sequence[Any], connection: Any) -> None:
     """Runs one process of a training, in a process that ``train`` has spawned for it."""
     place = _import("plain.starters").Place(*place)
     try:
-        sys.exit(_import("commands.launching").run_rank(args, place, connection))
+        work = _import("commands.train").work
+        sys.exit(_import("commands.launching").run_rank(args, place, work, connection))
     finally:
         gc.freeze()  # as above
 

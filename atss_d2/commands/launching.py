@@ -10,6 +10,7 @@ import signal
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from multiprocessing.connection import Connection, wait
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
@@ -117,13 +118,13 @@ def _supervise(args: argparse.Namespace, children: list[_Child], store: Store | 
             deadline = float("inf")
     STOP.is_stopping = True
     causes = [code for code in codes if code > 0 and code != _LOST]
+    if any(codes) and children[0].place.num_machines > 1 and store is not None:
+        time.sleep(2.0)  # the other machines read the cause in our store
     if killed_by or not any(codes):
         return min(killed_by, 1)
     if not causes:
         _say(args, f"lost the connection to a process of another machine, {_WHY_LOST}")
         return 1
-    if children[0].place.num_machines > 1 and store is not None:
-        time.sleep(2.0)  # the other machines read the cause in our store
     return causes[0]
 
 
@@ -148,12 +149,18 @@ def _say(args: argparse.Namespace, text: str) -> None:
     print(f"{args.prog}: {text}", file=sys.stderr, flush=True)
 
 
-def run_rank(args: argparse.Namespace, place: Place, connection: Connection | None = None) -> int:
+def run_rank(
+    args: argparse.Namespace,
+    place: Place,
+    work: Callable[[argparse.Namespace], object],
+    connection: Connection | None = None,
+) -> int:
     """Runs one process of several; returns its exit code.
 
     Args:
         args: The command line.
         place: Which process this is.
+        work: What the process does when it has met the others.
         connection: To the process of :func:`launch`, if that has started this one.
     """
     with STOP.installed():
@@ -163,25 +170,29 @@ def run_rank(args: argparse.Namespace, place: Place, connection: Connection | No
         watch.on_failure = lambda failure: _tell_of_others(args, place, failure)
         watch.start()
         try:
-            return _run_rank(args, place, watch)
+            return _run_rank(args, place, watch, work)
         except Stopped as stop:
             return _stop(args, place, watch, stop)
         except BaseException as error:
             return _fail(args, place, watch, error)
 
 
-def _run_rank(args: argparse.Namespace, place: Place, watch: Watch) -> int:
+def _run_rank(
+    args: argparse.Namespace,
+    place: Place,
+    watch: Watch,
+    work: Callable[[argparse.Namespace], object],
+) -> int:
     # Must be imported before Detectron2: silences deprecation warnings raised by its import.
     import atss_d2  # noqa: F401
 
     # isort: split
     from ..engine.processes import join, leave
-    from .train import load, run
 
     args.place = place
     join(place, watch, timeout=args.dist_timeout)
     try:
-        run(args, load(args))
+        work(args)
     except Stopped as stop:
         if stop.is_agreed:
             STOP.is_stopping = True

@@ -91,7 +91,7 @@ def start(args: argparse.Namespace) -> int:
     except ValueError as error:
         fail(get_parser(), error)
     if place is not None:
-        return run_rank(args, place)
+        return run_rank(args, place, work)
     # Must be imported before Detectron2: silences deprecation warnings raised by its import.
     import atss_d2  # noqa: F401
 
@@ -110,6 +110,11 @@ def start(args: argparse.Namespace) -> int:
         return launch(args, first)
     except OSError as error:
         fail(get_parser(), error)
+
+
+def work(args: argparse.Namespace) -> None:
+    """What each of several processes does."""
+    run(args, load(args))
 
 
 def _first_place(args: argparse.Namespace) -> Place:
