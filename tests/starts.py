@@ -214,11 +214,15 @@ def cases() -> dict[str, tuple[str, str, str, str]]:
     """Returns name -> (starter, signal, receiver, moment)."""
     found = {}
     for starter, num_ranks in STARTERS.items():
-        receivers = ["launcher", "rank 0", "rank 1", "session"][: 2 if num_ranks == 1 else 4]
-        for receiver in receivers[num_ranks == 1 :] if starter in ("alone", "srun") else receivers:
+        receivers = ["rank 0"] if num_ranks == 1 else ["launcher", "rank 0", "rank 1", "session"]
+        if starter == "srun":  # has no launcher of its own here
+            receivers = receivers[1:]
+        for receiver in receivers:
             for name in ("SIGTERM", "SIGINT", "SIGUSR1", "SIGINT x 2", "SIGKILL"):
                 for moment in MOMENTS if name == "SIGTERM" else MOMENTS[:1]:
-                    if moment != "start" or not receiver.startswith("rank"):
+                    # Before they meet, processes of machines know nothing of each other.
+                    is_known = receiver == "session" or starter == "flags"
+                    if moment != "start" or (is_known and not receiver.startswith("rank")):
                         case = (starter, name, receiver, moment)
                         found[", ".join(case)] = case
     return found

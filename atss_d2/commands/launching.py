@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import multiprocessing
 import os
 import signal
@@ -250,6 +251,10 @@ def _fail(args: argparse.Namespace, place: Place, watch: Watch, error: BaseExcep
         text = str(error.code).removeprefix(f"{args.prog}: ")
     else:
         text = one_sentence(error)
+    if "TORCHELASTIC_ERROR_FILE" in os.environ:  # torchrun's summary shows its content
+        with contextlib.suppress(OSError), open(os.environ["TORCHELASTIC_ERROR_FILE"], "w") as file:
+            extra = {"py_callstack": "", "timestamp": str(int(time.time()))}
+            json.dump({"message": {"message": text, "extraInfo": extra}}, file)
     if publish_failure(watch.store, text=text, rank=place.rank, machine=place.machine):
         if is_lost or isinstance(error, SystemExit):
             _say(args, text)
