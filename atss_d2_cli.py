@@ -23,10 +23,12 @@ from typing import Any
 
 COMMANDS = {
     "start-project": "write a config for your own data set",
+    "check-dataset": "find what is wrong with a data set",
     "train": "train or evaluate a model",
     "predict": "detect objects in images, videos or a webcam's pictures",
     "export": "write a trained model for another runtime",
     "predict-exported": "detect objects with an exported file",
+    "replay": "run a training step again that stopped a run",
     "convert-weights": "convert weights of other implementations",
 }
 

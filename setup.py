@@ -71,9 +71,10 @@ setup(
         "opencv": ["opencv-python-headless"],
         "export": read_requirements("export.txt"),
         "convert": read_requirements("convert.txt"),
+        "evaluation": read_requirements("evaluation.txt"),
         "dev": [
             line
-            for name in ("dev.txt", "export.txt", "convert.txt")
+            for name in ("dev.txt", "export.txt", "convert.txt", "evaluation.txt")
             for line in read_requirements(name)
         ],
     },

@@ -12,6 +12,7 @@ from pathlib import Path
 from detectron2.config import LazyConfig
 from omegaconf import DictConfig
 
+from atss_d2.checkpoint.run_folder import has_checkpoints
 from atss_d2.plain.files import replacing
 from atss_d2.visualization import read_metrics
 
@@ -54,7 +55,7 @@ class Run:
 
     def is_started(self) -> bool:
         """Returns whether there is a checkpoint to continue from."""
-        return (self.folder / "last_checkpoint").exists()
+        return has_checkpoints(self.folder)
 
     def is_finished(self) -> bool:
         """Returns whether there are results of exactly this config and seed."""

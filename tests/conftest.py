@@ -6,6 +6,7 @@ import random
 # Before numpy and torch start their threads; commands that tests run inherit it.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
+os.environ["ATSS_D2_CACHE"] = ""  # tests do not use what was remembered of files
 
 import hypothesis
 import numpy as np

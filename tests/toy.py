@@ -5,7 +5,9 @@ Configs name what is in here, so it is a module that commands run by tests can i
 
 import json
 import os
+import resource
 import signal
+import sys
 from pathlib import Path
 
 import cv2
@@ -67,7 +69,9 @@ class ToyError(Exception):
 class RecordingATSS(ATSS):
     """Appends the images of every iteration to the file ``$TOY_SEEN.<rank>``.
 
-    In iteration ``$TOY_FAIL_AT`` raises an error, in ``$TOY_KILL_AT`` kills its process.
+    In iteration ``$TOY_FAIL_AT`` raises an error, in ``$TOY_KILL_AT`` kills its process. In the
+    iterations ``$TOY_NAN_AT``, "3,4", ``loss_cls`` of the process ``$TOY_NAN_RANK``, by default
+    any, is NaN; in ``$TOY_NAN_GRADIENT_AT`` only the gradient is.
     """
 
     def forward(self, batched_inputs):
@@ -81,7 +85,19 @@ class RecordingATSS(ATSS):
                 raise ToyError(f"in iteration {iteration}, as the test wants it")
             if iteration == int(os.environ.get("TOY_KILL_AT", -1)):
                 os.kill(os.getpid(), signal.SIGKILL)
-        return super().forward(batched_inputs)
+        outputs = super().forward(batched_inputs)
+        if self.training:
+            if _is_time("TOY_NAN_AT", iteration):
+                outputs["loss_cls"] = outputs["loss_cls"] * float("nan")
+            if _is_time("TOY_NAN_GRADIENT_AT", iteration):
+                weight = self.head.cls_score.weight.flatten()[0]
+                outputs["loss_cls"] = outputs["loss_cls"] + (weight - weight.detach()).sqrt()
+        return outputs
+
+
+def _is_time(name: str, iteration: int) -> bool:
+    is_rank = os.environ.get("TOY_NAN_RANK", str(comm.get_rank())) == str(comm.get_rank())
+    return is_rank and str(iteration) in os.environ.get(name, "").split(",")
 
 
 class NoisyATSS(RecordingATSS):
@@ -160,6 +176,40 @@ if "TOY_DATA" in os.environ:  # in a command that a test runs
     register_dataset(Path(os.environ["TOY_DATA"]))
 
 
+def kill_when_writing(name: str) -> None:
+    """Kills this process when it opens a file for writing, or is about to move a new one there."""
+
+    def kill(event: str, arguments: tuple) -> None:
+        if event == "os.rename":
+            path = arguments[1]
+        elif event == "open" and isinstance(arguments[1], str) and "w" in arguments[1]:
+            path = arguments[0]
+        else:
+            return
+        if os.path.basename(str(path)) == name:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(kill)
+
+
+def die_when_a_file_grows(limit: int) -> None:
+    """Lets the kernel end this process in the middle of a write, when a file has so many bytes."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def prepare_death() -> None:
+    """Arranges for the end that ``$TOY_KILL_WRITING`` or ``$TOY_FILE_LIMIT`` asks for."""
+    if "TOY_KILL_WRITING" in os.environ:
+        kill_when_writing(os.environ["TOY_KILL_WRITING"])
+    if "TOY_FILE_LIMIT" in os.environ:
+        die_when_a_file_grows(int(os.environ["TOY_FILE_LIMIT"]))
+
+
+prepare_death()
+
+
 def config(output_dir: Path, *, is_augmented: bool = False, **overrides: object) -> DictConfig:
     """The paper's recipe, made small; more keys may be set by ``**{"train.seed": 1}``.
 
@@ -231,6 +281,17 @@ TEST: {{EVAL_PERIOD: 3}}
 OUTPUT_DIR: {output_dir}
 VERSION: 2
 """
+
+
+def write_yaml_script(folder: Path, output_dir: Path) -> tuple[Path, Path]:
+    """Writes a script that registers the data set and trains, and the yaml config for it."""
+    script, config_file = folder / "train_toy.py", folder / "toy.yaml"
+    script.write_text(
+        "from atss_d2_cli import run\nfrom tests import toy\n\n"
+        'if __name__ == "__main__":\n    run("train")\n'
+    )
+    config_file.write_text(yaml_config(output_dir))
+    return script, config_file
 
 
 def assert_equal(found: object, expected: object) -> None:

@@ -26,12 +26,15 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
-from atss_d2.commands.errors import EXPECTED, Parser, one_sentence
+from atss_d2.checkpoint import CheckpointError
+from atss_d2.commands.errors import EXPECTED, Parser, fail, one_sentence
+from atss_d2.config import ConfigError
 from atss_d2.engine import (
     apply_overrides,
     build_model,
     check_checkpoint,
     check_dataset_files,
+    claimed_folder,
     default_setup,
     do_test,
     do_train,
@@ -66,6 +69,15 @@ def main(argv: list[str] | None = None) -> int:
         parser.error(one_sentence(error))
 
     start = time.perf_counter()
+    try:
+        with claimed_folder(cfg.train.output_dir, resume=args.resume, overwrite=True):
+            return train_and_draw(args, cfg, start)
+    except (CheckpointError, ConfigError) as error:
+        fail(parser, error)
+
+
+def train_and_draw(args: argparse.Namespace, cfg: DictConfig, start: float) -> int:
+    """Trains, evaluates and draws; returns the exit code."""
     output_dir = Path(cfg.train.output_dir)
     default_setup(cfg, args)
     cfg.train.device = resolve_device(cfg.train.device)

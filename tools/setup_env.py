@@ -163,14 +163,15 @@ def choose_requirements(
         Requirements, and constraints on what they may change.
     """
     names = {canonical(name) for name in installed}
-    wanted = read_requirements("build", "base", "detectron2", "export", "convert", "dev")
+    extras = "export", "convert", "evaluation"
+    wanted = read_requirements("build", "base", "detectron2", *extras, "dev")
     # The four builds of OpenCV own the same folder, so an installed one must be the only one.
     if any(name.startswith("opencv-") for name in names):
         wanted = [line for line in wanted if not canonical(line).startswith("opencv-")]
     if ours:
         return wanted, []
     # Without a new enough exporter its tests are skipped.
-    optional = {line for line in read_requirements("export", "convert") if canonical(line) in names}
+    optional = {line for line in read_requirements(*extras) if canonical(line) in names}
     wanted = [line for line in wanted if line not in optional]
     if detectron2_imports:
         proven = set(read_requirements("build", "detectron2"))

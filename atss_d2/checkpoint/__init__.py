@@ -6,6 +6,7 @@ from .checkpointer import SafeCheckpointer
 from .conventions import CONVENTIONS, apply_convention
 from .conversion import ConversionError, convert_state_dict
 from .loading import CheckpointError, CheckpointNotFoundError, load_file
+from .run_folder import find_checkpoint
 from .saving import save_file
 from .sources import check_checkpoint
 
@@ -19,6 +20,7 @@ __all__ = [
     "check_checkpoint",
     "convention_differences",
     "convert_state_dict",
+    "find_checkpoint",
     "load_file",
     "save_file",
 ]

@@ -8,15 +8,16 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
-from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.checkpoint.c2_model_loading import align_and_update_state_dicts
 from detectron2.layers import FrozenBatchNorm2d
 from torch import Tensor
 
 from ..modeling.atss import ATSS
 from .agreement import convention_differences
+from .atomic_checkpointer import AtomicCheckpointer
 from .conversion import convert_state_dict
 from .loading import CheckpointError, load_file
+from .run_folder import is_remote, newest_checkpoint
 from .sources import HOW_TO_NAME, check_checkpoint, local_checkpoint, split_convention
 
 __all__ = ["SafeCheckpointer"]
@@ -28,7 +29,7 @@ _CLASS_PREDICTOR = "head.cls_score."
 _Difference = tuple[str, tuple[int, ...], tuple[int, ...]]  # name, shape in file, shape in model
 
 
-class SafeCheckpointer(DetectionCheckpointer):
+class SafeCheckpointer(AtomicCheckpointer):
     """A ``DetectionCheckpointer`` that never runs code of a file and raises on a mismatch.
 
     It accepts what Detectron2's accepts (the model zoos of Detectron2 and Caffe2, ``catalog://``,
@@ -66,12 +67,14 @@ class SafeCheckpointer(DetectionCheckpointer):
         self._is_resumed = False
         self._is_for_use = False
 
-    def save(self, name: str, **kwargs: Any) -> None:
-        """Saves as ``DetectionCheckpointer`` does, together with the :attr:`categories`."""
+    def save(self, name: str, **kwargs: Any) -> bool:
+        """Saves as :class:`AtomicCheckpointer` does, together with the :attr:`categories`."""
         if self.categories:
             kwargs = {"categories": self.categories, **kwargs}
-        super().save(name, **kwargs)
-        self.saved_iteration = kwargs.get("iteration")
+        is_saved = super().save(name, **kwargs)
+        if is_saved:
+            self.saved_iteration = kwargs.get("iteration")
+        return is_saved
 
     def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Loads a checkpoint into the model and the other checkpointables.
@@ -117,19 +120,40 @@ class SafeCheckpointer(DetectionCheckpointer):
             self._is_for_use = False
 
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
-        """Resumes from the last checkpoint, or starts training from the weights of ``path``."""
-        self._is_resumed = resume and self.has_checkpoint()
-        self._is_new_training = not self._is_resumed
-        try:
-            return super().resume_or_load(path, resume=resume)
-        finally:
-            self._is_resumed = self._is_new_training = False
+        """Resumes from the newest checkpoint that loads whole, or starts from weights of ``path``.
 
-    def resume_from(self, path: str) -> dict[str, Any]:
-        """Resumes from a certain checkpoint."""
+        Raises:
+            CheckpointError: As in :meth:`load` and :func:`newest_checkpoint`.
+        """
+        if resume and self.has_checkpoint():
+            if is_remote(self.save_dir):
+                return self.resume_from(self.get_checkpoint_file())
+            found = newest_checkpoint(self.save_dir, with_trainer="trainer" in self.checkpointables)
+            return self.resume_from(found.path)
+        self._is_new_training = True
+        try:
+            return self.load(path, checkpointables=[])
+        finally:
+            self._is_new_training = False
+
+    def resume_from(self, path: str | os.PathLike[str]) -> dict[str, Any]:
+        """Loads a checkpoint of this training, with all its state.
+
+        Raises:
+            CheckpointError: As in :meth:`load`; also if the state is of another training.
+        """
         self._is_resumed = True
         try:
-            return self.load(path)
+            return self.load(str(path))
+        except CheckpointError:
+            raise
+        except (KeyError, ValueError) as error:  # of the optimizer or another checkpointable
+            reason = f"there is no {error}" if isinstance(error, KeyError) else str(error)
+            raise CheckpointError(
+                f"training cannot go on from '{path}', whose state is of another kind of training "
+                f"({reason}): take the config that it was made with, or begin with its weights, by "
+                "train.init_checkpoint or MODEL.WEIGHTS and another output folder"
+            ) from error
         finally:
             self._is_resumed = False
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from ..plain.files import replacing
 from .loading import import_safetensors
 
-__all__ = ["save_file"]
+__all__ = ["save_checkpoint", "save_file", "write_atomically"]
 
 _SUFFIXES = (".pth", ".safetensors")
 
@@ -56,6 +56,26 @@ def save_file(
     if metadata:
         checkpoint["metadata"] = _text(metadata)
     content = _torch_bytes(checkpoint) if path.suffix == ".pth" else _safetensors_bytes(checkpoint)
+    write_atomically(path, content)
+    return path
+
+
+def save_checkpoint(checkpoint: dict[str, Any], path: str | os.PathLike[str]) -> None:
+    """Writes what ``torch.save`` can write, atomically.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
+    write_atomically(path, _torch_bytes(checkpoint))
+
+
+def write_atomically(path: str | os.PathLike[str], content: bytes | memoryview) -> None:
+    """Replaces a file and flushes it to disk; interrupted, it leaves the old or the new content.
+
+    Raises:
+        OSError: The file cannot be written; the error names it.
+    """
+    path = Path(path)
     try:
         with replacing(path) as temporary, temporary.open("wb") as file:
             file.write(content)
@@ -64,7 +84,6 @@ def save_file(
         _sync_folder(path.parent)
     except OSError as error:  # which may not name a file, or name the temporary one
         raise OSError(error.errno, error.strerror, str(path)) from error
-    return path
 
 
 def _tensors(weights: Mapping[str, Any]) -> dict[str, Tensor]:

@@ -11,6 +11,7 @@ from pathlib import Path
 # Scripts in a checkout that start the commands of atss_d2_cli.
 _DOORS = {
     "start-project": "tools/start_project.py",
+    "check-dataset": "tools/check_dataset.py",
     "train": "train_net.py",
     "predict": "tools/demo.py",
     "export": "tools/export_model.py",

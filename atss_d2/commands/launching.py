@@ -228,7 +228,8 @@ def tell_of_stop(args: argparse.Namespace, stop: Stopped) -> None:
 def _fail(args: argparse.Namespace, place: Place, watch: Watch, error: BaseException) -> int:
     """Ends this process after an error, and tells the cause once, on every machine."""
     if isinstance(error, SystemExit) and not isinstance(error.code, str):
-        return error.code or 0
+        watch.close()
+        _exit(place, error.code or 0)  # every process has the same error, and one has said it
     from ..engine.processes import is_lost_connection
 
     watch.close()

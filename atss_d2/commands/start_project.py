@@ -216,6 +216,7 @@ def run(args: argparse.Namespace) -> None:
     check_flags(args)
     import torch
 
+    from ..checkpoint.earlier_run import holds_a_run
     from ..data.custom import settings as choices
     from ..data.custom.statistics import count, describe
     from .project_config import config_text
@@ -281,6 +282,8 @@ def run(args: argparse.Namespace) -> None:
     written = [path for path, _ in files if path.parent.resolve() == args.output.resolve()]
     for path in (*written, args.output / "data.png", args.output / "config.py"):
         print(f"  {relative(path)}")
+    if holds_a_run(args.output / "output"):  # of the project that was replaced
+        commands[0] = ("train", f"{commands[0][1]} --overwrite")
     print("\nNext:")
     for name, command in commands:
         print(f"  # {name}\n  {command}")

@@ -17,12 +17,13 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from typing import TYPE_CHECKING, Any
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from ..plain.starters import Place, find_place, is_restart
 from ..plain.stopping import STOP, Stopped
 from .ending import print_ending
-from .errors import EXPECTED, Parser, fail
+from .errors import EXPECTED, Parser, fail, one_sentence
 from .launching import launch, run_rank, tell_of_stop
 
 if TYPE_CHECKING:
@@ -37,8 +38,16 @@ def get_parser() -> argparse.ArgumentParser:
     """Returns the parser; flags are those of Detectron2's ``default_argument_parser``."""
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config-file", default="", metavar="FILE", help="a config, or its name")
-    parser.add_argument(
-        "--resume", action="store_true", help="continue from the last checkpoint of the output dir"
+    start = parser.add_mutually_exclusive_group()
+    start.add_argument(
+        "--resume",
+        action="store_true",
+        help="continue from the newest whole checkpoint of the output folder, if there is one",
+    )
+    start.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="start again in the folder of a run, whose files move to its subfolder previous_N",
     )
     parser.add_argument("--eval-only", action="store_true", help="evaluate, do not train")
     parser.add_argument("--num-gpus", type=int, help="GPUs per machine (default: 1)")
@@ -210,31 +219,49 @@ def run(args: argparse.Namespace, cfg: DictConfig | CfgNode | None = None) -> di
         cfg: The config, if this process has already loaded it.
     """
     from ..checkpoint import CheckpointError
-    from ..config import ConfigError, by_kind
+    from ..config import ConfigError, by_kind, view_of
     from ..data import DataError
-    from ..engine import default_setup
+    from ..engine import NonFiniteError, claimed_folder, default_setup
     from ..warning_filters import filter_third_party_warnings
 
     filter_third_party_warnings()
     cfg = setup(args) if cfg is None else cfg
-    default_setup(cfg, args)
     try:
-        return by_kind(cfg, lazy=run_lazy, yaml=run_yaml)(cfg, args)
+        with ExitStack() as stack:
+            if not args.eval_only:
+                stack.enter_context(
+                    claimed_folder(
+                        view_of(cfg).output_dir, resume=args.resume, overwrite=args.overwrite
+                    )
+                )
+            default_setup(cfg, args)
+            return by_kind(cfg, lazy=run_lazy, yaml=run_yaml)(cfg, args)
     except (CheckpointError, ConfigError, DataError) as error:
         fail(get_parser(), error)
+    except NonFiniteError as error:
+        fail_together(get_parser(), error)
+
+
+def fail_together(parser: argparse.ArgumentParser, error: Exception) -> NoReturn:
+    """Ends the command with an error that all processes have: the first one says it."""
+    from detectron2.utils import comm
+
+    if comm.is_main_process():
+        print(f"{parser.prog}: {one_sentence(error)}", file=sys.stderr, flush=True)
+    comm.synchronize()  # the end of one process ends the others
+    sys.exit(1)
 
 
 def load_for_evaluation(
     model: nn.Module, weights: str, output_dir: str, args: argparse.Namespace
 ) -> None:
-    """Loads the weights that the config names or, with --resume, the last checkpoint of the run."""
-    from ..checkpoint import SafeCheckpointer
-    from ..engine import load_weights
-    from ..engine.same_start import find_start
+    """Loads the weights that the config names or, with --resume, the run's newest whole ones."""
+    from ..engine import choose_checkpoint, load_weights, same_checkpoint, same_weights
 
-    checkpointer = SafeCheckpointer(model, output_dir)
-    start = find_start(checkpointer, weights, resume=args.resume, for_use=True)
-    load_weights(model, start.path)
+    found = choose_checkpoint(output_dir) if args.resume else None
+    shared = same_weights(weights, for_use=True) if found is None else same_checkpoint(found.path)
+    with shared as path:
+        load_weights(model, path)
 
 
 def run_lazy(cfg: DictConfig, args: argparse.Namespace) -> dict[str, Any]:

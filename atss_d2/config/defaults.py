@@ -27,6 +27,8 @@ def add_atss_config(cfg: CN) -> None:
     # Class ids and names, [{"id": 1, "name": "tree"}, ...]; training fills them in from the data
     # set, so that they are saved with the model.
     _C.CATEGORIES = []
+    # Whether annotations and image files are looked at before the first iteration.
+    _C.CHECK_DATA = True
     # Feature maps of the backbone that the head uses, from high to low resolution. None: all.
     _C.HEAD_IN_FEATURES = None
 

@@ -84,6 +84,8 @@ class View:
     Attributes:
         cfg: The config.
         more_detections: An override that raises the number of detections per image, as typed.
+        max_iter_key: Key of the number of iterations.
+        results_by_dataset: Whether results of several test sets are kept apart by their names.
         missing_keys: Keys that Detectron2 needs but the config does not define.
         num_classes_key: Key of the model's number of classes; ``""`` if unknown.
         test_augmentations: The augmentations of test images.
@@ -96,6 +98,8 @@ class View:
     dataset_keys: ClassVar[dict[str, str]]
     categories_key: str
     more_detections: str
+    max_iter_key: str
+    results_by_dataset: bool
     missing_keys: Sequence[str] = ()
 
     def __init__(self, cfg: DictConfig | CfgNode) -> None:
@@ -174,6 +178,8 @@ class LazyView(View):
     num_classes_key = "model.num_classes"
     categories_key = "categories"
     more_detections = "model.max_detections_per_image=1000"
+    max_iter_key = "train.max_iter"
+    results_by_dataset = False
 
     def apply(self, overrides: Sequence[str], device: str | None = None) -> None:
         """Applies overrides and sets the device, which is resolved when the model is built."""
@@ -218,6 +224,8 @@ class YamlView(View):
     dataset_keys: ClassVar = {split: f"DATASETS.{split.upper()}" for split in ("train", "test")}
     categories_key = "MODEL.ATSS.CATEGORIES"
     more_detections = "MODEL.ATSS.MAX_DETECTIONS_PER_IMAGE 1000"
+    max_iter_key = "SOLVER.MAX_ITER"
+    results_by_dataset = True
 
     def apply(self, overrides: Sequence[str], device: str | None = None) -> None:
         """Applies overrides and sets the device to one available on this machine."""

@@ -9,7 +9,6 @@ detections can be named without the data set.
 from __future__ import annotations
 
 import functools
-import json
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -17,6 +16,9 @@ from typing import Any
 
 from detectron2.data import MetadataCatalog
 from detectron2.utils.file_io import PathManager
+
+from .checks.json_file import parse_json
+from .errors import DataError
 
 logger = logging.getLogger(__name__)
 
@@ -95,8 +97,8 @@ def read_categories(path: str) -> Categories:
             f"There is no annotation file '{path}': correct the path where the "
             "data set is registered"
         ) from None
-    except ValueError as error:
-        raise ValueError(f"'{path}' is not a JSON file: {error}") from None
+    except (OSError, DataError) as error:
+        raise ValueError(str(error)) from None
     parsed = parse_categories(categories, source=f"'{path}': categories")
     return sorted(parsed, key=lambda category: category["id"])
 
@@ -107,8 +109,7 @@ def _raw_categories(path: str, mtime_ns: int, size: int) -> Any:
 
     A run calls this several times before it loads the data, and a large file takes seconds.
     """
-    with open(path, encoding="utf-8") as file:
-        content = json.load(file)
+    content = parse_json(path).content
     return content.get("categories") if isinstance(content, dict) else None
 
 

@@ -139,6 +139,17 @@ class BoxDatasetMapper(DatasetMapper):
         return dataset_dict["instances"]
 
 
+def unused_annotation_keys(mapper: Any) -> list[str]:
+    """Returns keys of annotations that a mapper drops unread, so that no process must hold them.
+
+    Mappers of other classes may read anything.
+    """
+    if type(mapper) not in (DatasetMapper, BoxDatasetMapper):
+        return []
+    uses = {"segmentation": mapper.use_instance_mask, "keypoints": mapper.use_keypoint}
+    return [key for key, is_used in uses.items() if not is_used]
+
+
 def _to_tensor(image: np.ndarray) -> torch.Tensor:
     """Converts an image (H, W, C) to a tensor (C, H, W)."""
     return torch.as_tensor(np.ascontiguousarray(image.transpose(2, 0, 1)))

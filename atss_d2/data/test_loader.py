@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterable, Iterator
 from detectron2.data import build_detection_test_loader
 from torch.utils.data import DataLoader, Sampler
 
+from .workers import with_default_workers
+
 
 def same_size_batches(inputs: Iterable[dict], batch_size: int) -> Iterator[list[dict]]:
     """Groups model inputs into batches of images of the same size.
@@ -81,4 +83,5 @@ def build_test_loader(
     loader = build_detection_test_loader(
         dataset=dataset, mapper=mapper, num_workers=num_workers, sampler=sampler
     )
+    with_default_workers(loader)
     return loader if batch_size == 1 else SameSizeBatches(loader, batch_size)

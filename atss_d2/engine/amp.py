@@ -1,41 +1,47 @@
-"""Trains in float16, also when resuming from a checkpoint of a float32 run."""
+"""The gradient scaler of float16, also when resuming from a run in another precision."""
 
 from __future__ import annotations
 
 import logging
 from typing import Any
 
-from detectron2.engine import AMPTrainer as Detectron2AMPTrainer
+import torch
 
-__all__ = ["AMPTrainer", "with_grad_scaler"]
+__all__ = ["GradScaler", "grad_scaler_state"]
 
 logger = logging.getLogger(__name__)
 
 
-class AMPTrainer(Detectron2AMPTrainer):
-    """Detectron2's ``AMPTrainer`` that can also resume from a run without loss scaling.
+class GradScaler(torch.amp.GradScaler):
+    """torch's scaler, whose ``unscale_`` may be called by the trainer and by hooks."""
 
-    The other direction needs no code: ``SimpleTrainer`` ignores the state of a scaler.
-    """
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._is_unscaled = False
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        super().load_state_dict(with_grad_scaler(state_dict, self))
+    def unscale_(self, optimizer: torch.optim.Optimizer) -> None:
+        """Unscales the gradient, once between two updates."""
+        if not self._is_unscaled:
+            super().unscale_(optimizer)
+            self._is_unscaled = True
+
+    def update(self, *args: Any, **kwargs: Any) -> None:
+        super().update(*args, **kwargs)
+        self._is_unscaled = False
 
 
-def with_grad_scaler(state_dict: dict[str, Any], trainer: Detectron2AMPTrainer) -> dict[str, Any]:
-    """Returns a trainer's state with that of a gradient scaler, a fresh one if it has none.
+def grad_scaler_state(trainer_state: dict[str, Any], scaler: torch.amp.GradScaler) -> dict:
+    """Returns the state of a gradient scaler in that of a trainer, a fresh one if it has none.
 
     Args:
-        state_dict: State of a trainer in float16, float32 or bfloat16; it is not changed.
-        trainer: The trainer that resumes from it.
-
-    Returns:
-        The state for ``trainer.load_state_dict``.
+        trainer_state: State of a trainer in float16, float32 or bfloat16.
+        scaler: The scaler that loads it.
     """
-    if state_dict.get("grad_scaler"):  # the state of a disabled scaler is empty
-        return state_dict
+    state = trainer_state.get("grad_scaler")
+    if state:  # the state of a disabled scaler is empty
+        return state
     logger.warning(
         "the checkpoint is of a training without loss scaling: the gradient scaler starts with "
-        f"its initial scale, {trainer.grad_scaler.get_scale():g}"
+        f"its initial scale, {scaler.get_scale():g}"
     )
-    return {**state_dict, "grad_scaler": trainer.grad_scaler.state_dict()}
+    return scaler.state_dict()

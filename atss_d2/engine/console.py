@@ -14,6 +14,11 @@ from typing import Any
 
 from detectron2.utils.events import CommonMetricPrinter
 
+from ..checkpoint import CheckpointError
+from ..config import ConfigError
+from ..data import DataError
+from .nonfinite import NonFiniteError
+
 logger = logging.getLogger(__name__)
 
 # `logger.info(..., extra=FILE_ONLY)` writes to log.txt, not to the console.
@@ -36,6 +41,9 @@ _TRAIN_LOOP = "detectron2.engine.train_loop"
 # A warning without cause: class ids need not be 1..K.
 _HARMLESS = "Category ids in annotations are not in [1, #categories]!"
 
+# Errors that the command reports in one sentence; Detectron2's trainer logs their traceback.
+_REPORTED = (CheckpointError, ConfigError, DataError, NonFiniteError)
+
 
 class ConsoleFilter(logging.Filter):
     """Shows only messages on the console that a user wants to see.
@@ -49,7 +57,10 @@ class ConsoleFilter(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         if getattr(record, "file_only", False):
             return False
-        if record.name == _TRAIN_LOOP and record.exc_info:  # raised, so shown where it is caught
+        # Raised as well, and shown where it is caught.
+        if record.exc_info and record.name == _TRAIN_LOOP:
+            return False
+        if record.exc_info and isinstance(record.exc_info[1], _REPORTED):
             return False
         if record.levelno >= logging.WARNING:
             return not record.getMessage().strip().startswith(_HARMLESS)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
-from detectron2.config import CfgNode, instantiate
+from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils.file_io import PathManager
 from omegaconf import DictConfig
@@ -14,6 +14,7 @@ from omegaconf import DictConfig
 from ..config import view_of
 from ..data import DataError
 from ..data.categories import Categories, categories_of_dataset
+from ..data.checks.dataset import compare_categories, count_classes, some_names
 from ..plain.suggestions import did_you_mean
 
 _PLACEHOLDERS = ("my_train", "my_val")  # in configs/custom/
@@ -51,13 +52,15 @@ def check_categories(cfg: DictConfig | CfgNode) -> Categories:
         return []
     (first, categories), *others = found.items()
     for source, other in others:
-        _check_equal(first, categories, source, other)
+        difference = compare_categories(first, categories, source, other)
+        if difference:
+            raise ValueError(difference)
     key, num_classes = view.num_classes_key, view.num_classes
     if num_classes is not None and num_classes != len(categories):
         assignment = f"{key} {len(categories)}" if key.isupper() else f"{key}={len(categories)}"
         raise ValueError(
-            f"{key} is {num_classes}, but {first} has {_count(categories)} "
-            f"({_some_names(categories)}): set {assignment}"
+            f"{key} is {num_classes}, but {first} has {count_classes(categories)} "
+            f"({some_names(categories)}): set {assignment}"
         )
     if not configured:
         # A data set registered by a function has no original ids; its ids count from 0.
@@ -65,32 +68,6 @@ def check_categories(cfg: DictConfig | CfgNode) -> Categories:
         categories = (with_ids or [categories])[0]
         view.categories = categories
     return categories
-
-
-def _check_equal(first: str, categories: Categories, second: str, others: Categories) -> None:
-    if len(categories) != len(others):
-        raise ValueError(
-            f"{first} has {_count(categories)} ({_some_names(categories)}), but {second} has "
-            f"{len(others)} ({_some_names(others)}): both must list the same categories, also "
-            "those without a box"
-        )
-    for index, (one, other) in enumerate(zip(categories, others)):
-        # Ids may differ: Detectron2 maps the sorted ids of each file to 0..K-1.
-        if one["name"].strip().casefold() != other["name"].strip().casefold():
-            raise ValueError(
-                f"class {index} is '{one['name']}' (id {one['id']}) in {first}, but "
-                f"'{other['name']}' (id {other['id']}) in {second}: both must list the same "
-                "categories in the same order of ids"
-            )
-
-
-def _count(categories: Sequence) -> str:
-    return f"{len(categories)} class{'es' if len(categories) != 1 else ''}"
-
-
-def _some_names(categories: Categories) -> str:
-    names = [category["name"] for category in categories]
-    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
 
 
 def check_dataset_files(cfg: DictConfig | CfgNode, *, with_training: bool) -> None:
@@ -128,6 +105,8 @@ def check_dataset_files(cfg: DictConfig | CfgNode, *, with_training: bool) -> No
 
 def check_images(dataset: Sequence[dict] | None, what: str) -> None:
     """Checks the boxes of a data set, and that its image files are listed in their folders.
+
+    A quick check for loaders that are built without :func:`~.dataset_checks.check_data`.
 
     Args:
         dataset: Dicts in Detectron2's format; entries of other types are not checked.
@@ -196,19 +175,9 @@ def explained(cfg: DictConfig | CfgNode, split: str) -> Iterator[None]:
         raise DataError(f"{place}{source} cannot be loaded: {kind}{error}") from error
 
 
-def load_test_set(cfg: DictConfig) -> tuple[Sequence[dict] | None, Callable | None]:
-    """Returns the data set and mapper of ``dataloader.test``; None if they are of other kinds."""
-    node = cfg.dataloader.get("test")
-    if cfg.dataloader.get("evaluator") is None or node is None or "dataset" not in node:
-        return None, None
-    with explained(cfg, "test"):
-        dataset = instantiate(node.dataset)
-    if not isinstance(dataset, list):
-        return None, None
-    return dataset, instantiate(node.get("mapper"))
-
-
 def _not_there(path: str) -> str:
+    if os.path.isdir(path):
+        return "is a folder, not a JSON file: give the file in it"
     if "DETECTRON2_DATASETS" in os.environ or not path.startswith("datasets"):
         return "does not exist: correct the path, or put it there"
     return (

@@ -51,6 +51,8 @@ class EMAHook(HookBase):
             self._trained.load_state_dict(self.model.state_dict())
 
     def after_step(self) -> None:
+        if getattr(self.trainer, "is_skipped", False):  # no weight has changed
+            return
         self._averaged.update_parameters(self._trained)
 
     def state_dict(self) -> dict[str, int]:

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import (
-    COCOEvaluator,
     DatasetEvaluator,
     LVISEvaluator,
     PascalVOCDetectionEvaluator,
 )
 
 from ..data import DataError
+from .coco_evaluation import FastCOCOEvaluator
 
 
-class COCOEvaluatorWithAR(COCOEvaluator):
-    """Detectron2's ``COCOEvaluator`` that also reports ``AR``.
+class COCOEvaluatorWithAR(FastCOCOEvaluator):
+    """``COCOEvaluator`` that also reports ``AR``.
 
     ``AR`` is COCO's average recall at the largest number of detections per image (100 unless
     ``max_dets_per_image`` says otherwise), over IoU 0.50:0.95, in percent.
@@ -52,7 +52,7 @@ def build_evaluator(dataset_name: str, output_dir: str | None = None) -> Dataset
                 f"the data set '{dataset_name}' is evaluated by the library lvis: pip install lvis"
             ) from error
     if kind.startswith("coco"):
-        return COCOEvaluator(dataset_name, output_dir=output_dir)
+        return FastCOCOEvaluator(dataset_name, output_dir=output_dir)
     raise DataError(
         f"the data set '{dataset_name}' is of type '{kind}', whose evaluation does not take boxes; "
         "coco, lvis and pascal_voc do: set evaluator_type in its metadata, or override "

@@ -10,8 +10,8 @@ import contextlib
 import hashlib
 import logging
 import os
-import re
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,7 +19,8 @@ import torch
 import torch.distributed as dist
 from detectron2.utils import comm
 
-from ..checkpoint import CheckpointError, SafeCheckpointer, check_checkpoint, load_file
+from ..checkpoint import CheckpointError, check_checkpoint
+from ..checkpoint.run_folder import newest_checkpoint, numbered_name
 from ..checkpoint.sources import local_checkpoint, split_convention
 from .processes import control_group
 
@@ -28,89 +29,96 @@ logger = logging.getLogger(__name__)
 _CHUNK = 1 << 24  # bytes
 
 
-class Start(NamedTuple):
-    """What training starts from.
-
-    Attributes:
-        path: A file that this process can read, or ``""`` for a start from scratch.
-        is_resumed: Whether it is a checkpoint of this run, from which training goes on.
-        folder: Holds the file if it was received; removed with this object.
-    """
-
-    path: str
-    is_resumed: bool
-    folder: tempfile.TemporaryDirectory | None = None
-
-    def load(self, checkpointer: SafeCheckpointer) -> None:
-        """Loads it, all of it or only weights."""
-        if self.is_resumed:
-            checkpointer.resume_from(self.path)
-        else:
-            checkpointer.resume_or_load(self.path, resume=False)
-        if self.folder is not None:
-            self.folder.cleanup()
-
-
 class _Found(NamedTuple):
     """The file of a process, as it tells the others."""
 
-    iteration: int
     name: str
     digest: str
 
 
-def find_start(
-    checkpointer: SafeCheckpointer, weights: str, *, resume: bool, for_use: bool = False
-) -> Start:
-    """Finds what all processes start from; all must call it.
+def bring_to_main(folder: str | os.PathLike[str]) -> None:
+    """Gives the first process the newest whole checkpoint of a run, if another machine has it.
+
+    All processes must call it.
 
     Args:
-        checkpointer: Knows the folder of the run.
-        weights: The initial weights, as for :class:`SafeCheckpointer`.
-        resume: Continue from the newest checkpoint that any process finds, if there is one.
+        folder: The output folder, which may be another one on every machine.
+    """
+    if comm.get_world_size() == 1:
+        return
+    found = None
+    if comm.get_local_rank() == 0:
+        with contextlib.suppress(CheckpointError):  # the first process says so later
+            found = newest_checkpoint(folder)
+    iterations = comm.all_gather(-1 if found is None else found.iteration)
+    newest = max(iterations)
+    if newest <= iterations[0]:
+        return
+    source, rank = iterations.index(newest), comm.get_rank()
+    target = Path(folder, numbered_name(newest)) if rank == 0 else None
+    temporary = target and target.with_name(f".{target.name}.received")
+    if temporary:
+        temporary.parent.mkdir(parents=True, exist_ok=True)
+    _broadcast(found.path if rank == source else None, temporary, source)
+    if target:
+        temporary.replace(target)
+        logger.warning(f"Process {source} has the newest checkpoint, which is now also '{target}'")
+
+
+@contextlib.contextmanager
+def same_checkpoint(path: str | os.PathLike[str]) -> Iterator[str]:
+    """Gives all processes a file of the first one, within the context; all must call it.
+
+    Args:
+        path: The file, which may be missing or another one in other processes.
+    """
+    path = str(path)
+    if comm.get_world_size() == 1:
+        yield path
+        return
+    found = comm.all_gather(_found(path) if os.path.isfile(path) else None)
+    with _shared(path, found) as local:
+        yield local
+
+
+@contextlib.contextmanager
+def same_weights(weights: str, *, for_use: bool = False) -> Iterator[str]:
+    """Gives all processes the same weights to start from, within the context; all must call it.
+
+    Args:
+        weights: As for :class:`SafeCheckpointer`. Only some processes need to be able to read it.
         for_use: As for :func:`check_checkpoint`.
 
     Raises:
-        CheckpointNotFoundError: No process can read ``weights``.
+        CheckpointNotFoundError: No process can read it.
         CheckpointError: As for :func:`check_checkpoint`.
     """
-    path = _last_checkpoint(checkpointer) if resume else ""
     if comm.get_world_size() == 1:
-        if not path:
-            check_checkpoint(weights, for_use=for_use)
-        return Start(path or weights, bool(path))
-    found = comm.all_gather(_found(path) if path else None)
-    if any(found):
-        folder = _share(path, found)
-        return Start(_file_in(folder) if folder else path, True, folder)
-    error = None
+        check_checkpoint(weights, for_use=for_use)
+        yield weights
+        return
+    error, path = None, ""
     try:
         check_checkpoint(weights, for_use=for_use)
         path = local_checkpoint(weights) if weights else ""
     except CheckpointError as reason:
         error = reason
-    found = comm.all_gather(_found(path, iteration=0) if path else None)
+    found = comm.all_gather(_found(path) if path else None)
     if not any(found):
         if error is not None:
             raise error
-        return Start("", False)
-    folder = _share(path, found)
-    return Start(_renamed(weights, _file_in(folder)) if folder else weights, False, folder)
+        yield ""
+        return
+    with _shared(path, found) as local:
+        yield weights if local == path else _renamed(weights, local)
 
 
-def _last_checkpoint(checkpointer: SafeCheckpointer) -> str:
-    return checkpointer.get_checkpoint_file() if checkpointer.has_checkpoint() else ""
-
-
-def _found(path: str, iteration: int | None = None) -> _Found:
-    if iteration is None:
-        match = re.fullmatch(r"model_(\d+)\.pth", os.path.basename(path))
-        iteration = int(match[1]) if match else load_file(path).get("iteration", -1)
+def _found(path: str) -> _Found:
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while content := file.read(_CHUNK):
             digest.update(content)
-    return _Found(iteration, os.path.basename(path), digest.hexdigest())
+    return _Found(os.path.basename(path), digest.hexdigest())
 
 
 def _renamed(weights: str, local: str) -> str:
@@ -120,32 +128,30 @@ def _renamed(weights: str, local: str) -> str:
     return (f"{convention}://" if convention else "") + local + (f"?{options}" if options else "")
 
 
-def _share(path: str, found: list[_Found | None]) -> tempfile.TemporaryDirectory | None:
-    """Sends the newest of the files to the processes that lack it.
+@contextlib.contextmanager
+def _shared(path: str, found: list[_Found | None]) -> Iterator[str]:
+    """Gives the file of the first process that has one to those that do not have the same.
 
-    Returns:
-        A folder with the received file; None if ``path`` is the same file.
+    Args:
+        path: The file of this process.
+        found: The files of all.
     """
-    newest = max(file.iteration for file in found if file)
-    source = next(i for i, file in enumerate(found) if file and file.iteration == newest)
+    source = next(i for i, file in enumerate(found) if file)
     chosen = found[source]
     receivers = [i for i, file in enumerate(found) if file is None or file.digest != chosen.digest]
     if not receivers:
-        return None
+        yield path
+        return
     rank = comm.get_rank()
     logger.warning(
         f"'{chosen.name}' is on the disk of process {source}, but not on those of "
         f"{', '.join(map(str, receivers))}, which receive it"
     )
-    folder = tempfile.TemporaryDirectory() if rank in receivers else None
-    # With its suffix, which tells the format.
-    target = Path(folder.name) / chosen.name if folder else None
-    _broadcast(Path(path) if rank == source else None, target, source)
-    return folder
-
-
-def _file_in(folder: tempfile.TemporaryDirectory) -> str:
-    return str(next(Path(folder.name).iterdir()))
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder, chosen.name)  # with its suffix, which tells the format
+        is_receiver = rank in receivers
+        _broadcast(Path(path) if rank == source else None, copy if is_receiver else None, source)
+        yield str(copy) if is_receiver else path
 
 
 def _broadcast(path: Path | None, target: Path | None, source: int) -> None:

@@ -7,6 +7,7 @@ import logging
 import signal
 import time
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from detectron2.engine import HookBase
 from detectron2.utils import comm
 
 from ..checkpoint import SafeCheckpointer
+from ..checkpoint.run_folder import numbered_name
 from ..plain.stopping import SIGNALS, STOP, Stopped, name_of
 from .processes import control_group
 
@@ -80,11 +82,14 @@ class StopHook(HookBase):
             return
         iteration = self._finished
         if self._checkpointer.saved_iteration != iteration:
-            self._checkpointer.save(f"model_{iteration:07d}", iteration=iteration)
-        logger.info(
-            f"Stopped by {name_of(STOP.signum)} after iteration {iteration}, which is saved in "
-            f"{self._checkpointer.get_checkpoint_file()}: --resume continues from it"
-        )
+            self._checkpointer.save(Path(numbered_name(iteration)).stem, iteration=iteration)
+        stopped = f"Stopped by {name_of(STOP.signum)} after iteration {iteration}"
+        if self._checkpointer.saved_iteration == iteration:
+            path = self._checkpointer.get_checkpoint_file()
+            logger.info(f"{stopped}, which is saved in {path}: --resume continues from it")
+        else:
+            logger.warning(f"{stopped}, which is not saved")
+        STOP.saved_iteration = self._checkpointer.saved_iteration
         STOP.is_told = True
 
 

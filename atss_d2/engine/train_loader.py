@@ -23,8 +23,11 @@ from ..data import DataError
 from ..data.order import GlobalBatches, SamplerBatches, epochs_of
 from ..data.samples import Problem, Sample, SeededSamples
 from ..data.seeding import seeded
+from ..data.shared_dataset import SharedDataset
+from ..data.workers import with_default_workers
 from .bad_images import BadImages
 from .data_check import check_images
+from .datasets import instantiate_dataset
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +65,7 @@ class TrainLoader:
         self.batches = batches
         self._has_own_order = has_own_order
         self._bad_images = bad_images or BadImages()
-        self._loader = DataLoader(
+        loader = DataLoader(
             samples,
             batch_sampler=batches,
             collate_fn=_Collate(collate_fn or trivial_batch_collator),
@@ -70,6 +73,7 @@ class TrainLoader:
             generator=torch.Generator(),  # else it would draw a number from the model's generator
             **kwargs,
         )
+        self._loader = with_default_workers(loader)
 
     def continue_at(self, start_iter: int, *, seed: int) -> None:
         """Moves to the batch of an iteration; to be called before iterating.
@@ -227,7 +231,8 @@ def instantiate_train_loader(
         return instantiate(cfg)
     # A sampler without a seed of its own then draws the same one in a resumed run.
     with contextlib.nullcontext() if seed is None else seeded(seed, SAMPLERS):
-        arguments = {name: instantiate(cfg[name]) for name in cfg if name != "_target_"}
+        arguments = {x: instantiate(cfg[x]) for x in cfg if x not in ("_target_", "dataset")}
+        arguments["dataset"] = instantiate_dataset(cfg.dataset, arguments.get("mapper"), "training")
     own = {"start_iter": start_iter, "bad_images": bad_images}
     return build_train_loader(**{"seed": seed, **arguments, **own})
 
@@ -274,6 +279,8 @@ def _batches(
 
 def _aspect_ratio_groups(dataset) -> np.ndarray | None:
     """Returns 1 for landscape, 0 for portrait images; None if the data set lacks the sizes."""
+    if isinstance(dataset, SharedDataset) and (dataset.aspect_ratio_groups() >= 0).all():
+        return dataset.aspect_ratio_groups()
     groups = np.zeros(len(dataset), np.int8)  # workers get a copy
     for index in range(len(groups)):
         image = dataset[index]

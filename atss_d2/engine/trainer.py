@@ -12,8 +12,7 @@ from typing import Any
 
 import torch
 from detectron2.config import instantiate
-from detectron2.data import DatasetMapper
-from detectron2.engine import HookBase, SimpleTrainer, create_ddp_model, hooks
+from detectron2.engine import HookBase, create_ddp_model, hooks
 from detectron2.evaluation import inference_context, inference_on_dataset, print_csv_format
 from detectron2.utils import comm
 from detectron2.utils.events import JSONWriter, TensorboardXWriter
@@ -22,13 +21,16 @@ from omegaconf import DictConfig, ListConfig
 from torch import nn
 
 from ..checkpoint import SafeCheckpointer
-from ..config import ConfigError
+from ..config import ConfigError, view_of
 from ..plain.stopping import STOP
-from .amp import AMPTrainer
+from .amp import GradScaler
 from .console import FILE_ONLY, ProgressPrinter, quiet_evaluation
-from .data_check import check_categories, check_images, explained, load_test_set
+from .data_check import check_categories, explained
+from .dataset_checks import check_data
+from .datasets import instantiate_test_loader, load_test_set
 from .ema import EMAHook
 from .evaluation_hooks import BaseLRScheduler, BestCheckpoint, TimedEvalHook
+from .evaluator_check import check_config_evaluator
 from .gradient_clipping import GradientClippingHook
 from .models import (
     AutocastModel,
@@ -37,8 +39,12 @@ from .models import (
     build_model_with_tta,
     is_enabled,
 )
+from .nonfinite import StepRecorder
+from .periodic_checkpointer import PeriodicCheckpointer
+from .resuming import find_start, finish, same_optimizer
 from .rng import RunSeed, StepSeeds, preserved_rng
-from .same_start import find_start
+from .same_start import same_checkpoint, same_weights
+from .step import StepTrainer
 from .stopping import ShieldedLoader, StopHook
 from .train_loader import instantiate_train_loader
 
@@ -77,7 +83,7 @@ def _evaluate(cfg: DictConfig, model: nn.Module, suffix: str = "") -> dict[str, 
     if cfg.train.get("amp", {}).get("inference", False):
         model = AutocastModel(model, autocast_dtype(cfg))
     with explained(cfg, "test"):
-        loader = ShieldedLoader(instantiate(cfg.dataloader.test), ends_together=True)
+        loader = ShieldedLoader(instantiate_test_loader(cfg.dataloader.test), ends_together=True)
     with STOP.immediate():
         results = inference_on_dataset(model, loader, instantiate(cfg.dataloader.evaluator))
     results = {f"{task}{suffix}": result for task, result in results.items()}
@@ -101,11 +107,13 @@ def do_train(cfg: DictConfig, *, resume: bool = False) -> dict[str, Any]:
 
     Args:
         cfg: A config with Detectron2's five keys. It is not changed.
-        resume: Continue from ``last_checkpoint`` in ``train.output_dir``, if there is one: weights,
-            optimizer, schedule, iteration, order of images and augmentations.
+        resume: Continue from the newest whole checkpoint in ``train.output_dir``, if there is one:
+            weights, optimizer, schedule, iteration, order of images and augmentations. Otherwise,
+            checkpoints of an earlier run are moved to a subfolder.
 
     Returns:
-        Results of the evaluation after the last iteration.
+        Results of the evaluation after the last iteration; if that was done before, those that it
+        has written into ``metrics.json``.
 
     Raises:
         FileNotFoundError: There is no file ``train.init_checkpoint``.
@@ -115,6 +123,12 @@ def do_train(cfg: DictConfig, *, resume: bool = False) -> dict[str, Any]:
     """
     cfg = copy.deepcopy(cfg)  # the optimizer's node gets the model
     check_categories(cfg)
+    start = find_start(view_of(cfg), resume=resume)
+    if start.results is not None:
+        return start.results
+    resume = start.checkpoint is not None
+    check_data(cfg)
+    recorder = StepRecorder(copy.deepcopy(cfg), cfg.train.output_dir)
     model = build_model(cfg)
     logger.info(f"Model:\n{model}", extra=FILE_ONLY)
     num_parameters = sum(p.numel() for p in model.parameters())
@@ -126,6 +140,7 @@ def do_train(cfg: DictConfig, *, resume: bool = False) -> dict[str, Any]:
         group.update({k: tuple(v) for k, v in group.items() if isinstance(v, ListConfig)})
 
     trainer = _build_trainer(cfg, model, optimizer)
+    trainer.keep_step = recorder
     # Built after the trainer, which gives the models of all processes the same weights.
     ema = EMAHook(model, decay=cfg.train.ema.decay) if is_enabled(cfg, "ema") else None
     evaluated = model if ema is None else ema.model
@@ -134,9 +149,9 @@ def do_train(cfg: DictConfig, *, resume: bool = False) -> dict[str, Any]:
         checkpointer.add_checkpointable("trained_model", model)
     seed = RunSeed(cfg.train.get("seed", -1))
     checkpointer.add_checkpointable("run_seed", seed)
-    # Before minutes of checking data.
-    start = find_start(checkpointer, cfg.train.init_checkpoint, resume=resume)
-    resume = start.is_resumed
+    if not resume:  # before minutes of checking data
+        with same_weights(cfg.train.init_checkpoint):
+            pass
     results: dict[str, Any] = {}
     best = None
     if is_enabled(cfg, "best_checkpoint"):
@@ -165,9 +180,13 @@ def do_train(cfg: DictConfig, *, resume: bool = False) -> dict[str, Any]:
     trainer.register_hooks(
         _build_hooks(cfg, model, checkpointer, ema, best, evaluate, expected_seconds)
     )
-    start.load(checkpointer)
-    # The checkpoint has the last finished iteration; training starts with the next one.
-    start_iter = trainer.iter + 1 if resume else 0
+    if resume:
+        with same_checkpoint(start.checkpoint.path) as path, same_optimizer(optimizer):
+            checkpointer.resume_from(path)
+    else:
+        with same_weights(cfg.train.init_checkpoint) as path:
+            checkpointer.resume_or_load(path, resume=False)
+    start_iter = start.iteration
 
     if start_iter and not seed.continues:
         logger.warning(
@@ -183,7 +202,10 @@ def do_train(cfg: DictConfig, *, resume: bool = False) -> dict[str, Any]:
     if best is not None:
         best.categories = checkpointer.categories
     try:
-        trainer.train(start_iter, cfg.train.max_iter)
+        if start_iter < cfg.train.max_iter:
+            trainer.train(start_iter, cfg.train.max_iter)
+        else:
+            finish(trainer, start_iter)
     finally:
         trainer.reset_data_loader(lambda: None)  # ends the loader's processes now
     return results
@@ -199,10 +221,9 @@ def _try_evaluation(cfg: DictConfig, model: nn.Module) -> float:
         DataError: Annotations or images are missing or cannot be read.
     """
     dataset, mapper = load_test_set(cfg)
+    check_config_evaluator(cfg, dataset)
     if not dataset or mapper is None:
         return 0.0
-    if isinstance(mapper, DatasetMapper):  # other mappers may read anything
-        check_images(dataset, "test")
     with preserved_rng(), inference_context(model), torch.no_grad():
         inputs = [mapper(dataset[i]) for i in range(min(3, len(dataset)))]
         model(inputs[:1])  # the very first call takes longer
@@ -215,23 +236,31 @@ def _try_evaluation(cfg: DictConfig, model: nn.Module) -> float:
 
 def _build_trainer(
     cfg: DictConfig, model: nn.Module, optimizer: torch.optim.Optimizer
-) -> SimpleTrainer:
+) -> StepTrainer:
     """Builds a trainer without a data loader, as the order of images depends on the checkpoint."""
-    device = next(model.parameters()).device
+    device_type = next(model.parameters()).device.type
     ddp_args = dict(cfg.train.ddp)
-    if device.type == "cpu":
+    if device_type == "cpu":
         ddp_args["device_ids"] = None
-    if not is_enabled(cfg, "amp"):
-        return SimpleTrainer(create_ddp_model(model, **ddp_args), None, optimizer)
-    dtype = autocast_dtype(cfg)
-    if dtype == torch.bfloat16:  # needs no loss scaling
-        model = AutocastModel(create_ddp_model(model, **ddp_args), dtype)
-        return SimpleTrainer(model, None, optimizer)
-    if device.type == "cpu":
-        raise ValueError(
+    dtype = autocast_dtype(cfg) if is_enabled(cfg, "amp") else None
+    if dtype == torch.float16 and device_type == "cpu":
+        raise ConfigError(
             "train.amp.dtype=float16 needs a GPU; on the CPU use train.amp.dtype=bfloat16"
         )
-    return AMPTrainer(create_ddp_model(model, **ddp_args), None, optimizer)
+    trainer = StepTrainer(
+        create_ddp_model(model, **ddp_args),
+        None,
+        optimizer,
+        autocast_dtype=dtype,
+        # bfloat16 needs no loss scaling.
+        grad_scaler=GradScaler(device_type) if dtype == torch.float16 else None,
+        accumulate=cfg.train.get("accumulate", 1),
+        max_skips=cfg.train.get("nonfinite", {}).get("max_skips", 0),
+    )
+    batch_size = cfg.dataloader.train.get("total_batch_size")
+    if batch_size:  # an uneven one is an error before the data are loaded
+        trainer.micro_batches.split(range(batch_size // comm.get_world_size()))
+    return trainer
 
 
 def _build_hooks(
@@ -256,7 +285,7 @@ def _build_hooks(
         ema,
         *_own_hooks(cfg),
         # Before the evaluation, so that the checkpoint is saved even if the evaluation fails.
-        hooks.PeriodicCheckpointer(checkpointer, **cfg.train.checkpointer) if is_main else None,
+        PeriodicCheckpointer(checkpointer, **cfg.train.checkpointer) if is_main else None,
         StopHook(checkpointer),
         evaluation,
         best,

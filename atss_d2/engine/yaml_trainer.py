@@ -10,27 +10,33 @@ import weakref
 from collections.abc import Iterable
 from unittest import mock
 
+import torch
 from detectron2.config import CfgNode
-from detectron2.data import build_detection_test_loader
 from detectron2.data.build import _train_loader_from_config
 from detectron2.data.samplers import TrainingSampler
-from detectron2.engine import DefaultTrainer, create_ddp_model, defaults
-from detectron2.engine.hooks import EvalHook
+from detectron2.engine import DefaultTrainer, create_ddp_model, defaults, hooks
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from torch import nn
 
 from ..checkpoint import SafeCheckpointer
-from ..config import view_of
-from ..data import BoxDatasetMapper
+from ..config import ConfigError, view_of
+from ..data import BoxDatasetMapper, build_test_loader
 from ..data.seeding import seeded
 from ..modeling import DenseDetectorWithTTA
 from ..plain.stopping import STOP
-from .amp import Detectron2AMPTrainer, with_grad_scaler
+from .amp import GradScaler
 from .data_check import explained
+from .dataset_checks import check_data
+from .datasets import load_test_set_of, load_training_set
 from .evaluation import build_evaluator
+from .evaluator_check import check_yaml_evaluators
+from .nonfinite import StepRecorder
+from .periodic_checkpointer import PeriodicCheckpointer
+from .resuming import Start, find_start, finish, same_optimizer
 from .rng import RunSeed, StepSeeds
-from .same_start import find_start
+from .same_start import same_checkpoint, same_weights
+from .step import StepTrainer
 from .stopping import ShieldedLoader, StopHook
 from .train_loader import SAMPLERS, TrainLoader, build_train_loader
 
@@ -44,37 +50,69 @@ class Trainer(DefaultTrainer):
     :func:`atss_d2.engine.evaluation.build_evaluator`.
     """
 
+    _start = Start()
+
     def __init__(self, cfg: CfgNode) -> None:
+        """Checks the data, then builds what :class:`StepTrainer` takes.
+
+        Raises:
+            DataError: A data set has errors, or cannot be evaluated.
+        """
+        if cfg.SOLVER.AMP.ENABLED and cfg.MODEL.DEVICE == "cpu":
+            raise ConfigError(
+                "SOLVER.AMP.ENABLED is float16, which needs a GPU: set it to False, or use a "
+                "LazyConfig with train.amp.dtype=bfloat16"
+            )
+        names = {"train": "build_train_loader", "test": "build_test_loader"}
+        own = [x for x, name in names.items() if not _is_same(type(self), Trainer, name)]
+        check_data(cfg, own_loaders=own)
         self._seed = RunSeed(cfg.SEED)
         with contextlib.ExitStack() as stack:
             if cfg.MODEL.DEVICE == "cpu":  # Detectron2 gives the number of a GPU to every process
                 on_cpu = functools.partial(create_ddp_model, device_ids=None)
                 stack.enter_context(mock.patch.object(defaults, "create_ddp_model", on_cpu))
             super().__init__(cfg)
-
-    def train(self) -> dict | None:
-        """Trains as Detectron2 does, and ends the loader's processes."""
-        self.data_loader = ShieldedLoader(self.data_loader)
-        try:
-            return super().train()
-        finally:
-            self._trainer.reset_data_loader(lambda: None)
+        check_yaml_evaluators(cfg, self.build_evaluator)
+        scaler = getattr(self._trainer, "grad_scaler", None)
+        self._trainer = StepTrainer(
+            self.model,
+            self.data_loader,
+            self.optimizer,
+            autocast_dtype=torch.float16 if scaler is not None else None,
+            grad_scaler=GradScaler() if scaler is not None else None,
+        )
+        self._trainer.keep_step = StepRecorder(cfg, cfg.OUTPUT_DIR)
 
     def resume_or_load(self, resume: bool = True) -> None:
-        """Loads the same checkpoint in all processes, and moves order and augmentations to it."""
-        start = find_start(self.checkpointer, self.cfg.MODEL.WEIGHTS, resume=resume)
-        start.load(self.checkpointer)
-        if start.is_resumed:
-            self.start_iter = self.iter + 1
+        """Resumes from the newest whole checkpoint, or begins with ``cfg.MODEL.WEIGHTS``.
+
+        If the run is finished, :meth:`train` does only what is missing.
+        """
+        self._start = find_start(view_of(self.cfg), resume=resume)
+        self.start_iter = self._start.iteration
+        if self._start.checkpoint is None:
+            with same_weights(self.cfg.MODEL.WEIGHTS) as path:
+                self.checkpointer.resume_or_load(path, resume=False)
+        else:
+            path = self._start.checkpoint.path
+            with same_checkpoint(path) as path, same_optimizer(self._trainer.optimizer):
+                self.checkpointer.resume_from(path)
         if isinstance(self.data_loader, TrainLoader):
             self.data_loader.continue_at(self.start_iter, seed=self._seed.value)
+        if self._start.results is not None:
+            self._last_eval_results = self._start.results
 
-    def load_state_dict(self, state_dict: dict) -> None:
-        """Loads a state; with ``SOLVER.AMP.ENABLED`` also that of a run without loss scaling."""
-        if isinstance(self._trainer, Detectron2AMPTrainer):
-            state = with_grad_scaler(state_dict["_trainer"], self._trainer)
-            state_dict = {**state_dict, "_trainer": state}
-        super().load_state_dict(state_dict)
+    def train(self) -> dict | None:
+        """Trains as Detectron2's trainer does, or evaluates a run whose iterations are done."""
+        if self._start.results is not None:
+            return None
+        self.data_loader = ShieldedLoader(self.data_loader)
+        try:
+            if self.start_iter < self.max_iter:
+                return super().train()
+            return finish(self, self.start_iter)
+        finally:
+            self._trainer.reset_data_loader(lambda: None)  # ends the loader's processes now
 
     def build_hooks(self) -> list:
         """Builds Detectron2's hooks after replacing the checkpointer, which they use, by ours."""
@@ -83,9 +121,16 @@ class Trainer(DefaultTrainer):
         )
         self.checkpointer.categories = view_of(self.cfg).categories
         self.checkpointer.add_checkpointable("run_seed", self._seed)
-        hooks = [StepSeeds(self._seed), *super().build_hooks()]
-        place = next(i for i, hook in enumerate(hooks) if isinstance(hook, EvalHook))
-        return [*hooks[:place], StopHook(self.checkpointer), *hooks[place:]]
+        ours = PeriodicCheckpointer(self.checkpointer, self.cfg.SOLVER.CHECKPOINT_PERIOD)
+        found = [
+            StepSeeds(self._seed),
+            *(
+                ours if type(hook) is hooks.PeriodicCheckpointer else hook
+                for hook in super().build_hooks()
+            ),
+        ]
+        place = next(i for i, hook in enumerate(found) if isinstance(hook, hooks.EvalHook))
+        return [*found[:place], StopHook(self.checkpointer), *found[place:]]
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> Iterable[list[dict]]:
@@ -97,7 +142,8 @@ class Trainer(DefaultTrainer):
         mapper = BoxDatasetMapper(cfg, is_train=True)
         # A sampler without a seed of its own then draws the same one in a resumed run.
         with explained(cfg, "train"), seeded(seed, SAMPLERS):
-            arguments = _train_loader_from_config(cfg, mapper=mapper)
+            dataset = load_training_set(cfg, mapper)
+            arguments = _train_loader_from_config(cfg, mapper=mapper, dataset=dataset)
             if type(arguments["sampler"]) is TrainingSampler:
                 arguments["sampler"] = None  # the default, which takes the seed of the run
             return build_train_loader(**arguments, seed=seed)
@@ -107,7 +153,11 @@ class Trainer(DefaultTrainer):
         """Builds Detectron2's test loader with our mapper."""
         mapper = BoxDatasetMapper(cfg, is_train=False)
         with explained(cfg, "test"):
-            loader = build_detection_test_loader(cfg, dataset_name, mapper=mapper)
+            loader = build_test_loader(
+                load_test_set_of(cfg, dataset_name, mapper),
+                mapper=mapper,
+                num_workers=cfg.DATALOADER.NUM_WORKERS,
+            )
         return ShieldedLoader(loader, ends_together=True)
 
     @classmethod
@@ -133,3 +183,7 @@ class Trainer(DefaultTrainer):
         ]
         results = cls.test(cfg, DenseDetectorWithTTA(cfg, model), evaluators)
         return {f"{task}_TTA": result for task, result in results.items()}
+
+
+def _is_same(one: type, other: type, name: str) -> bool:
+    return getattr(getattr(one, name), "__func__", None) is getattr(other, name).__func__

@@ -1,9 +1,10 @@
 """Merges the detections of one image by voting instead of suppression.
 
 Overlapping detections form a group around the best of them, the leader; the mean of its members
-becomes the box of the group. All classes are merged at once.
+becomes the box of the group. Classes are taken apart: only detections of a class, and the few
+hundred of a block, are compared.
 
-Shapes: D detections.
+Shapes: D detections, B of a block, P earlier leaders of its first class.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from detectron2.structures import Boxes, pairwise_iou
 from torch import Tensor
 
 from .precision import widen
+
+_BLOCK = 512  # detections that are compared with each other at a time
 
 
 def vote(
@@ -34,7 +37,7 @@ def vote(
 
     Returns:
         boxes, scores and classes of the groups, best score first. Geometry is in at least float32;
-        time and memory are those of the D x D matrix of IoUs.
+        memory grows with the number of detections, time with the square of that of a class.
     """
     groups = _find_groups(boxes, scores, classes, iou_thresh)
     is_leader = groups.is_leader
@@ -102,25 +105,55 @@ def _find_groups(boxes: Tensor, scores: Tensor, classes: Tensor, iou_thresh: flo
     """Sorts the detections and finds their leaders.
 
     A detection leads unless its IoU with an earlier leader reaches ``iou_thresh``: greedy NMS keeps
-    the same detections. Leaders are found from the matrix of IoUs that the groups need anyway, so
-    that both agree to the last bit: torchvision's NMS suppresses above the threshold instead of at
-    it, and its IoU is rounded differently on some devices.
+    the same detections. Leaders are found from the IoUs that the groups need anyway, so that both
+    agree to the last bit: torchvision's NMS suppresses above the threshold instead of at it, and
+    its IoU is rounded differently on some devices.
+
+    Sorted by class, detections are settled a block at a time: each is compared with its block and
+    with the earlier leaders of the class that a block continues.
     """
     scores, order = widen(scores).sort(descending=True, stable=True)
     boxes, classes = widen(boxes)[order], classes[order]
-    ious = pairwise_iou(Boxes(boxes), Boxes(boxes))  # (D, D)
-    # [i, j]: i comes before j and takes it if i is a leader.
-    takes = ((ious >= iou_thresh) & (classes[:, None] == classes)).triu(diagonal=1)
+    by_class = classes.argsort(stable=True)  # (D,), best first within a class
+    sorted_boxes, sorted_classes = boxes[by_class], classes[by_class]
+    positions = torch.arange(len(classes), device=classes.device)
+    leaders, leader_ious = torch.empty_like(positions), torch.empty_like(scores)  # by class
+    firsts = torch.searchsorted(sorted_classes, sorted_classes[::_BLOCK].contiguous()).tolist()
+    for first, start in zip(firsts, range(0, len(classes), _BLOCK)):
+        block = positions[start : start + _BLOCK]  # (B,)
+        earlier = positions[first:start]
+        earlier = earlier[leaders[first:start] == earlier]
+        takers = torch.cat((earlier, block))  # (P + B,)
+        ious = pairwise_iou(Boxes(sorted_boxes[takers]), Boxes(sorted_boxes[block]))  # (P + B, B)
+        is_taken = ious >= iou_thresh
+        is_taken &= sorted_classes[takers][:, None] == sorted_classes[block]
+        is_taken &= takers[:, None] < block
+        taker = _first_leader(is_taken)
+        leaders[block], leader_ious[block] = takers[taker], ious[taker, block - start]
+    # Back to the order of scores.
+    leaders = torch.empty_like(leaders).index_copy_(0, by_class, by_class[leaders])
+    leader_ious = torch.empty_like(leader_ious).index_copy_(0, by_class, leader_ious)
+    return _Groups(boxes, scores, classes, leaders, leader_ious)
+
+
+def _first_leader(is_taken: Tensor) -> Tensor:
+    """Returns for each detection of a block (B,) the row of its leader; a leader's is its own.
+
+    Args:
+        is_taken: (P + B, B), whether a row takes a column if it is a leader: P leaders, then the
+            detections of the block, which only take later ones.
+    """
+    num_rows, num = is_taken.shape
+    is_leader = is_taken.new_ones(num_rows)
     # Each round settles the next member of every chain "a takes b, which would have taken c"; the
     # few rounds that the longest chain needs run for all classes at once.
-    is_leader = torch.ones_like(classes, dtype=torch.bool)
     while True:
-        previous, is_leader = is_leader, ~(takes & is_leader[:, None]).any(dim=0)
+        previous = is_leader
+        is_leader = is_leader.clone()
+        is_leader[num_rows - num :] = ~(is_taken & previous[:, None]).any(dim=0)
         if torch.equal(is_leader, previous):
             break
-    takes = takes & is_leader[:, None]
-    takes |= torch.diag(is_leader)
+    is_taken = is_taken & is_leader[:, None]
+    is_taken[num_rows - num :].diagonal().copy_(is_leader[num_rows - num :])
     # The first of several leaders, which is the best: argmax returns the first of equal values.
-    leaders = takes.byte().argmax(dim=0) if len(boxes) else torch.zeros_like(classes)
-    leader_ious = ious[leaders, torch.arange(len(leaders), device=leaders.device)]
-    return _Groups(boxes, scores, classes, leaders, leader_ious)
+    return is_taken.byte().argmax(dim=0)

@@ -233,7 +233,7 @@ def test_only_an_equal_model_is_resumed(tmp_path, model):
         if "lacks" in message:  # elsewhere a warning
             checkpointer.load(str(tmp_path / "whole.pth"))
     (tmp_path / "last_checkpoint").write_text("gone.pth")
-    with pytest.raises(FileNotFoundError, match="no checkpoint at '.*gone.pth'"):
+    with pytest.raises(CheckpointError, match=r"last_checkpoint' names 'gone.pth', which is not"):
         checkpointer.resume_or_load("", resume=True)
 
 

@@ -55,6 +55,7 @@ def test_commands_are_listed():
         ("tools/predict_exported.py", "predict-exported"),
         ("tools/convert_weights.py", "convert-weights"),
         ("tools/start_project.py", "start-project"),
+        ("tools/check_dataset.py", "check-dataset"),
     ],
 )
 def test_doors_open_the_same_commands(door, command):

@@ -142,7 +142,7 @@ def test_keys_and_defaults_are_those_of_the_signatures(name):
     cfg = add_keys()
     node = cfg.MODEL.ATSS[name] if name else cfg.MODEL.ATSS
     keys = {key: value for key, value in node.items() if not isinstance(value, CfgNode)}
-    for key in ("NUM_CLASSES", "CATEGORIES", "BOX_CODER", "NAME", "HEAD_IN_FEATURES"):
+    for key in ("NUM_CLASSES", "CATEGORIES", "CHECK_DATA", "BOX_CODER", "NAME", "HEAD_IN_FEATURES"):
         keys.pop(key, None)  # choices, and what belongs to the data
     defaults = {
         argument.upper(): parameter.default
@@ -261,7 +261,7 @@ def other_value(key, value):
 DEFAULTS = flatten(add_keys().MODEL.ATSS)
 
 
-@pytest.mark.parametrize("key", sorted(DEFAULTS.keys() - {"CATEGORIES"}))
+@pytest.mark.parametrize("key", sorted(DEFAULTS.keys() - {"CATEGORIES", "CHECK_DATA"}))
 def test_every_key_has_an_effect(key):
     if key in EFFECTS:
         value, read, expected = EFFECTS[key]

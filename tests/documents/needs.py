@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 from collections.abc import Callable
 
@@ -10,6 +11,9 @@ from omegaconf import DictConfig
 
 from atss_d2 import get_config
 from atss_d2.engine import build_model
+from atss_d2.engine.nonfinite import Step, StepRecorder
+from atss_d2.engine.rng import random_states
+from tests import detector
 from tests import foreign_checkpoints as foreign
 from tests.documents.blocks import read
 from tests.documents.checkout import Checkout
@@ -89,6 +93,15 @@ def _own_configs(checkout: Checkout) -> None:
     )
 
 
+def _bad_step(checkout: Checkout) -> None:
+    """``output/nonfinite_0000002`` of an image without boxes."""
+    cfg = get_config("demo/atss_mobilenetv2_trees")
+    model = build_model(cfg)
+    step = Step(2, [detector.image()], {"loss_cls": math.nan}, math.nan, random_states())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    StepRecorder(cfg, str(checkout.folder / "output"))(step, model, optimizer)
+
+
 NEEDS: dict[str, tuple[Callable[[Checkout], None], ...]] = {
     "README.md": (Checkout.add_photographs, _repository, _coco_model),
     "docs/ablations.md": (Checkout.add_coco, Checkout.add_r50, _demo_model, _shapes_model),
@@ -104,5 +117,5 @@ NEEDS: dict[str, tuple[Callable[[Checkout], None], ...]] = {
     "docs/custom_dataset.md": (Checkout.add_own_data, Checkout.add_r50),
     "docs/deployment.md": (Checkout.add_photographs, _demo_model),
     "docs/prediction.md": (Checkout.add_photographs, _demo_model),
-    "docs/training.md": (Checkout.add_coco, Checkout.add_r50),
+    "docs/training.md": (Checkout.add_coco, Checkout.add_r50, _bad_step),
 }

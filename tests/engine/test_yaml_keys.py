@@ -10,15 +10,17 @@ import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_pascal_voc
-from detectron2.evaluation import COCOEvaluator, PascalVOCDetectionEvaluator
+from detectron2.evaluation import PascalVOCDetectionEvaluator
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 
 from atss_d2 import DenseDetectorWithTTA
 from atss_d2.checkpoint import apply_convention
-from atss_d2.config import get_cfg, load_config
+from atss_d2.config import ConfigError, get_cfg, load_config
 from atss_d2.data import DataError
 from atss_d2.engine import Trainer
+from atss_d2.engine.amp import GradScaler
+from atss_d2.engine.coco_evaluation import FastCOCOEvaluator
 from atss_d2.engine.evaluation import build_evaluator
 from atss_d2.modeling import build as module
 from tests import detector, toy
@@ -143,7 +145,7 @@ def test_coco(tmp_path, kind):
         evaluator = build_evaluator(name, str(tmp_path))
     finally:
         MetadataCatalog.remove(name)
-    assert type(evaluator) is COCOEvaluator
+    assert type(evaluator) is FastCOCOEvaluator
     assert evaluator._output_dir == str(tmp_path)
 
 
@@ -219,13 +221,20 @@ def test_vis_period_of_a_lazy_config(tmp_path):
 
 
 def test_resuming_a_yaml_run_in_float16(tmp_path, caplog):
-    """Detectron2's trainer of yaml configs steps on a GPU only, but its state loads anywhere."""
+    """It steps on a GPU only, but its state loads anywhere."""
     trainer = Trainer(toy_cfg(tmp_path, "DATASETS.TEST", ()))
     state = trainer.state_dict()
     assert "grad_scaler" not in state["_trainer"]
-    scaling = Trainer(toy_cfg(tmp_path, "DATASETS.TEST", (), "SOLVER.AMP.ENABLED", True))
-    scaling._trainer.grad_scaler = torch.amp.GradScaler("cpu")
+    trainer._trainer.grad_scaler = GradScaler("cpu")
     with caplog.at_level(logging.WARNING):
-        scaling.load_state_dict(state)
+        trainer.load_state_dict(state)
     assert "gradient scaler starts with its initial scale" in caplog.text
-    trainer.load_state_dict(scaling.state_dict())  # and back
+    state = trainer.state_dict()
+    assert "scale" in state["_trainer"]["grad_scaler"]
+    trainer._trainer.grad_scaler = None
+    trainer.load_state_dict(state)  # and back
+
+
+def test_float16_on_the_cpu(tmp_path):
+    with pytest.raises(ConfigError, match=r"SOLVER\.AMP\.ENABLED is float16, which needs a GPU"):
+        Trainer(toy_cfg(tmp_path, "SOLVER.AMP.ENABLED", True))

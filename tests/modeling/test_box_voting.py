@@ -6,8 +6,10 @@ from detectron2.layers import batched_nms
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from atss_d2.modeling import box_voting
 from atss_d2.modeling.box_voting import soft_vote, vote
 from tests import reference, reference_voting
+from tests.allocations import Allocations
 
 published = reference.published()
 
@@ -93,6 +95,36 @@ def test_soft_vote_is_the_loop(scene, iou_thresh, score_thresh):
     found = soft_vote(*scene, iou_thresh=iou_thresh, score_thresh=score_thresh)
     expected = loop(*scene, iou_thresh=iou_thresh, soft_score_thresh=score_thresh)
     assert_same(found, expected)
+
+
+def crowded_scene(num, num_classes, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    boxes = torch.rand(num, 4, generator=generator) * 60
+    boxes[:, 2:] += boxes[:, :2]
+    scores = torch.rand(num, generator=generator).mul(8).round() / 8  # many are equal
+    return boxes, scores, torch.randint(num_classes, (num,), generator=generator)
+
+
+@pytest.mark.parametrize("merge", MERGES)
+@pytest.mark.parametrize("block", [1, 3, 17, 64])
+def test_blocks_change_no_bit(merge, block, monkeypatch):
+    scene = crowded_scene(150, 4, seed=block)
+    monkeypatch.setattr(box_voting, "_BLOCK", 1000)  # all compared with all
+    expected = merge(*scene, iou_thresh=0.5)
+    monkeypatch.setattr(box_voting, "_BLOCK", block)
+    for found, wanted in zip(merge(*scene, iou_thresh=0.5), expected):
+        assert torch.equal(found, wanted)
+    assert len(vote(*scene, iou_thresh=0.5)[0]) < 150  # some were merged
+
+
+def test_memory_does_not_grow_with_the_square_of_the_detections():
+    peaks = []
+    for num in (2000, 8000):
+        with Allocations() as allocations:
+            vote(*crowded_scene(num, 80))
+        peaks.append(allocations.peak_bytes)
+    assert peaks[1] < 2 * peaks[0]
+    assert peaks[1] < 20e6  # the IoUs of all pairs alone take 256 MB
 
 
 def test_leaders_are_what_nms_keeps():

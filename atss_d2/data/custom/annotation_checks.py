@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from typing import Any
 
+from ..checks.boxes import (
+    FAULTS,
+    describer,
+    find_convention,
+    find_faults,
+    is_partly_outside,
+)
+from ..checks.findings import KINDS, Example, inflect
+from ..checks.table import Table, is_hashable, table_of_coco, to_numbers
 from ..errors import DataError
-from .checked import Checked, Finding
-
-_CLIP = 1.0  # pixels that a box may extend outside its image unreported, because of rounding
+from .checked import Checked
 
 
 def check_annotations(checked: Checked) -> None:
@@ -22,64 +28,55 @@ def check_annotations(checked: Checked) -> None:
         DataError: Most annotations cannot be used, or the boxes are not in COCO's format.
     """
     place, content = checked.source.place, checked.content
-    all_ids = {entry.get("id") for entry in checked.source.content["images"]}
-    sizes = {entry["id"]: (entry["width"], entry["height"]) for entry in content["images"]}
-    names = {entry["id"]: f"'{entry['file_name']}'" for entry in content["images"]}
-    known = {category["id"] for category in content["categories"]}
-    cases: dict[str, list[str]] = {
-        key: []
-        for key in ("image", "category", "values", "area", "outside", "clip", "double", "ignore")
-    }
-    kept, seen = [], set()
+    listed = {x for x in (e.get("id") for e in checked.source.content["images"]) if is_hashable(x)}
     _box_polygons(checked)
-    _refuse_other_boxes(checked, sizes)
-    for annotation in content["annotations"]:
-        image_id, category_id = annotation.get("image_id"), annotation.get("category_id")
-        if image_id not in sizes:
-            if image_id not in all_ids:
-                cases["image"].append(f"image_id {image_id!r}")
-            continue  # otherwise its image was left out, which is already reported
-        box = annotation.get("bbox")
-        if category_id not in known:
-            cases["category"].append(f"category_id {category_id!r}")
-        elif not _is_box(box):
-            cases["values"].append(f"{box!r} in {names[image_id]}")
-        elif box[2] <= 0 or box[3] <= 0:
-            cases["area"].append(f"{box!r} in {names[image_id]}")
-        else:
-            clipped = _clip(box, *sizes[image_id])
-            if clipped is None:
-                cases["outside"].append(f"{box!r} in {names[image_id]}")
-                continue
-            new = {"iscrowd": 0, "area": box[2] * box[3], **annotation}
-            if clipped != box:
-                cases["clip"].append(f"{box!r} in {names[image_id]}")
-                new.update(bbox=clipped, area=min(new["area"], clipped[2] * clipped[3]))
-            if new.pop("ignore", 0):
-                cases["ignore"].append(names[image_id])
-                new["iscrowd"] = 1
-            key = (image_id, category_id, *clipped)
-            if key in seen:
-                cases["double"].append(f"{box!r} in {names[image_id]}")
-                continue
-            seen.add(key)
-            checked.is_changed |= new != annotation
-            kept.append(new)
-    left_out = {
-        "image": "annotation{s} {are} of images that the file does not list",
-        "category": "annotation{s} {are} of classes that the file does not list",
-        "values": "box{es} {are} not four finite numbers",
-        "area": "box{es} {have} no area",
-        "outside": "box{es} {are} outside of the image",
-        "double": "annotation{s} {have} the class and box of another",
-    }
-    num_bad = sum(len(cases[key]) for key in left_out if key != "double")
-    if 2 * num_bad > len(content["annotations"]) or not kept:
-        key = max(left_out, key=lambda key: len(cases[key]))
-        if cases[key]:
+    annotations = content["annotations"]
+    table = table_of_coco(content["images"], annotations, content["categories"])
+    _refuse_other_boxes(checked, table)
+    faults = find_faults(table)
+    is_partly_out = is_partly_outside(table)
+    cases: dict[str, list[Example]] = {code: [] for code in (*FAULTS, "box_clip", "ignore")}
+    cases["box_double"] = []
+    kept, seen = [], set()
+    for i, annotation in enumerate(annotations):
+        code = FAULTS[faults[i]] if faults[i] >= 0 else ""
+        if code == "annotation_image":
+            image_id = annotation.get("image_id")
+            if is_hashable(image_id) and image_id in listed:
+                continue  # its image was left out, which is already reported
+        if code:
+            cases[code].append(describer(table, code)(i))
+            continue
+        box, image_id = annotation["bbox"], annotation["image_id"]
+        example = describer(table)(i)
+        new = {"iscrowd": 0, **annotation}
+        if not isinstance(new.get("area"), int | float) or not new["area"] >= 0:
+            new["area"] = box[2] * box[3]
+        if new["iscrowd"] not in (0, 1):
+            new["iscrowd"] = int(new["iscrowd"] not in ("0", None))
+        if is_partly_out[i]:
+            cases["box_clip"].append(example)
+            index = table.image_idxs[i]
+            new["bbox"] = clip(box, table.widths[index], table.heights[index])
+            new["area"] = min(new["area"], new["bbox"][2] * new["bbox"][3])
+        if new.pop("ignore", 0):
+            cases["ignore"].append(example)
+            new["iscrowd"] = 1
+        key = (image_id, annotation["category_id"], *new["bbox"])
+        if key in seen:
+            cases["box_double"].append(example)
+            continue
+        seen.add(key)
+        checked.is_changed |= new != annotation
+        kept.append(new)
+    num_bad = sum(len(cases[code]) for code in FAULTS)
+    if 2 * num_bad > len(annotations) or not kept:
+        code = max(FAULTS, key=lambda code: len(cases[code]))
+        if cases[code]:
+            what = inflect(KINDS[code].what, 2)
             raise DataError(
-                f"'{place}': {len(cases[key])} of {len(content['annotations'])} annotations "
-                f"cannot be used: {Finding(2, left_out[key], ()).phrase}, e.g. {cases[key][0]}"
+                f"'{place}': {len(cases[code])} of {len(annotations)} annotations cannot be used: "
+                f"{what}, e.g. {cases[code][0]}"
             )
         raise DataError(f"'{place}': no annotation belongs to an image that can be used")
     if all(annotation["iscrowd"] for annotation in kept):
@@ -87,16 +84,19 @@ def check_annotations(checked: Checked) -> None:
             f"'{place}': all {len(kept)} annotations are iscrowd regions, which are not objects: "
             "set iscrowd to 0 where single objects are meant"
         )
-    for key, what in left_out.items():
-        checked.report(cases[key], what, "left out", changes=True)
-    checked.report(
-        cases["clip"], "box{es} {are} partly outside of the image", "clipped", changes=True
-    )
-    checked.report(
-        cases["ignore"], "annotation{s} {have} the key ignore", "now iscrowd regions", changes=True
-    )
+    for code in (*FAULTS, "box_double"):
+        checked.report(cases[code], code, "left out", changes=True)
+    checked.report(cases["box_clip"], "box_clip", "clipped", changes=True)
+    checked.report(cases["ignore"], "ignore", "now iscrowd regions", changes=True)
     _renumber(checked, kept)
     content["annotations"] = kept
+
+
+def clip(box: list[float], width: float, height: float) -> list[float]:
+    """Clips x y w h to the image, whose size consists of whole pixels."""
+    x0, y0 = max(box[0], 0), max(box[1], 0)
+    x1, y1 = min(box[0] + box[2], int(width)), min(box[1] + box[3], int(height))
+    return [x0, y0, x1 - x0, y1 - y0]
 
 
 def _box_polygons(checked: Checked) -> None:
@@ -127,54 +127,25 @@ def _box_polygons(checked: Checked) -> None:
     )
 
 
-def _is_box(box: Any) -> bool:
-    return (
-        isinstance(box, list)
-        and len(box) == 4
-        and all(isinstance(x, int | float) and not isinstance(x, bool) for x in box)
-        and all(math.isfinite(x) for x in box)
-    )
-
-
-def _clip(box: list[float], width: int, height: int) -> list[float] | None:
-    """Clips x y w h to the image; returns the same list if it is inside, None if outside."""
-    x0, y0, x1, y1 = box[0], box[1], box[0] + box[2], box[1] + box[3]
-    if x0 >= -_CLIP and y0 >= -_CLIP and x1 <= width + _CLIP and y1 <= height + _CLIP:
-        return box
-    x0, y0, x1, y1 = max(x0, 0), max(y0, 0), min(x1, width), min(y1, height)
-    return [x0, y0, x1 - x0, y1 - y0] if x1 > x0 and y1 > y0 else None
-
-
-def _refuse_other_boxes(checked: Checked, sizes: dict) -> None:
+def _refuse_other_boxes(checked: Checked, table: Table) -> None:
     """Raises if boxes are x1 y1 x2 y2, or fractions of the image, instead of x y w h in pixels."""
-    place = checked.source.place
-    boxes = [
-        (*annotation["bbox"], *sizes[annotation["image_id"]])
-        for annotation in checked.content["annotations"]
-        if annotation.get("image_id") in sizes and _is_box(annotation.get("bbox"))
-    ]
-    if not boxes:
-        return
-    if all(max(box[:4]) <= 1 for box in boxes):
+    areas = to_numbers([a.get("area") for a in checked.content["annotations"]])
+    code, idxs = find_convention(table, areas)
+    num = int((table.is_box & (table.image_idxs >= 0)).sum())
+    if code in ("box_corners", "box_centers") or (code == "box_fractions" and len(idxs) == num):
+        kind = KINDS[code]
         raise DataError(
-            f"'{place}': all {len(boxes)} boxes have values up to 1, such as {list(boxes[0][:4])}: "
-            "COCO's are x, y, width and height in pixels"
+            f"'{checked.source.place}': {len(idxs)} of {num} {inflect(kind.what, 2)}, e.g. "
+            f"{describer(table)(idxs[0])}: {kind.mend}"
         )
-    # Read as corners, all boxes fit into their images; read as sides, many do not.
-    fit = [x1 > x0 and y1 > y0 and x1 <= w + 1 and y1 <= h + 1 for x0, y0, x1, y1, w, h in boxes]
-    out = [box for box in boxes if box[0] + box[2] > box[4] + 1 or box[1] + box[3] > box[5] + 1]
-    if all(fit) and 5 * len(out) > len(boxes):
-        raise DataError(
-            f"'{place}': the boxes seem to be x1, y1, x2, y2, not COCO's x, y, width, height: "
-            f"{len(out)} of {len(boxes)} reach out of their images, e.g. {list(out[0][:4])}; "
-            "convert them"
-        )
+    if code:
+        checked.report(map(describer(table), idxs), code)
 
 
 def _renumber(checked: Checked, kept: list[dict]) -> None:
     """Renumbers all ids if any is repeated, missing, or 0, which pycocotools reads as no match."""
-    ids = Counter(annotation.get("id") for annotation in kept)
-    odd = [f"id {i}" for i, n in ids.items() if n > 1 or not isinstance(i, int) or i == 0]
+    ids = Counter(repr(annotation.get("id")) for annotation in kept)
+    odd = [f"id {i}" for i, n in ids.items() if n > 1 or not i.lstrip("-").isdigit() or i == "0"]
     if checked.report(
         odd, "annotation id{s} {are} missing, repeated or 0", "all are numbered anew", changes=True
     ):

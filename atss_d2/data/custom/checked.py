@@ -7,39 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..categories import Categories
+from ..checks.findings import KINDS, WARNING, Example, Finding, first_examples
 from .images import ImageFile
 from .reading import Source
-
-_NUM_EXAMPLES = 3
-_INFLECTIONS = (
-    ("{s}", "", "s"),
-    ("{es}", "", "es"),
-    ("{are}", "is", "are"),
-    ("{have}", "has", "have"),
-)
-
-
-@dataclass(frozen=True)
-class Finding:
-    """A problem: its count, a description, up to three examples, and the action taken."""
-
-    count: int
-    what: str
-    examples: tuple[str, ...]
-    action: str = ""
-
-    def __str__(self) -> str:
-        examples = f", e.g. {', '.join(self.examples)}" if self.examples else ""
-        action = f": {self.action}" if self.action else ""
-        return f"{self.count} {self.phrase}{examples}{action}"
-
-    @property
-    def phrase(self) -> str:
-        """``what`` with the right inflections: "image{s} {are}" is "image is" or "images are"."""
-        text = self.what
-        for mark, singular, plural in _INFLECTIONS:
-            text = text.replace(mark, singular if self.count == 1 else plural)
-        return text
 
 
 @dataclass
@@ -67,16 +37,32 @@ class Checked:
 
     def report(
         self,
-        cases: Iterable[str],
+        cases: Iterable[str | Example],
         what: str,
         action: str = "",
         *,
         changes: bool = False,
     ) -> int:
-        """Adds a finding if there are cases; returns their number."""
-        cases = list(cases)
+        """Adds a finding if there are cases; returns their number.
+
+        Args:
+            cases: One text or example a case.
+            what: A code of :data:`~atss_d2.data.checks.findings.KINDS`, or a description.
+            action: What was done; by default the mend of the code.
+            changes: Whether ``content`` was changed.
+        """
+        cases = [Example(case) if isinstance(case, str) else case for case in cases]
         if cases:
-            examples = tuple(dict.fromkeys(cases))[:_NUM_EXAMPLES]
-            self.findings.append(Finding(len(cases), what, examples, action))
+            kind = KINDS.get(what)
+            self.findings.append(
+                Finding(
+                    what if kind else "",
+                    WARNING,
+                    len(cases),
+                    first_examples(cases),
+                    action or (kind.mend if kind else ""),
+                    "" if kind else what,
+                )
+            )
             self.is_changed |= changes
         return len(cases)

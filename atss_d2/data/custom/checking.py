@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ..categories import parse_categories
+from ..checks.structure import require_lists
 from ..errors import DataError
 from .annotation_checks import check_annotations
 from .checked import Checked
@@ -33,15 +34,7 @@ def check(source: Source, *, inspect: Callable = inspect_images) -> Checked:
         DataError: The data set is not in COCO format, or too much of it is broken.
     """
     place = source.place
-    for key in ("images", "annotations", "categories"):
-        if not isinstance(source.content.get(key), list):
-            raise DataError(
-                f"'{place}' has no list '{key}': a COCO JSON has images, annotations and categories"
-            )
-        if not all(isinstance(entry, dict) for entry in source.content[key]):
-            raise DataError(f"'{place}': '{key}' must be a list of objects with keys")
-        if not source.content[key]:
-            raise DataError(f"'{place}' has no {key}: there is nothing to train on")
+    require_lists(source.content, f"'{place}'")
     try:
         categories = parse_categories(source.content["categories"], f"'{place}': categories")
     except ValueError as error:
@@ -51,10 +44,9 @@ def check(source: Source, *, inspect: Callable = inspect_images) -> Checked:
     checked = Checked(content, source, {})
     checked.is_changed = source.json_file is None
     names = Counter(category["name"] for category in categories)
-    checked.report(
-        (f"'{name}'" for name, n in names.items() if n > 1),
-        "class name{s} {are} used by several ids",
-    )
+    checked.report((f"'{name}'" for name, n in names.items() if n > 1), "category_name_double")
+    if source.has_byte_order_mark:
+        checked.report([f"'{place}'"], "byte_order_mark", "written without it", changes=True)
     check_images(checked, inspect)
     check_annotations(checked)
     return checked
@@ -110,7 +102,7 @@ def report_empty_classes(train: Checked, val: Checked | None = None) -> None:
             annotations = part.content["annotations"]
             used = {a["category_id"] for a in annotations if not a["iscrowd"]}
             empty = [f"'{c['name']}'" for c in part.categories if c["id"] not in used]
-            part.report(empty, "class{es} {have} no box", consequence)
+            part.report(empty, "category_empty", consequence)
 
 
 def report_shared_images(train: Checked, val: Checked) -> None:
@@ -122,7 +114,7 @@ def report_shared_images(train: Checked, val: Checked) -> None:
         in_train = [file for file in group if id(file) not in val_files]
         if in_val and in_train:
             cases += [f"'{file.path.name}'" for file in in_val]
-    val.report(cases, "image{s} {are} also in train", "AP will look better than it is")
+    val.report(cases, "shared", "AP will look better than it is")
 
 
 def divide(checked: Checked, train: dict[str, Any], val: dict[str, Any]) -> tuple[Checked, Checked]:

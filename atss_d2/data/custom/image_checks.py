@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from pathlib import Path, PurePosixPath
-from typing import Any
-from urllib.parse import unquote
+from dataclasses import replace
 
+from ..checks.copies import check_copies
+from ..checks.findings import KINDS, Report, inflect
+from ..checks.images import UNUSABLE, check_files, find_moved
+from ..checks.table import to_numbers
 from ..errors import DataError
-from .checked import Checked, Finding
+from .checked import Checked
 
 
 def check_images(checked: Checked, inspect: Callable) -> None:
@@ -36,11 +38,11 @@ def check_images(checked: Checked, inspect: Callable) -> None:
             entries[entry["id"]] = dict(entry)
     if not entries:
         raise DataError(f"'{place}': no image has a file_name and an id")
-    checked.report(nameless, "image{s} {have} no file_name or no id", "left out", changes=True)
-    checked.report(doubles, "image{s} {have} the id of another", "left out", changes=True)
+    checked.report(nameless, "image_entry", "left out", changes=True)
+    checked.report(doubles, "image_id_double", "left out", changes=True)
 
     files = dict(zip(entries, inspect([root / e["file_name"] for e in entries.values()])))
-    moved = _find_moved(root, {i: e["file_name"] for i, e in entries.items() if files[i].problem})
+    moved = find_moved(root, {i: e["file_name"] for i, e in entries.items() if files[i].problem})
     checked.report(
         (f"'{entries[i]['file_name']}'" for i in moved),
         f"image{{s}} {{are}} found in '{root}' under another path than the JSON says",
@@ -60,70 +62,36 @@ def check_images(checked: Checked, inspect: Callable) -> None:
             entry["width"], entry["height"] = files[i].width, files[i].height
             sizeless.append(f"'{entry['file_name']}'")
         elif size != (files[i].width, files[i].height):
-            broken[i] = "of another size"
+            broken[i] = "image_size"
     if source.json_file:
-        checked.report(
-            sizeless, "image{s} {have} no width and height", "taken from the files", changes=True
-        )
+        checked.report(sizeless, "image_size_missing", "taken from the files", changes=True)
     _refuse_most(checked, entries, files, broken)
-    for problem in ("missing", "unreadable", "of another size"):
-        cases = []
-        for i in (i for i in broken if broken[i] == problem):
-            case = f"'{entries[i]['file_name']}'"
-            if problem == "of another size":
-                file = files[i]
-                case += f" ({file.width} x {file.height}, JSON: "
-                case += f"{entries[i].get('width')} x {entries[i].get('height')})"
-            cases.append(case)
-        checked.report(cases, f"image{{s}} {{are}} {problem}", "left out", changes=True)
+    found = Report(place)
+    chosen = list(files)
+    check_files(
+        found,
+        [entries[i]["file_name"] for i in chosen],
+        [files[i].probe for i in chosen],
+        sizes=[_size(entries[i]) for i in chosen],
+        image_ids=chosen,
+    )
+    for finding in found.findings:
+        is_fatal = finding.code in (*UNUSABLE, "image_size")
+        checked.findings.append(replace(finding, action="left out") if is_fatal else finding)
+    checked.is_changed |= bool(broken)
     checked.files = {i: file for i, file in files.items() if i not in broken}
     checked.content["images"] = [entries[i] for i in checked.files]
-    seen = Counter(file.path for file in checked.files.values())
-    checked.report(
-        (f"'{path.name}'" for path, n in seen.items() if n > 1),
-        "file{s} {are} named by several images",
+    check_copies(
+        found := Report(place),
+        [file.path.name for file in checked.files.values()],
+        [str(file.path) for file in checked.files.values()],
+        [file.probe for file in checked.files.values()],
     )
-    modes = Counter(file.mode for file in checked.files.values())
-    deep = [f"'{f.path.name}' ({f.mode})" for f in checked.files.values() if f.mode[0] in "IF"]
-    checked.report(
-        deep,
-        "image{s} {have} more than 8 bits a channel",
-        "convert them to 8 bits if you want to choose the range",
-    )
-    gray = sum(modes[mode] for mode in ("1", "L", "LA"))
-    if gray:
-        text = "image{s} {are} gray"
-        text += ", all of them" if gray == len(checked.files) else ""
-        checked.findings.append(Finding(gray, text, (), "read as three equal channels"))
+    checked.findings += found.findings
 
 
-def _find_moved(root: Path, names: dict[Any, str]) -> dict[Any, str]:
-    """Finds files whose names were written on another machine.
-
-    Their names may have leading folders that do not exist here, backslashes, or URL escapes.
-
-    Args:
-        root: Folder of the images.
-        names: Names by image id, of files that are missing or unreadable.
-
-    Returns:
-        The names of files found under ``root``, by image id. If several images would get the same
-        file, none does.
-    """
-    found: dict[Any, str] = {}
-    for i, name in names.items():
-        parts = PurePosixPath(name.replace("\\", "/")).parts
-        tails = [
-            "/".join(parts[start:]) for start in range(len(parts)) if ".." not in parts[start:]
-        ]
-        tails = [
-            tail for part in tails for tail in (part, unquote(part)) if tail.lstrip("/") == tail
-        ]
-        tail = next((tail for tail in tails if tail != name and (root / tail).is_file()), None)
-        if tail is not None:
-            found[i] = tail
-    uses = Counter(found.values())
-    return {i: tail for i, tail in found.items() if uses[tail] == 1}
+def _size(entry: dict) -> tuple[float, float]:
+    return tuple(to_numbers([entry.get("width"), entry.get("height")]))
 
 
 def _refuse_most(checked: Checked, entries: dict, files: dict, broken: dict) -> None:
@@ -133,11 +101,12 @@ def _refuse_most(checked: Checked, entries: dict, files: dict, broken: dict) -> 
     problem, num = Counter(broken.values()).most_common(1)[0]
     first = next(i for i in broken if broken[i] == problem)
     text = f"{num} of {len(entries)} images of '{checked.source.place}' are "
-    if problem == "missing":
+    if problem == "image_missing":
         text += f"missing in '{checked.source.image_root}', e.g. '{entries[first]['file_name']}': "
         raise DataError(text + "is it the right folder?")
-    if problem == "unreadable":
-        raise DataError(text + f"unreadable, e.g. '{files[first].path}': are they images?")
+    if problem != "image_size":
+        what = inflect(KINDS[problem].what, 2).removeprefix("images are ")
+        raise DataError(f"{text}{what}, e.g. '{files[first].path}': are they images?")
     sizes = [(entries[i].get("height"), entries[i].get("width")) for i in broken]
     is_turned = sizes == [(files[i].width, files[i].height) for i in broken]
     fix = (

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..checks.json_file import read_json
 from ..errors import DataError
 
 _LABEL_FOLDERS = ("Annotations", "annotations", "labels", "xml")
@@ -25,12 +25,14 @@ class Source:
         image_root: Folder that the images' ``file_name`` is relative to.
         json_file: The file that ``content`` was read from; None if it was converted.
         format: Name of the format for messages, such as ``"COCO"``.
+        has_byte_order_mark: Whether ``json_file`` starts with one, which Detectron2 does not read.
     """
 
     content: dict[str, Any]
     image_root: Path
     json_file: Path | None
     format: str
+    has_byte_order_mark: bool = False
 
     @property
     def place(self) -> str:
@@ -63,32 +65,18 @@ def read_source(paths: Sequence[str]) -> Source:
             raise DataError(f"'{first}' needs the folder of its images: give both, in this order")
         if not rest[0].is_dir():
             raise DataError(f"'{rest[0]}' is not a folder: give the folder of the images")
-        return Source(read_json(first), rest[0], first, "COCO")
+        return _read_coco(first, rest[0])
     if rest:
         raise DataError(
-            f"'{first}' is a folder: give a JSON file and the folder of its images, or one folder"
+            f"'{first}' is a folder, not a JSON file: give a JSON file and the folder of its "
+            "images, or one folder"
         )
     return _read_folder(first)
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Reads a JSON file whose top level is a dict.
-
-    Raises:
-        DataError: The file cannot be read, or its top level is not a dict.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise DataError(f"cannot read '{path}': {error.strerror}") from None
-    except ValueError as error:  # also for bytes that are not text
-        raise DataError(f"'{path}' is not a JSON file: {error}") from None
-    if not isinstance(content, dict):
-        raise DataError(
-            f"'{path}' holds a {type(content).__name__}, not COCO's object of images, annotations "
-            "and categories: is it a file of results?"
-        )
-    return content
+def _read_coco(path: Path, images: Path) -> Source:
+    file = read_json(path)
+    return Source(file.content, images, path, "COCO", file.has_byte_order_mark)
 
 
 def _read_folder(folder: Path) -> Source:
@@ -97,7 +85,7 @@ def _read_folder(folder: Path) -> Source:
     for name in _JSON_NAMES:
         if (folder / name).is_file():
             images = _first_folder(folder, _IMAGE_FOLDERS) or folder
-            return Source(read_json(folder / name), images, folder / name, "COCO")
+            return _read_coco(folder / name, images)
     images, labels = _images_and_labels(folder)
     if _holds(labels, ".xml"):
         return Source(conversion.read_voc_folder(images, labels), images, None, "Pascal VOC")

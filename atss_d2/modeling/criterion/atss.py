@@ -17,7 +17,7 @@ from .base import CRITERION_REGISTRY, Criterion
 from .box_losses import BOX_REG_LOSS_TYPES, box_reg_loss
 from .centerness import centerness_loss, centerness_targets
 from .focal_loss import sigmoid_focal_loss
-from .positives import Positives, count_with_floor, find_positives, loss_normalizers
+from .positives import Positives, count_with_floor, find_positives
 
 
 @CRITERION_REGISTRY.register()
@@ -110,17 +110,8 @@ class ATSSCriterion(Criterion):
             gamma=self.focal_loss_gamma,
         )
         positives = find_positives(predictions, targets, self.num_classes)
-        quality = positives.soft  # (P,), as all from here on
-        if quality is None:
-            with torch.no_grad():
-                quality = self.quality_targets(positives)
-        quality = quality * positives.mask
-        is_weighted = positives.quality is not None and self.centerness_weighted_box_loss
-        weights = quality if is_weighted else positives.mask.to(quality.dtype)
-        num_positives = positives.mask.sum()
-        if self.floor_per_image:
-            num_positives = count_with_floor(targets.labels, self.num_classes)
-        num_positives, sum_weights = loss_normalizers(num_positives, weights.sum())
+        quality, weights, totals = self._weigh(positives, targets)
+        num_positives, sum_weights = self.normalizers(*totals)
         loss_box_reg = box_reg_loss(
             positives.regression,
             positives.anchors,
@@ -140,6 +131,31 @@ class ATSSCriterion(Criterion):
                 self.centerness_loss_weight / num_positives
             )
         return losses
+
+    def _weigh(
+        self, positives: Positives, targets: Targets
+    ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
+        """Returns quality targets (P,), weights of the box losses (P,), and the totals."""
+        quality = positives.soft  # (P,), as all from here on
+        if quality is None:
+            with torch.no_grad():
+                quality = self.quality_targets(positives)
+        quality = quality * positives.mask
+        is_weighted = positives.quality is not None and self.centerness_weighted_box_loss
+        weights = quality if is_weighted else positives.mask.to(quality.dtype)
+        num_positives = positives.mask.sum()
+        if self.floor_per_image:
+            num_positives = count_with_floor(targets.labels, self.num_classes)
+        return quality, weights, (num_positives, weights.sum())
+
+    @torch.no_grad()
+    def totals(self, targets: Targets, *, with_quality: bool) -> tuple[Tensor, Tensor]:
+        """Returns the number of positives and the sum of the weights of their box losses."""
+        shape = (*targets.labels.shape, num_box_values(self.box2box_transform))
+        none = targets.boxes.new_zeros(1, 1, 1).expand(shape)  # (N, R, D)
+        predictions = Predictions([], [none], [none[..., 0]] if with_quality else None)
+        positives = find_positives(predictions, targets, self.num_classes)
+        return self._weigh(positives, targets)[2]
 
     def quality_targets(self, positives: Positives) -> Tensor:
         """Returns targets (P,) in [0, 1] of the head's third output: centerness, no gradient."""

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 from abc import ABC, abstractmethod
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from fvcore.common.registry import Registry
 from torch import Tensor, nn
 
 from ..nouns import Predictions, Targets
+from .positives import loss_normalizers
 
 CRITERION_REGISTRY = Registry("CRITERION")
 CRITERION_REGISTRY.__doc__ = """Losses by name, for ``MODEL.ATSS.CRITERION.NAME``.
@@ -17,6 +20,13 @@ CRITERION_REGISTRY.__doc__ = """Losses by name, for ``MODEL.ATSS.CRITERION.NAME`
 A class registered by ``@CRITERION_REGISTRY.register()`` is a :class:`Criterion`; its keyword
 arguments are the keys of the node ``MODEL.ATSS.MY_CRITERION`` that a cfg may have.
 """
+
+
+class _Batch(NamedTuple):
+    """Totals of all micro-batches, and those that the micro-batches have had so far."""
+
+    totals: Sequence[Tensor]
+    seen: list[tuple[Tensor, ...]]
 
 
 class Criterion(nn.Module, ABC):
@@ -35,6 +45,7 @@ class Criterion(nn.Module, ABC):
         super().__init__()
         self.box2box_transform: Any = None
         self.num_classes: int | None = None
+        self._batch: _Batch | None = None
 
     def bind(self, *, box2box_transform: Any, num_classes: int) -> None:
         """Sets what the detector determines; a detector may call it any number of times.
@@ -67,3 +78,37 @@ class Criterion(nn.Module, ABC):
         Every process must call the same collectives in every iteration, even without boxes, and no
         value may be read on the host.
         """
+
+    def totals(self, targets: Targets, *, with_quality: bool) -> tuple[Tensor, ...] | None:
+        """Returns what :meth:`compute` passes to :meth:`normalizers`, from the targets alone.
+
+        Args:
+            targets: Targets of a micro-batch.
+            with_quality: Whether the head predicts a quality.
+
+        Returns:
+            0-dim totals; None, as here, if they also depend on the predictions.
+        """
+        return None
+
+    def normalizers(self, *totals: Tensor) -> tuple[Tensor, ...]:
+        """Returns :func:`loss_normalizers`; within :meth:`normalized_by`, of the whole batch."""
+        if self._batch is None:
+            return loss_normalizers(*totals)
+        self._batch.seen.append(totals)
+        return loss_normalizers(*self._batch.totals)
+
+    @contextlib.contextmanager
+    def normalized_by(self, totals: Sequence[Tensor]) -> Iterator[list[tuple[Tensor, ...]]]:
+        """Normalizes the losses of micro-batches by the totals of all of them together.
+
+        The sum of their losses is then the loss of the whole batch.
+
+        Yields:
+            A list to which every micro-batch appends totals of its own.
+        """
+        self._batch = _Batch(totals, [])
+        try:
+            yield self._batch.seen
+        finally:
+            self._batch = None

@@ -3,10 +3,10 @@
 import detectron2.data.transforms as T
 from detectron2.config import LazyCall as L
 from detectron2.data import get_detection_dataset_dicts
-from detectron2.evaluation import COCOEvaluator
 
 from atss_d2.data import BoxDatasetMapper, build_test_loader
 from atss_d2.engine import build_train_loader
+from atss_d2.engine.coco_evaluation import FastCOCOEvaluator
 
 dataloader = dict(
     train=L(build_train_loader)(
@@ -31,7 +31,7 @@ dataloader = dict(
         ),
         num_workers=4,
     ),
-    evaluator=L(COCOEvaluator)(
+    evaluator=L(FastCOCOEvaluator)(
         dataset_name="${..test.dataset.names}",
         output_dir="${train.output_dir}/inference",
     ),

@@ -55,7 +55,12 @@ def _append(key, index, **values):
 
 FAULTS = {
     "no area": (_set(0, bbox=[3, 3, 0, 10]), "1 box has no area, e.g. [3, 3, 0, 10] in", 1, 0),
-    "negative": (_set(0, bbox=[30, 3, -5, 10]), "1 box has no area, e.g. [30, 3, -5, 10]", 1, 0),
+    "negative": (
+        _set(0, bbox=[30, 3, -5, 10]),
+        "1 box has a negative width or height, e",
+        1,
+        0,
+    ),
     "NaN": (_set(0, bbox=[3, math.nan, 5, 10]), "1 box is not four finite numbers", 1, 0),
     "infinite": (_set(0, bbox=[3, 3, math.inf, 10]), "1 box is not four finite numbers", 1, 0),
     "three numbers": (_set(0, bbox=[3, 3, 5]), "1 box is not four finite numbers", 1, 0),
@@ -175,7 +180,7 @@ def _all(key, **values):
 
 
 REFUSED = {
-    "corners": (_corners, "the boxes seem to be x1, y1, x2, y2"),
+    "corners": (_corners, "boxes seem to be x1, y1, x2, y2, not COCO's .* convert them"),
     "fractions": (_fractions, "boxes have values up to 1"),
     "no images": (lambda c: c.pop("images"), "has no list 'images'"),
     "empty images": (lambda c: c["images"].clear(), "has no images: there is nothing to train on"),
@@ -219,8 +224,9 @@ def test_files_that_cannot_be_read_and_odd_ones(tmp_path):
     )
     checked = check_files(tmp_path, content)
     said = findings(checked)
-    assert "2 images are unreadable, e.g. '0000.png', '0001.png': left out" in said
-    assert "1 image is gray: read as three equal channels" in said
+    assert "1 image is truncated, e.g. '0000.png': left out" in said
+    assert "1 image is unreadable, e.g. '0001.png': left out" in said
+    assert "1 image is gray, e.g. '0002.png': read as three equal channels" in said
     assert any(text.startswith("1 image has more than 8 bits a channel") for text in said)
     assert len(checked.content["images"]) == 7
     assert {a["image_id"] for a in checked.content["annotations"]} <= set(checked.files)
@@ -235,7 +241,8 @@ def test_an_image_that_its_exif_data_turn_has_the_size_that_detectron2_sees(tmp_
     turned.save(path, exif=exif)
     (file,) = inspect_images([path])
     assert (file.width, file.height) == image.size
-    assert not check_files(tmp_path, content).findings
+    (said,) = findings(check_files(tmp_path, content))
+    assert said.startswith("1 image is turned by EXIF data when read, e.g. '0000.jpg': make sure")
 
 
 def test_images_are_found_without_the_folders_in_their_names(drawn, tmp_path):
@@ -334,11 +341,13 @@ def test_regions_alone_are_nothing_to_learn(check_changed):
 
 
 def test_only_the_pixels_of_the_first_files_are_read(tmp_path):
-    draw_set(tmp_path, 2)
-    path = tmp_path / "0001.jpg"
-    path.write_bytes(path.read_bytes()[:1500])
-    paths = [tmp_path / "0000.jpg", path]
-    assert [file.problem for file in inspect_images(paths)] == ["", "unreadable"]
+    draw_set(tmp_path, 2, suffix=".png")
+    path = tmp_path / "0001.png"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)  # seems whole
+    paths = [tmp_path / "0000.png", path]
+    assert [file.problem for file in inspect_images(paths)] == ["", "image_unreadable"]
     assert [file.problem for file in inspect_images(paths, max_decoded=1)] == ["", ""]
 
 

@@ -123,7 +123,7 @@ def test_wrong_paths(tmp_path):
         ([json_file], "train.json' needs the folder of its images"),
         ([json_file, json_file], "train.json' is not a folder"),
         ([json_file, str(tmp_path / "gone")], "gone' is not a folder"),
-        ([images, json_file], "images' is a folder: give a JSON file and the folder"),
+        ([images, json_file], "images' is a folder, not a JSON file: give"),
         ([json_file, images, images], "not 3 paths"),
         ([images], "images' holds none of _annotations.coco.json, .* or .*YOLO"),
     ]
@@ -132,7 +132,7 @@ def test_wrong_paths(tmp_path):
     (tmp_path / "cut.json").write_text(json.dumps(content)[:-20])
     cases.append(([str(tmp_path / "cut.json"), images], "cut.json' is not a JSON file"))
     (tmp_path / "bytes.json").write_bytes(b"\xff\xfe\x00\x9f")
-    cases.append(([str(tmp_path / "bytes.json"), images], "bytes.json' is not a JSON file"))
+    cases.append(([str(tmp_path / "bytes.json"), images], "' is not a JSON file in UTF-8"))
     (tmp_path / "data.yaml").write_text("names: [a]")
     cases.append(([str(tmp_path / "data.yaml")], "data.yaml' names several parts: give the folder"))
     write_yolo(content, tmp_path / "v/w/x/labels", tmp_path / "other.yaml")

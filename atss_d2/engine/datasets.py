@@ -1,0 +1,105 @@
+"""Data sets and test loaders of configs, with data sets that the processes of a machine share."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from detectron2.config import CfgNode, instantiate
+from detectron2.data import (
+    DatasetMapper,
+    build_detection_test_loader,
+    get_detection_dataset_dicts,
+)
+from detectron2.utils.registry import locate
+from omegaconf import DictConfig
+
+from ..data import build_test_loader
+from ..data.mapper import unused_annotation_keys
+from ..data.shared_dataset import SharedDataset
+from ..data.shared_loading import load_shared
+from .data_check import check_images, explained
+
+
+def instantiate_dataset(node: Any, mapper: Callable | None, what: str) -> Any:
+    """Instantiates the node ``dataset`` of a loader; all processes must call this together.
+
+    Args:
+        node: A node for Detectron2's ``get_detection_dataset_dicts`` is called in one process of
+            each machine, see :func:`~atss_d2.data.shared_loading.load_shared`, which also checks
+            its images. Any other is instantiated in every process.
+        mapper: The mapper that the dicts are for, which decides what they must hold.
+        what: Name of the data set in messages, "training" or "test".
+
+    Raises:
+        DataError: Images are missing, or an annotation has no box.
+    """
+    if not isinstance(node, DictConfig) or _target(node) is not get_detection_dataset_dicts:
+        return instantiate(node)
+    return _load(functools.partial(instantiate, node), mapper, what)
+
+
+def load_training_set(cfg: CfgNode, mapper: Callable) -> Any:
+    """Does the same for the training sets of a yaml config."""
+    model, names = cfg.MODEL, cfg.DATASETS.TRAIN
+    load = functools.partial(
+        get_detection_dataset_dicts,
+        names,
+        filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
+        min_keypoints=model.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE if model.KEYPOINT_ON else 0,
+        proposal_files=cfg.DATASETS.PROPOSAL_FILES_TRAIN if model.LOAD_PROPOSALS else None,
+    )
+    return _load(load, mapper, "training")
+
+
+def load_test_set_of(cfg: CfgNode, name: str, mapper: Callable) -> Any:
+    """Does the same for a test set of a yaml config."""
+    files = None
+    if cfg.MODEL.LOAD_PROPOSALS:
+        files = [cfg.DATASETS.PROPOSAL_FILES_TEST[list(cfg.DATASETS.TEST).index(name)]]
+    load = functools.partial(
+        get_detection_dataset_dicts, [name], filter_empty=False, proposal_files=files
+    )
+    return _load(load, mapper, "test")
+
+
+def _load(load: Callable[[], Any], mapper: Callable | None, what: str) -> Any:
+    def load_and_check() -> Any:
+        dicts = load()
+        if isinstance(dicts, list) and isinstance(mapper, DatasetMapper):
+            check_images(dicts, what)  # other mappers may read anything
+        return dicts
+
+    return load_shared(load_and_check, drop=unused_annotation_keys(mapper))
+
+
+def load_test_set(cfg: DictConfig) -> tuple[Sequence[dict] | None, Callable | None]:
+    """Returns the data set and mapper of ``dataloader.test``; None if they are of other kinds."""
+    node = cfg.dataloader.get("test")
+    if cfg.dataloader.get("evaluator") is None or node is None or "dataset" not in node:
+        return None, None
+    mapper = instantiate(node.get("mapper"))
+    with explained(cfg, "test"):
+        dataset = instantiate_dataset(node.dataset, mapper, "test")
+    if not isinstance(dataset, (list, SharedDataset)):
+        return None, None
+    return dataset, mapper
+
+
+def instantiate_test_loader(node: DictConfig) -> Any:
+    """Instantiates ``dataloader.test`` with a data set that the processes of a machine share.
+
+    Args:
+        node: A node for our or Detectron2's function; any other is instantiated unchanged.
+    """
+    if _target(node) not in (build_test_loader, build_detection_test_loader):
+        return instantiate(node)
+    arguments = {x: instantiate(node[x]) for x in node if x not in ("_target_", "dataset")}
+    dataset = instantiate_dataset(node.dataset, arguments.get("mapper"), "test")
+    return _target(node)(dataset=dataset, **arguments)
+
+
+def _target(node: DictConfig) -> Any:
+    target = node.get("_target_")
+    return locate(target) if isinstance(target, str) else target
