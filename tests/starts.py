@@ -113,6 +113,7 @@ class Training:
         *arguments: str,
         each: Sequence[Sequence[str]] = ((), ()),
         each_env: Sequence[dict[str, str]] = ({}, {}),
+        each_cwd: Sequence[Path] = (ROOT, ROOT),
         **variables: str,
     ) -> None:
         """
@@ -122,6 +123,7 @@ class Training:
             *arguments: Of train_net.py.
             each: Arguments of each starter; first flags, then overrides.
             each_env: Variables of each starter.
+            each_cwd: Folder of each starter.
             **variables: Of all.
         """
         self.folder = folder
@@ -142,7 +144,7 @@ class Training:
                 subprocess.Popen(
                     command,
                     env=env,
-                    cwd=ROOT,
+                    cwd=each_cwd[index],
                     stdout=log,
                     stderr=subprocess.STDOUT,
                     start_new_session=True,

@@ -25,30 +25,34 @@ def test_a_stop_saves_the_last_iteration_although_workers_get_the_signal(tmp_pat
 
 
 def test_two_machines_stop_resume_and_fail_together(tmp_path):
-    """As srun starts them, with a folder each: only the first has the checkpoint."""
+    """As srun starts them, without a common disk: only the first one has the checkpoint."""
     toy.write_dataset(tmp_path)
-    own = [[f"train.output_dir={tmp_path / f'machine{rank}'}"] for rank in range(2)]
-    seen = {"TOY_SEEN": str(tmp_path / "seen")}
-    with starts.Training(tmp_path, "srun", each=own, **seen) as training:
+    machines = [tmp_path / f"machine{rank}" for rank in range(2)]
+    for machine in machines:
+        machine.mkdir()
+    two = {"SLURM_STEP_TASKS_PER_NODE": "1(x2)", "SLURM_LOCALID": "0"}
+    seen = {"TOY_SEEN": str(tmp_path / "seen"), **two}
+    folder = "train.output_dir=output"
+    with starts.Training(tmp_path, "srun", folder, each_cwd=machines, **seen) as training:
         training.wait_until("train", 2)
         os.kill(training.ranks()[1], signal.SIGUSR1)
         assert training.wait() == [138, 138], training.said()
         assert training.said().count("Stopped by SIGUSR1 after iteration") == 1
-    assert not list((tmp_path / "machine1").glob("*.pth"))
-    (checkpoint,) = (tmp_path / "machine0").glob("model_*.pth")
+    assert not list(machines[1].glob("output/*.pth"))
+    (checkpoint,) = machines[0].glob("output/model_*.pth")
     iteration = torch.load(checkpoint)["iteration"]
     for rank in range(2):
         assert max(toy.seen_images(tmp_path / "seen", rank)) == iteration
         (tmp_path / f"seen.{rank}").unlink()
 
-    own[1] = ["--resume", *own[1]]
-    own[0] = ["--resume", *own[0]]
     fails = [{}, {"TOY_FAIL_AT": str(iteration + 3)}]
-    with starts.Training(tmp_path, "srun", each=own, each_env=fails, **seen) as training:
+    # The machines change places: now it is the second one that has the checkpoint.
+    places = {"each_cwd": machines[::-1], "each_env": fails}
+    with starts.Training(tmp_path, "srun", "--resume", folder, **places, **seen) as training:
         assert training.wait() == [1, 1], training.said()
         assert training.said().count("ToyError: in iteration") == 1
         assert "gloo" not in training.said()
-        assert f"'{checkpoint.name}' is on the disk of process 0, but not on" in training.said()
+        assert "Process 1 has the newest checkpoint, which is now also" in training.said()
     for rank in range(2):
         images = toy.seen_images(tmp_path / "seen", rank)
         assert list(images) == list(range(iteration + 1, iteration + 4))
