@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV = .venv
 DEMO_ARGS =
 BENCHMARK_ARGS =
+GPU_ARGS =
 TEST_ARGS = -n 2 --dist worksteal
 
 # `=`, not `?=`: only the command line chooses the environment that packages are added to.
@@ -13,17 +14,18 @@ PY = "$(VENV)/bin/python"
 unexport PYTHONPATH PYTHONHOME PYTHONSAFEPATH
 export PYTHONNOUSERSITE = 1
 
-.PHONY: help setup demo benchmarks test lint clean
+.PHONY: help setup demo benchmarks test test-gpu lint clean
 
 help: ## this text
 	@echo "make TARGET [NAME=value ...]"
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  \1|\2/p' Makefile | awk -F'|' '{printf "%-12s %s\n", $$1, $$2}'
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1|\2/p' Makefile | awk -F'|' '{printf "%-12s %s\n", $$1, $$2}'
 	@echo "Values:"
 	@echo "  PYTHON=python3     makes the environment; 3.10 or newer"
 	@echo "  VENV=.venv         another environment, e.g. one with your own Detectron2: its packages"
 	@echo "                     stay as they are, what is missing is added"
 	@echo "  DEMO_ARGS=         for tools/run_demo.py"
 	@echo "  BENCHMARK_ARGS=    for python -m benchmarks"
+	@echo "  GPU_ARGS=          for python -m benchmarks.gpu, such as the names of some checks"
 	@echo "  TEST_ARGS='-n 2 --dist worksteal'  for pytest"
 	@echo "pip's own variables pass through, e.g. PIP_INDEX_URL, PIP_EXTRA_INDEX_URL, PIP_PROXY or"
 	@echo "PIP_CACHE_DIR: a mirror nearby, or an index with builds of torch without CUDA (0.2 GB"
@@ -46,10 +48,13 @@ benchmarks: setup ## set up, measure against what others use; see docs/performan
 test: setup lint ## set up, linter, tests
 	$(PY) -m pytest $(TEST_ARGS)
 
+test-gpu: setup ## what only a GPU can show, in ten minutes; the table goes to docs/performance.md
+	$(PY) -m benchmarks.gpu --document docs/performance.md $(GPU_ARGS)
+
 lint: setup ## linter and formatting, nothing is changed
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 
 clean: ## remove build products and caches; .venv, datasets and output stay
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
-	find ablations atss_d2 benchmarks configs tests tools -name __pycache__ -prune -exec rm -rf {} +
+	find ablations atss_d2 benchmarks configs reproduction tests tools -name __pycache__ -prune -exec rm -rf {} +

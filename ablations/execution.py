@@ -19,10 +19,12 @@ _POLL_SECONDS = 0.1
 _CONSOLE = "console.log"
 
 
-def command(run: Run, train_net: Path, *, num_gpus: int = 1) -> str:
+def command(
+    run: Run, train_net: Path, *, num_gpus: int | None = 1, starter: Sequence[str] = ("python",)
+) -> str:
     """Returns the command line of a run, to paste into a shell."""
     script = os.path.relpath(train_net)
-    return shlex.join(["python", script, *run.arguments(num_gpus=num_gpus)])
+    return shlex.join([*starter, script, *run.arguments(num_gpus=num_gpus)])
 
 
 def execute(
@@ -31,7 +33,8 @@ def execute(
     *,
     jobs: int = 1,
     threads: int = 1,
-    num_gpus: int = 1,
+    num_gpus: int | None = 1,
+    starter: Sequence[str] = (sys.executable,),
     say: Callable[[str], None] = print,
 ) -> list[Run]:
     """Runs train_net.py for every run that is not finished.
@@ -45,7 +48,9 @@ def execute(
         train_net: The script.
         jobs: Processes at a time.
         threads: Threads of each process.
-        num_gpus: For train_net.py; only runs on COCO use more than one.
+        num_gpus: For train_net.py; only runs on COCO use more than one. None if ``starter`` is a
+            program that starts several processes, such as torchrun.
+        starter: Command that runs the script.
         say: Takes lines of progress.
 
     Returns:
@@ -63,7 +68,7 @@ def execute(
             while waiting and len(running) < jobs:
                 run = waiting.pop(0)
                 say(f"start   {run.name}{' (resumed)' if run.is_started() else ''}")
-                running.append(_Process.start(run, train_net, threads, num_gpus))
+                running.append(_Process.start(run, train_net, threads, num_gpus, starter))
             time.sleep(_POLL_SECONDS)
             for process in [p for p in running if p.popen.poll() is not None]:
                 running.remove(process)
@@ -108,14 +113,21 @@ class _Process:
     is_resumed: bool
 
     @classmethod
-    def start(cls, run: Run, train_net: Path, threads: int, num_gpus: int) -> _Process:
+    def start(
+        cls,
+        run: Run,
+        train_net: Path,
+        threads: int,
+        num_gpus: int | None,
+        starter: Sequence[str],
+    ) -> _Process:
         is_resumed = run.is_started()
         run.prepare()
         # Idle threads of one run would otherwise spin on the cores of the others.
         environ = os.environ | {"OMP_NUM_THREADS": str(threads), "GOMP_SPINCOUNT": "0"}
         with (run.folder / _CONSOLE).open("w") as console:
             popen = subprocess.Popen(
-                [sys.executable, str(train_net), *run.arguments(num_gpus=num_gpus)],
+                [*starter, str(train_net), *run.arguments(num_gpus=num_gpus)],
                 stdin=subprocess.DEVNULL,
                 stdout=console,
                 stderr=subprocess.STDOUT,

@@ -62,16 +62,18 @@ class Run:
         result = _read_result(self.folder / _RESULTS)
         return result is not None and (result.config, result.seed) == (self.config_hash, self.seed)
 
-    def arguments(self, *, num_gpus: int) -> list[str]:
+    def arguments(self, *, num_gpus: int | None) -> list[str]:
         """Returns arguments for train_net.py; a second start resumes an interrupted run.
 
-        On COCO the row's own config runs with overrides. A config that was adapted to other data is
-        not in ``configs/``: it is the file that :meth:`prepare` writes.
+        With ``num_gpus`` None, another program starts the processes. On COCO the row's own config
+        runs with overrides. A config that was adapted to other data is not in ``configs/``: it is
+        the file that :meth:`prepare` writes.
         """
         if self.data != "coco":
             return ["--config-file", str(self.folder / "run.yaml"), "--resume"]
         return [
-            *("--config-file", f"configs/{self.row.config}.py", "--num-gpus", str(num_gpus)),
+            *("--config-file", f"configs/{self.row.config}.py"),
+            *([] if num_gpus is None else ["--num-gpus", str(num_gpus)]),
             *("--resume", f"train.output_dir={self.folder}", f"train.seed={self.seed}"),
             *self.overrides,
         ]
@@ -81,12 +83,8 @@ class Run:
         self.folder.mkdir(parents=True, exist_ok=True)
         LazyConfig.save(self.cfg, str(self.folder / "run.yaml"))
 
-    def write_result(self, *, seconds: float | None) -> Result:
-        """Saves the last evaluation in ``metrics.json`` as ``results.json``.
-
-        Args:
-            seconds: Wall-clock time of the run; None if it is unknown because the run was
-                interrupted.
+    def read_metrics(self) -> dict[str, float]:
+        """Returns the last evaluation in ``metrics.json``: name in :data:`METRICS` -> percent.
 
         Raises:
             ValueError: The file has no evaluation.
@@ -96,7 +94,20 @@ class Run:
         evaluations = [row for row in rows.values() if "bbox/AP" in row]
         if not evaluations:
             raise ValueError(f"{self.folder / 'metrics.json'} holds no bbox/AP")
-        values = [evaluations[-1].get(f"bbox/{name}", math.nan) for name in METRICS]
+        return {name: evaluations[-1].get(f"bbox/{name}", math.nan) for name in METRICS}
+
+    def write_result(self, *, seconds: float | None) -> Result:
+        """Saves the last evaluation as ``results.json``.
+
+        Args:
+            seconds: Wall-clock time of the run; None if it is unknown because the run was
+                interrupted.
+
+        Raises:
+            ValueError, OSError: As for :meth:`read_metrics`.
+        """
+        found = self.read_metrics()
+        values = [found.get(name, math.nan) for name in METRICS]
         if math.isnan(values[0]):  # not a single detection
             values = [0.0] * len(METRICS)
         result = Result(

@@ -135,9 +135,19 @@ class Predictor:
         results: list[Instances | None] = [None] * len(images)
         inputs = ({**self.prepare(image), "index": i} for i, image in enumerate(images))
         for batch in same_size_batches(inputs, self.batch_size):
-            for x, output in zip(batch, self.model(batch)):
-                results[x["index"]] = output["instances"].to("cpu")
+            for x, instances in zip(batch, self.detect_prepared(batch)):
+                results[x["index"]] = instances
         return results
+
+    @torch.no_grad()
+    def detect_prepared(self, batch: list[dict]) -> list[Instances]:
+        """Detects objects in inputs that :meth:`prepare` made, in a single batch.
+
+        Args:
+            batch: Inputs whose ``image`` has the same shape, or their detections depend on each
+                other.
+        """
+        return [output["instances"].to("cpu") for output in self.model(batch)]
 
     def detect_tiles(
         self,

@@ -267,7 +267,7 @@ def _detect(x: dict, num: int, rng: np.random.Generator) -> dict:
     """Returns random detections of an image, the first of them near its objects."""
     boxes = rng.random((num, 4)) * [400, 300, 200, 150]
     classes = rng.integers(80, size=num)
-    for index, annotation in enumerate(x["annotations"]):
+    for index, annotation in enumerate(x["annotations"][:num]):
         boxes[index] = np.array(annotation["bbox"]) * rng.normal(1, 0.07, 4)
         classes[index] = annotation["category_id"]
     boxes[:, 2:] = boxes[:, :2] + boxes[:, 2:].clip(min=1)

@@ -97,6 +97,8 @@ class PretendGPU(TorchDispatchMode):
         if kwargs.get("device") is not None:
             goes_to_device = torch.device(kwargs["device"]).type == _DEVICE.type
             kwargs["device"] = _CPU
+        if comes_from_device and goes_to_device:
+            _check_devices(function, args, inputs)
         if comes_from_device or goes_to_device:
             self._count(function, args, kwargs, inputs, goes_to_device)
         args, kwargs = tree_map_only(PretendTensor, lambda x: x.values, (args, kwargs))
@@ -115,6 +117,21 @@ class PretendGPU(TorchDispatchMode):
             self.waits[name] += 1
         if name not in _ALLOCATIONS and name != "_local_scalar_dense" and not function.is_view:
             self.launches[name] += 1
+
+
+def _check_devices(function, args, inputs: list[Tensor]) -> None:
+    """Raises the error of a GPU about operands on different devices.
+
+    As there, an operand of the host may be a single value, the source of a copy, or an index.
+    """
+    name = function.overloadpacket.__name__
+    if name in _COPIES:
+        return
+    allowed = args[1] if name in ("index", "index_put", "index_put_") else ()
+    allowed = {id(x) for x in allowed if x is not None}
+    for x in inputs:
+        if not isinstance(x, PretendTensor) and x.dim() > 0 and id(x) not in allowed:
+            raise RuntimeError(f"{function}: expected all tensors to be on the same device")
 
 
 def _waits(name: str, args, kwargs, inputs: list[Tensor], goes_to_device: bool) -> bool:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-TARGETS = ("help", "setup", "demo", "benchmarks", "test", "lint", "clean")
+TARGETS = ("help", "setup", "demo", "benchmarks", "test", "test-gpu", "lint", "clean")
 
 
 def write_script(path: Path, text: str) -> Path:
@@ -62,6 +62,7 @@ def test_help_is_the_default_and_names_every_target():
         (["setup"], ["tools/prepare_data.py [] 1"]),
         (["demo", "DEMO_ARGS=--seed 1"], ["tools/run_demo.py --seed 1"]),
         (["benchmarks", "BENCHMARK_ARGS=--quick"], ["-m benchmarks --quick"]),
+        (["test-gpu", "GPU_ARGS=nms"], ["-m benchmarks.gpu --document"]),
         (["test", "TEST_ARGS=-x"], ["-m ruff check", "-m ruff format", "-m pytest -x"]),
     ],
 )

@@ -4,9 +4,13 @@ r"""Detects objects in images, a video or a webcam stream.
         --weights output/demo/model_final.pth --input a.jpg 'photos/*.png' more/ --output found
     python tools/demo.py --config-file ... --weights ... --input aerial.png --output found --tiles
     python tools/demo.py --config-file ... --weights ... --video-input a.mp4 --output b.mp4
+    python tools/demo.py --config-file ... --weights ... --manifest list.txt --output found
 
 Flags are those of Detectron2's demo. Without --output, pictures are shown in a window: press Esc to
 stop, any other key for the next image.
+
+--manifest and --json-lines are for many images: no pictures, several processes, and the same
+command goes on after a kill.
 """
 
 from __future__ import annotations
@@ -15,7 +19,6 @@ import argparse
 import functools
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from .detecting import (
     INTERRUPTED,
@@ -28,12 +31,8 @@ from .detecting import (
     make_folder,
 )
 from .errors import EXPECTED, Parser, refuse, tell
-
-if TYPE_CHECKING:
-    import numpy as np
-
-    from ..plain.detections import Detections
-    from ..predictor import Predictor
+from .many_arguments import add_many_arguments, check_many_arguments, is_many
+from .predictor_detector import load
 
 VIDEO_HELP = """
 For a video, --output is the file to write (.mp4, .mkv, .mov, .avi) or a folder; the detections go
@@ -48,7 +47,7 @@ def get_parser() -> argparse.ArgumentParser:
         epilog=OUTPUT_HELP + VIDEO_HELP,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--config-file", required=True, help="a .py or .yaml config, or its name")
+    parser.add_argument("--config-file", help="a .py or .yaml config, or its name")
     parser.add_argument("--weights", help="checkpoint; default: the one that the config names")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--input", nargs="+", help="image files, quoted patterns, folders")
@@ -61,10 +60,14 @@ def get_parser() -> argparse.ArgumentParser:
         type=Path,
         help="folder for the results (of a video: file or folder); default: show them in a window",
     )
+    add_many_arguments(parser, source)
     add_arguments(parser)
     add_image_ids(parser)
     parser.add_argument(
-        "--batch-size", type=int, default=1, help="tiles that run at once (default: %(default)s)"
+        "--batch-size",
+        type=int,
+        default=1,
+        help="tiles, or of many images those of one size, that run at once (default: %(default)s)",
     )
     parser.add_argument("--device", help="such as cpu or cuda; default: the config's")
     parser.add_argument(
@@ -77,43 +80,6 @@ def get_parser() -> argparse.ArgumentParser:
     return parser
 
 
-class PredictorDetector:
-    """Adapts a :class:`Predictor` to :class:`~atss_d2.commands.detecting.Detecting`."""
-
-    def __init__(self, predictor: Predictor, *, more_detections: str) -> None:
-        """
-        Args:
-            predictor: The predictor.
-            more_detections: An override that raises the maximum number of detections per image.
-        """
-        from ..predictor import nms_with_torch
-
-        self.predictor = predictor
-        self.categories = predictor.categories
-        self.max_detections = getattr(predictor.model, "max_detections_per_image", None)
-        self.iou_thresh = getattr(predictor.model, "test_nms_thresh", 0.5)
-        self.how_to_raise_it = f"raise it with --opts {more_detections}"
-        self.nms = nms_with_torch
-
-    def detect(self, images: list[np.ndarray]) -> list[Detections]:
-        """Returns the detections in RGB images (H, W, 3) uint8."""
-        from ..predictor import to_detections
-
-        return [to_detections(x) for x in self.predictor([x[:, :, ::-1] for x in images])]
-
-
-def load(args: argparse.Namespace) -> PredictorDetector:
-    """Builds the detector that the flags describe."""
-    from ..config import load_config, view_of
-    from ..predictor import Predictor
-
-    cfg = load_config(args.config_file)
-    predictor = Predictor(
-        cfg, args.weights, device=args.device, overrides=args.opts, batch_size=args.batch_size
-    )
-    return PredictorDetector(predictor, more_detections=view_of(cfg).more_detections)
-
-
 def main(argv: list[str] | None = None) -> int:
     """Runs the command.
 
@@ -122,16 +88,29 @@ def main(argv: list[str] | None = None) -> int:
     """
     parser = get_parser()
     args = parser.parse_args(argv)
+    if args.merge is None and args.config_file is None:
+        parser.error("the following arguments are required: --config-file")
+    # Not `from . import`, which imports torch as well: --merge does not need it.
     from ..plain.files import find_images
-    from . import video
+    from .predict_many import merge, run
 
-    paths, problems = find_images(args.input or [])
     try:
+        check_many_arguments(args)
         if args.image_ids is not None and not args.input:
             raise ValueError("--image-ids is for --input: leave it out")
-        check_arguments(args, paths)
         if args.batch_size < 1:
             raise ValueError(f"--batch-size must be at least 1, got {args.batch_size}")
+    except ValueError as error:
+        refuse(parser, error)
+    if args.merge is not None:
+        return merge(args)
+    if is_many(args):
+        return run(parser, args)
+    from . import video
+
+    paths, problems = find_images(args.input or [], recursive=args.recursive)
+    try:
+        check_arguments(args, paths)
         if args.input:
             if not paths:
                 raise ValueError("; ".join(f"--input {problem}" for problem in problems))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,7 +21,7 @@ from detectron2.utils.registry import locate
 from omegaconf import DictConfig, OmegaConf
 
 from ..data.categories import Categories, parse_categories
-from .files import load_config
+from .files import ConfigError, load_config
 from .overrides import apply_overrides, apply_yaml_overrides
 
 logger = logging.getLogger(__name__)
@@ -71,10 +72,19 @@ def load_view(
 
 
 def resolve_device(name: str) -> str:
-    """Returns ``name``, or "cpu" if it asks for a GPU and there is none."""
+    """Returns ``name``, or "cpu" if it asks for a GPU and there is none.
+
+    Raises:
+        ConfigError: There are GPUs, but not so many.
+    """
     if name.startswith("cuda") and not torch.cuda.is_available():
         logger.info("No GPU is available: running on the CPU")
         return "cpu"
+    number = name.partition("cuda:")[2]
+    if number.isdigit() and int(number) >= (found := torch.cuda.device_count()):
+        raise ConfigError(
+            f"the device is '{name}', but this machine has {found}: cuda:0 to cuda:{found - 1}"
+        )
     return name
 
 
@@ -90,6 +100,7 @@ class View:
         num_classes_key: Key of the model's number of classes; ``""`` if unknown.
         test_augmentations: The augmentations of test images.
         evaluation_lacks: What the config lacks for an evaluation; ``""`` if nothing.
+        prediction_settings: The parts of the config that decide detections, as JSON values.
     """
 
     output_dir_key: str
@@ -97,6 +108,7 @@ class View:
     input_format_key: str
     dataset_keys: ClassVar[dict[str, str]]
     categories_key: str
+    device_key: str
     more_detections: str
     max_iter_key: str
     results_by_dataset: bool
@@ -177,6 +189,7 @@ class LazyView(View):
     }
     num_classes_key = "model.num_classes"
     categories_key = "categories"
+    device_key = "train.device"
     more_detections = "model.max_detections_per_image=1000"
     max_iter_key = "train.max_iter"
     results_by_dataset = False
@@ -198,6 +211,16 @@ class LazyView(View):
     @property
     def evaluation_lacks(self) -> str:
         return "" if self.get("dataloader.evaluator") is not None else "dataloader.evaluator"
+
+    @property
+    def prediction_settings(self) -> dict[str, Any]:
+        mapper = self.cfg.dataloader.test.mapper
+        parts = {
+            "model": self.cfg.model,
+            "augmentations": mapper.augmentations,
+            "image_format": mapper.image_format,
+        }
+        return _plain({key: _container(value) for key, value in parts.items()})
 
     def _set_categories(self, categories: Categories) -> None:
         self.cfg.categories = categories
@@ -223,6 +246,7 @@ class YamlView(View):
     input_format_key = "INPUT.FORMAT"
     dataset_keys: ClassVar = {split: f"DATASETS.{split.upper()}" for split in ("train", "test")}
     categories_key = "MODEL.ATSS.CATEGORIES"
+    device_key = "MODEL.DEVICE"
     more_detections = "MODEL.ATSS.MAX_DETECTIONS_PER_IMAGE 1000"
     max_iter_key = "SOLVER.MAX_ITER"
     results_by_dataset = True
@@ -245,6 +269,13 @@ class YamlView(View):
     def evaluation_lacks(self) -> str:
         return "" if self.cfg.DATASETS.TEST else "test set, set DATASETS.TEST"
 
+    @property
+    def prediction_settings(self) -> dict[str, Any]:
+        parts = {"MODEL": dict(self.cfg.MODEL), "INPUT": self.cfg.INPUT, "TEST": self.cfg.TEST}
+        for key in ("DEVICE", "WEIGHTS"):
+            parts["MODEL"].pop(key, None)
+        return _plain(parts)
+
     def _set_categories(self, categories: Categories) -> None:
         if self.get("MODEL.ATSS") is None:  # another model's config, without our keys
             return
@@ -256,3 +287,22 @@ class YamlView(View):
 
     def freeze(self) -> None:
         self.cfg.freeze()
+
+
+def _container(value: Any) -> Any:
+    return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+
+
+def _plain(value: Any) -> Any:
+    """Returns a value as JSON knows it; classes and functions by their names."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(x) for key, x in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(x) for x in value]
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, functools.partial):
+        return _plain([value.func, value.args, value.keywords])
+    if hasattr(value, "__qualname__"):
+        return f"{value.__module__}.{value.__qualname__}"
+    return repr(value)

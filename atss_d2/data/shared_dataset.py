@@ -112,8 +112,13 @@ class SharedDataset(Dataset):
         return SharedDataset, (shared_path(self._file), self._layout)
 
 
-def shared_path(file: IO[bytes]) -> str:
-    """Returns a path by which other processes of this machine can open a file without a name."""
+def shared_path(file: IO[bytes], pid: int | None = None) -> str:
+    """Returns a path by which other processes of this machine can open a file without a name.
+
+    Args:
+        file: The file.
+        pid: The process that keeps the file open. Default: this one.
+    """
     if not sys.platform.startswith("linux"):
         raise RuntimeError("data sets are shared on Linux only")
-    return f"/proc/{os.getpid()}/fd/{file.fileno()}"
+    return f"/proc/{os.getpid() if pid is None else pid}/fd/{file.fileno()}"

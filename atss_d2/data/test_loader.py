@@ -12,7 +12,9 @@ from torch.utils.data import DataLoader, Sampler
 from .workers import with_default_workers
 
 
-def same_size_batches(inputs: Iterable[dict], batch_size: int) -> Iterator[list[dict]]:
+def same_size_batches(
+    inputs: Iterable[dict], batch_size: int, *, max_waiting: int | None = None
+) -> Iterator[list[dict]]:
     """Groups model inputs into batches of images of the same size.
 
     A batch of different sizes is padded, and GroupNorm treats the padding as part of the image, so
@@ -21,13 +23,21 @@ def same_size_batches(inputs: Iterable[dict], batch_size: int) -> Iterator[list[
     Args:
         inputs: Dicts with ``image`` (C, H, W). A batch is yielded as soon as it is full.
         batch_size: Images per batch; the last batch of each size may be smaller.
+        max_waiting: Maximum number of images that wait for others of their size. Beyond it, the
+            size that has waited longest is yielded, however few its images. Default: no limit.
     """
     waiting = defaultdict(list)
+    num_waiting = 0
     for x in inputs:
         size = x["image"].shape
         waiting[size].append(x)
-        if len(waiting[size]) == batch_size:
-            yield waiting.pop(size)
+        num_waiting += 1
+        if len(waiting[size]) < batch_size:
+            if max_waiting is None or num_waiting <= max_waiting:
+                continue
+            size = next(iter(waiting))
+        num_waiting -= len(waiting[size])
+        yield waiting.pop(size)
     yield from waiting.values()
 
 

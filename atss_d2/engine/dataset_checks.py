@@ -18,6 +18,7 @@ from ..config import by_kind, view_of
 from ..data import DataError
 from ..data.checks.dataset import DataSet, check_coco_file, check_dicts, check_together
 from ..data.checks.findings import Finding, Report
+from ..data.children import call_in_children, can_fork
 from .data_check import explained
 from .rng import preserved_rng
 
@@ -46,7 +47,11 @@ def check_data(cfg: DictConfig | CfgNode, *, own_loaders: Collection[str] = ()) 
             processes.
     """
     key = by_kind(cfg, lazy="train.check_data", yaml="MODEL.ATSS.CHECK_DATA")
-    if view_of(cfg).get(key) is not False:
+    if view_of(cfg).get(key) is False:
+        return
+    if can_fork():  # the memory of a parsed JSON is then gone before the training starts
+        call_in_children([0], lambda: _check_safely(cfg, own_loaders), "checks the data sets")
+    else:
         on_first_process(lambda: _check_and_log(cfg, own_loaders))
 
 
@@ -65,11 +70,24 @@ def on_first_process(function: Callable[[], _Result]) -> _Result:
             outcome = False, str(error)
         except Exception as error:  # the other processes must not wait for ever
             logger.debug("Checking the data failed", exc_info=True)
-            outcome = False, f"checking the data failed: {type(error).__name__}: {error}"
+            outcome = False, str(_failed(error))
     is_fine, result = comm.all_gather(outcome)[0]
     if not is_fine:
         raise DataError(result)
     return result
+
+
+def _check_safely(cfg: DictConfig | CfgNode, own_loaders: Collection[str]) -> None:
+    try:
+        _check_and_log(cfg, own_loaders)
+    except DataError:
+        raise
+    except Exception as error:
+        raise _failed(error) from error
+
+
+def _failed(error: Exception) -> DataError:
+    return DataError(f"checking the data failed: {type(error).__name__}: {error}")
 
 
 def _check_and_log(cfg: DictConfig | CfgNode, own_loaders: Collection[str]) -> None:

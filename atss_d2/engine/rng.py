@@ -19,9 +19,11 @@ _STEP = 3  # what numbers are hashed for; see also data/samples.py
 
 @contextlib.contextmanager
 def preserved_rng() -> Iterator[None]:
-    """Restores the random states of Python, numpy and torch afterwards."""
+    """Restores the random states of Python, numpy and torch (of the current GPU) afterwards."""
     python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
-    with torch.random.fork_rng():
+    # By default torch saves the states of all GPUs of the machine, with a warning, in each process.
+    gpus = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+    with torch.random.fork_rng(devices=gpus):
         try:
             yield
         finally:

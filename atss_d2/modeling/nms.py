@@ -95,7 +95,8 @@ def _class_groups(classes: Tensor) -> list[slice]:
     """Splits sorted classes (T,), T > 0, into slices of whole classes, about _GROUP_SIZE boxes."""
     is_first = torch.cat((classes.new_ones(1), classes.diff())) != 0  # of its class
     firsts = torch.cat((is_first.nonzero()[:, 0], classes.new_tensor([len(classes)])))
-    wanted = torch.arange(0, len(classes) + _GROUP_SIZE, _GROUP_SIZE).clamp(max=len(classes))
+    wanted = torch.arange(0, len(classes) + _GROUP_SIZE, _GROUP_SIZE, device=classes.device)
+    wanted = wanted.clamp(max=len(classes))
     cuts = firsts[torch.searchsorted(firsts, wanted)].unique().tolist()
     return [slice(start, end) for start, end in itertools.pairwise(cuts)]
 

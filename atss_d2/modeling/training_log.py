@@ -36,7 +36,8 @@ class TrainingLog:
             previous, host = self._pending, torch.empty(len(names), pin_memory=True)
             host.copy_(values, non_blocking=True)
             event = torch.cuda.Event()
-            event.record()
+            # Of the values' GPU, which need not be the current one ("cuda:1").
+            event.record(torch.cuda.current_stream(values.device))
             self._pending = (names, host, event)
             if previous is not None:
                 previous[2].synchronize()

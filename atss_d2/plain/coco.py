@@ -17,6 +17,29 @@ def unnamed_categories(num_classes: int) -> list[dict[str, Any]]:
     return [{"id": i, "name": str(i)} for i in range(num_classes)]
 
 
+def annotation(
+    number: int, image_id: int | str, category_id: int, box: list[float], score: float
+) -> dict[str, Any]:
+    """Returns a detection as an entry of ``annotations``.
+
+    Args:
+        number: 1, 2, ...; COCOeval reads id 0 as no match.
+        image_id: Id of the image.
+        category_id: Id of the category.
+        box: [x, y, width, height] in pixels of the image.
+        score: Its score.
+    """
+    return {
+        "id": number,
+        "image_id": image_id,
+        "category_id": category_id,
+        "bbox": box,
+        "area": box[2] * box[3],
+        "iscrowd": 0,
+        "score": score,
+    }
+
+
 class ImageIds:
     """Image ids from an annotation file, so that results can be compared with it."""
 
@@ -107,15 +130,13 @@ class CocoResults:
         )
         for (x0, y0, x1, y1), score, c in zip(*(x.tolist() for x in detections.best_first())):
             self._annotations.append(
-                {
-                    "id": len(self._annotations) + 1,  # COCOeval reads id 0 as no match
-                    "image_id": image_id,
-                    "category_id": self._categories[c]["id"],
-                    "bbox": [x0, y0, x1 - x0, y1 - y0],
-                    "area": (x1 - x0) * (y1 - y0),
-                    "iscrowd": 0,
-                    "score": score,
-                }
+                annotation(
+                    len(self._annotations) + 1,
+                    image_id,
+                    self._categories[c]["id"],
+                    [x0, y0, x1 - x0, y1 - y0],
+                    score,
+                )
             )
 
     def write(self, path: str | os.PathLike[str]) -> None:

@@ -47,8 +47,12 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def find_images(inputs: Sequence[str]) -> tuple[list[str], list[str]]:
+def find_images(inputs: Sequence[str], *, recursive: bool = False) -> tuple[list[str], list[str]]:
     """Expands files, patterns and folders.
+
+    Args:
+        inputs: Names of files and folders, and patterns.
+        recursive: Whether a folder stands for the images in its sub-folders as well.
 
     Returns:
         Paths of files without duplicates, and a sentence for each input without files.
@@ -58,7 +62,8 @@ def find_images(inputs: Sequence[str]) -> tuple[list[str], list[str]]:
         if os.path.isfile(name):
             found = [name]
         else:
-            pattern = os.path.join(glob.escape(name), "*") if os.path.isdir(name) else name
+            inside = os.path.join(glob.escape(name), "**" if recursive else "", "*")
+            pattern = inside if os.path.isdir(name) else name
             found = sorted(
                 path
                 for path in glob.glob(pattern, recursive=True)

@@ -15,6 +15,7 @@ from . import (
     losses,
     nms,
     postprocess,
+    prediction,
     training_step,
 )
 from .step import Step
@@ -31,6 +32,7 @@ CASES: dict[str, ModuleType] = {
     "training_step": training_step,
     "launches": launches,
     "data_path": data_path,
+    "prediction": prediction,
 }
 
 __all__ = ["CASES", "Step"]

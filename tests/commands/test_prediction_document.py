@@ -27,7 +27,8 @@ def test_flags_are_those_of_the_commands():
     assert known - documented == {"--help", "--config-file", "--weights"}
     # Every flag but those that are marked is one of predict_exported as well.
     exported = set(re.findall(r"(--[a-z-]+)", predict_exported.get_parser().format_help()))
-    rows = [row for row in TEXT.splitlines() if row.startswith("| `--")]
+    common = TEXT.partition("## Many images")[0]
+    rows = [row for row in common.splitlines() if row.startswith("| `--")]
     for row in rows:
         flags, text = row.split(" | ", 1)
         if "demo.py` only" not in text and "--input" not in flags:

@@ -188,7 +188,8 @@ ANNOTATIONS = st.fixed_dictionaries(
 )
 def test_any_content(tmp_path_factory, annotations, image_ids, chunk):
     annotations = [{"id": 5 * i, **x} for i, x in enumerate(annotations)]
-    whole = content(*annotations, images=[image(i) for i in image_ids])
+    images = [image(i) for i in image_ids]
+    whole = content(*annotations, images=images, version=1234567)
     path = tmp_path_factory.getbasetemp() / "any.json"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(coco_reader, "_CHUNK", chunk)

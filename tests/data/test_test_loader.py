@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from atss_d2.data import build_test_loader
-from atss_d2.data.test_loader import SameSizeBatches
+from atss_d2.data.test_loader import SameSizeBatches, same_size_batches
 
 SIZES = [(8, 12), (12, 8), (8, 8)]
 
@@ -34,6 +34,25 @@ def test_every_image_comes_once_in_a_full_batch_of_its_size(kinds, batch_size):
         assert all(length == batch_size for length in count[:-1])
         assert 1 <= count[-1] <= batch_size
     assert len(loader) <= len(batches)
+
+
+@settings(max_examples=60, derandomize=True, deadline=None)
+@given(kinds=st.lists(st.integers(0, 2), max_size=20), max_waiting=st.integers(1, 4))
+def test_few_images_wait_for_others_of_their_size(kinds, max_waiting):
+    read = 0
+
+    def images():
+        nonlocal read
+        for record in records(kinds):
+            read += 1
+            yield map_image(record)
+
+    found = []
+    for batch in same_size_batches(images(), 3, max_waiting=max_waiting):
+        found += [x["image_id"] for x in batch]
+        assert len({x["image"].shape for x in batch}) == 1
+        assert read - len(found) <= max_waiting
+    assert sorted(found) == list(range(len(kinds)))
 
 
 def test_one_image_a_batch_is_detectron2s_loader():

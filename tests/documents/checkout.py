@@ -25,6 +25,7 @@ PARTS = (
     "configs",
     "docs",
     "examples",
+    "reproduction",
     "tools",
     "atss_d2_cli.py",
     "train_net.py",

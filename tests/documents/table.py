@@ -204,9 +204,34 @@ TABLE: dict[str, tuple[Entry, ...]] = {
     ),
     "docs/prediction.md": (
         Entry(
-            "tools/demo.py",
+            "--input photo.jpg",
             append={"tools/demo.py": "--opts dataloader.test.mapper.augmentations.0.factor=0.5"},
             leaves=("found/detections.json", "found/photo.jpg"),
+        ),
+        Entry(
+            "--merge found_many",
+            # tests/commands/test_predict_many.py starts torchrun.
+            replace={
+                "torchrun --standalone --nproc-per-node 8": "python",
+                "--num-workers 2 --batch-size 8": "--batch-size 8 --opts "
+                "dataloader.test.mapper.augmentations.0.factor=0.5",
+            },
+            leaves=("found_many/detections.json", "found_many/run.json"),
+        ),
+        Entry(
+            "#SBATCH",
+            replace={
+                "--num-workers 7": "--num-workers 1",
+                '_COUNT"': '_COUNT" --opts dataloader.test.mapper.augmentations.0.factor=0.5',
+            },
+            save_as="predict.sh",
+        ),
+        Entry(
+            "sbatch --array=0-15",
+            replace={
+                "sbatch --array=0-15": "SLURM_ARRAY_TASK_ID=0 SLURM_ARRAY_TASK_COUNT=1 bash",
+            },
+            leaves=("found_array/detections.json",),
         ),
         Entry("COCOeval(", run_by="tests/commands/test_prediction_document.py"),
         Entry("predictor.detect_tiles(", run_by="tests/commands/test_prediction_document.py"),
@@ -240,5 +265,17 @@ TABLE: dict[str, tuple[Entry, ...]] = {
             replace={"--num-gpus 8": "--num-gpus 1", "--data shapes": "--data coco"},
             append={"configs/ablations/table3/retinanet_atss.py": _SMALL},
         ),
+        Entry("make test-gpu", replace={"make test-gpu": "make -n test-gpu"}),
+        Entry(
+            "--collect --document",
+            # Prints the commands; tests/reproduction/ runs and submits them.
+            replace={
+                "--canary coco": "--print coco",
+                "'coco/*_1x' 'table3/*' --nproc 8": "table4/k9 --nproc 8 --print",
+                "'coco/*' --nproc 8 --submit slurm": "table4/k9 --print --nproc 8",
+                "'coco/*' 'table*' --collect": "table4/k9 --collect",
+            },
+        ),
+        Entry("--canary demo", append={"demo/atss_mobilenetv2_trees": "--iterations 2"}),
     ),
 }

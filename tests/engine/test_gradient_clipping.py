@@ -29,6 +29,8 @@ def train_one_step(max_norm):
     trainer = SimpleTrainer(model, [None], optimizer)
     trainer.register_hooks([GradientClippingHook(model, max_norm=max_norm)])
     trainer.train(0, 1)
+    # Before clipping.
+    assert trainer.storage.latest()["atss/gradient_norm"] == (5.0, 0)
     return -model.a.item(), -model.b.item()
 
 

@@ -220,4 +220,8 @@ def test_impossible_precision_is_an_error_before_training(tmp_path, dtype, messa
 )
 def test_resolve_device(monkeypatch, name, has_gpu, expected):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: has_gpu)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2 * has_gpu)
     assert resolve_device(name) == expected
+    if has_gpu:
+        with pytest.raises(ValueError, match="device is 'cuda:2', but this machine has 2: cuda:0"):
+            resolve_device("cuda:2")

@@ -269,6 +269,7 @@ def test_modulated_block_computes_the_documented_sum():
     assert block.conv2_offset.weight.grad.abs().sum() > 0
 
 
+@pytest.mark.gpu
 @needs_extension
 @pytest.mark.parametrize("modulated", [False, True])
 def test_equals_detectron2s_operator(modulated):

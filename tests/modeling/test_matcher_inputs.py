@@ -46,6 +46,7 @@ def test_anchors_of_detectron2s_generator(rule):
 
 
 @all_rules
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_the_gpu_gives_the_same_labels(rule):
     anchors = grid([(40, 50), (20, 25), (10, 13)], [8, 16, 32])

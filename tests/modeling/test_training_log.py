@@ -46,6 +46,7 @@ def test_values_of_any_number_type_and_with_gradient():
         }
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_scalars_of_a_gpu_come_with_the_next_call():
     log = TrainingLog()

@@ -102,7 +102,8 @@ class DenseMatcher(ABC):
         scene = build_scene(anchors, gt_boxes, gt_ignore, grid_sizes)
         matched = self.assign(scene).matched_idxs  # (N, R)
         counts = torch.tensor([len(b) for b in gt_boxes], dtype=torch.int64)
-        first_idxs = (torch.cumsum(counts, 0) - counts).to(matched.device)[:, None]  # (N, 1)
+        first_idxs = (torch.cumsum(counts, 0) - counts)[:, None]  # (N, 1)
+        first_idxs = first_idxs.to(matched.device, non_blocking=True)
         return torch.where(matched >= 0, matched - first_idxs, matched)
 
     @torch.no_grad()
