@@ -20,8 +20,9 @@ from detectron2.utils.file_io import PathManager
 from omegaconf import DictConfig, ListConfig
 from torch import nn
 
-from ..checkpoint import SafeCheckpointer, check_checkpoint
+from ..checkpoint import SafeCheckpointer
 from ..config import ConfigError, view_of
+from ..plain.stopping import STOP
 from .amp import GradScaler
 from .bad_images import BadImages
 from .console import FILE_ONLY, ProgressPrinter, quiet_evaluation
@@ -45,8 +46,10 @@ from .nonfinite import StepRecorder
 from .periodic_checkpointer import PeriodicCheckpointer
 from .resuming import find_start, finish, same_optimizer
 from .rng import RunSeed, StepSeeds, preserved_rng
+from .same_start import same_checkpoint, same_weights
 from .seen_images import SeenImages
 from .step import StepTrainer
+from .stopping import ShieldedLoader, StopHook
 from .train_loader import instantiate_train_loader
 
 logger = logging.getLogger(__name__)
@@ -84,8 +87,9 @@ def _evaluate(cfg: DictConfig, model: nn.Module, suffix: str = "") -> dict[str, 
     if cfg.train.get("amp", {}).get("inference", False):
         model = AutocastModel(model, autocast_dtype(cfg))
     with explained(cfg, "test"):
-        loader = instantiate_test_loader(cfg.dataloader.test)
-    results = inference_on_dataset(model, loader, instantiate(cfg.dataloader.evaluator))
+        loader = ShieldedLoader(instantiate_test_loader(cfg.dataloader.test), ends_together=True)
+    with STOP.immediate():
+        results = inference_on_dataset(model, loader, instantiate(cfg.dataloader.evaluator))
     results = {f"{task}{suffix}": result for task, result in results.items()}
     print_csv_format(results)
     return results
@@ -154,7 +158,8 @@ def do_train(cfg: DictConfig, *, resume: bool = False) -> dict[str, Any]:
     bad_images = BadImages.from_config(cfg)
     if not resume:
         bad_images.forget()
-        check_checkpoint(cfg.train.init_checkpoint)  # before minutes of checking data
+        with same_weights(cfg.train.init_checkpoint):  # before minutes of checking data
+            pass
     results: dict[str, Any] = {}
     best = None
     if is_enabled(cfg, "best_checkpoint"):
@@ -184,10 +189,11 @@ def do_train(cfg: DictConfig, *, resume: bool = False) -> dict[str, Any]:
         _build_hooks(cfg, model, checkpointer, ema, best, evaluate, expected_seconds)
     )
     if resume:
-        with same_optimizer(optimizer):
-            checkpointer.resume_from(start.checkpoint.path)
+        with same_checkpoint(start.checkpoint.path) as path, same_optimizer(optimizer):
+            checkpointer.resume_from(path)
     else:
-        checkpointer.resume_or_load(cfg.train.init_checkpoint, resume=False)
+        with same_weights(cfg.train.init_checkpoint) as path:
+            checkpointer.resume_or_load(path, resume=False)
     start_iter = start.iteration
 
     if start_iter and not seed.continues:
@@ -196,8 +202,10 @@ def do_train(cfg: DictConfig, *, resume: bool = False) -> dict[str, Any]:
             "continue"
         )
     with explained(cfg, "train"):
-        trainer.data_loader = instantiate_train_loader(
-            cfg.dataloader.train, seed=seed.value, start_iter=start_iter, bad_images=bad_images
+        trainer.data_loader = ShieldedLoader(
+            instantiate_train_loader(
+                cfg.dataloader.train, seed=seed.value, start_iter=start_iter, bad_images=bad_images
+            )
         )
     # The categories of data sets that were registered by a function are known only now.
     checkpointer.categories = check_categories(cfg)
@@ -288,6 +296,7 @@ def _build_hooks(
         *_own_hooks(cfg),
         # Before the evaluation, so that the checkpoint is saved even if the evaluation fails.
         PeriodicCheckpointer(checkpointer, **cfg.train.checkpointer) if is_main else None,
+        StopHook(checkpointer),
         evaluation,
         best,
         # Last, so that it writes what the other hooks log.

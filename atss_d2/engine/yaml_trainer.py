@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import logging
 import os
 import weakref
 from collections.abc import Iterable
+from unittest import mock
 
 import torch
 from detectron2.config import CfgNode
 from detectron2.data.build import _train_loader_from_config
 from detectron2.data.samplers import TrainingSampler
-from detectron2.engine import DefaultTrainer, hooks
+from detectron2.engine import DefaultTrainer, create_ddp_model, defaults, hooks
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from torch import nn
@@ -21,6 +24,7 @@ from ..config import ConfigError, view_of
 from ..data import BoxDatasetMapper, build_test_loader
 from ..data.seeding import seeded
 from ..modeling import DenseDetectorWithTTA
+from ..plain.stopping import STOP
 from .amp import GradScaler
 from .bad_images import BadImages
 from .data_check import explained
@@ -34,8 +38,10 @@ from .nonfinite import StepRecorder
 from .periodic_checkpointer import PeriodicCheckpointer
 from .resuming import Start, find_start, finish, same_optimizer
 from .rng import RunSeed, StepSeeds
+from .same_start import same_checkpoint, same_weights
 from .seen_images import SeenImages
 from .step import StepTrainer
+from .stopping import ShieldedLoader, StopHook
 from .train_loader import SAMPLERS, TrainLoader, build_train_loader
 
 logger = logging.getLogger(__name__)
@@ -66,7 +72,11 @@ class Trainer(DefaultTrainer):
         check_data(cfg, own_loaders=own)
         use_determinism(cfg)
         self._seed = RunSeed(cfg.SEED)
-        super().__init__(cfg)
+        with contextlib.ExitStack() as stack:
+            if cfg.MODEL.DEVICE == "cpu":  # Detectron2 gives the number of a GPU to every process
+                on_cpu = functools.partial(create_ddp_model, device_ids=None)
+                stack.enter_context(mock.patch.object(defaults, "create_ddp_model", on_cpu))
+            super().__init__(cfg)
         if cfg.SEED < 0 and isinstance(self.data_loader, TrainLoader):
             self._seed.value = self.data_loader.samples.seed
         check_determinism(cfg, self.model)
@@ -89,10 +99,12 @@ class Trainer(DefaultTrainer):
         self._start = find_start(view_of(self.cfg), resume=resume)
         self.start_iter = self._start.iteration
         if self._start.checkpoint is None:
-            self.checkpointer.resume_or_load(self.cfg.MODEL.WEIGHTS, resume=False)
+            with same_weights(self.cfg.MODEL.WEIGHTS) as path:
+                self.checkpointer.resume_or_load(path, resume=False)
         else:
-            with same_optimizer(self._trainer.optimizer):
-                self.checkpointer.resume_from(self._start.checkpoint.path)
+            path = self._start.checkpoint.path
+            with same_checkpoint(path) as path, same_optimizer(self._trainer.optimizer):
+                self.checkpointer.resume_from(path)
         self._continue_loader()
         if self._start.results is not None:
             self._last_eval_results = self._start.results
@@ -101,9 +113,13 @@ class Trainer(DefaultTrainer):
         """Trains as Detectron2's trainer does, or evaluates a run whose iterations are done."""
         if self._start.results is not None:
             return None
-        if self.start_iter < self.max_iter:
-            return super().train()
-        return finish(self, self.start_iter)
+        self.data_loader = ShieldedLoader(self.data_loader)
+        try:
+            if self.start_iter < self.max_iter:
+                return super().train()
+            return finish(self, self.start_iter)
+        finally:
+            self._trainer.reset_data_loader(lambda: None)  # ends the loader's processes now
 
     def _continue_loader(self) -> None:
         if not self.start_iter:
@@ -125,7 +141,7 @@ class Trainer(DefaultTrainer):
         self.checkpointer.categories = view_of(self.cfg).categories
         self.checkpointer.add_checkpointable("run_seed", self._seed)
         ours = PeriodicCheckpointer(self.checkpointer, self.cfg.SOLVER.CHECKPOINT_PERIOD)
-        built = [
+        found = [
             StepSeeds(self._seed),
             SeenImages(),
             *(
@@ -133,7 +149,9 @@ class Trainer(DefaultTrainer):
                 for hook in super().build_hooks()
             ),
         ]
-        return [*built, ContinuedMetrics.of(built)]
+        place = next(i for i, hook in enumerate(found) if isinstance(hook, hooks.EvalHook))
+        found.insert(place, StopHook(self.checkpointer))
+        return [*found, ContinuedMetrics.of(found)]
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> Iterable[list[dict]]:
@@ -157,11 +175,20 @@ class Trainer(DefaultTrainer):
         """Builds Detectron2's test loader with our mapper."""
         mapper = BoxDatasetMapper(cfg, is_train=False)
         with explained(cfg, "test"):
-            return build_test_loader(
+            loader = build_test_loader(
                 load_test_set_of(cfg, dataset_name, mapper),
                 mapper=mapper,
                 num_workers=cfg.DATALOADER.NUM_WORKERS,
             )
+        return ShieldedLoader(loader, ends_together=True)
+
+    @classmethod
+    def test(
+        cls, cfg: CfgNode, model: nn.Module, evaluators: list[DatasetEvaluator] | None = None
+    ) -> dict:
+        """Evaluates as Detectron2 does; a signal ends it at once."""
+        with STOP.immediate():
+            return super().test(cfg, model, evaluators)
 
     @classmethod
     def build_evaluator(
