@@ -11,6 +11,7 @@ from .optim import BackboneLRFactor
 from .output_folder import claimed_folder
 from .replay import Replayed, replay
 from .resuming import choose_checkpoint
+from .same_start import same_checkpoint, same_weights
 from .setup import default_setup, leave_process_group
 from .train_loader import build_train_loader
 from .trainer import do_test, do_train
@@ -39,4 +40,6 @@ __all__ = [
     "load_weights",
     "replay",
     "resolve_device",
+    "same_checkpoint",
+    "same_weights",
 ]

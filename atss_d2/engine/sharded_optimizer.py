@@ -58,16 +58,20 @@ def gather_state(optimizer: torch.optim.Optimizer) -> None:
 
 
 class GatherState(HookBase):
-    """Calls :func:`gather_state` when a checkpoint is due. Must be before the checkpointer."""
+    """Calls :func:`gather_state` when a checkpoint is due. Must be before the checkpointer.
 
-    def __init__(self, period: int) -> None:
+    Also before evaluations: when a signal ends one, each process saves and ends by itself.
+    """
+
+    def __init__(self, *periods: int) -> None:
         """
         Args:
-            period: Iterations between checkpoints.
+            *periods: Iterations between checkpoints, and between evaluations; 0 for none.
         """
-        self._period = period
+        self._periods = [period for period in periods if period > 0]
 
     def after_step(self) -> None:
         iteration = self.trainer.iter + 1
-        if iteration % self._period == 0 or iteration >= self.trainer.max_iter:
+        is_due = any(iteration % period == 0 for period in self._periods)
+        if is_due or iteration >= self.trainer.max_iter:
             gather_state(self.trainer.optimizer)

@@ -21,20 +21,24 @@ from detectron2.utils.file_io import PathManager
 from omegaconf import DictConfig, ListConfig
 from torch import nn
 
-from ..checkpoint import SafeCheckpointer, check_checkpoint
+from ..checkpoint import SafeCheckpointer
 from ..config import ConfigError, view_of
+from ..plain.stopping import STOP
 from .activation_checkpointing import checkpoint_activations
 from .amp import GradScaler
+from .bad_images import BadImages
 from .console import FILE_ONLY, ProgressPrinter, quiet_evaluation
 from .data_check import check_categories, explained
 from .dataset_checks import check_data
 from .datasets import instantiate_test_loader, load_test_set
+from .determinism import check_determinism, use_determinism
 from .early_stopping import EarlyStopping, StoppedEarly
 from .ema import EMAHook
 from .evaluation_hooks import BaseLRScheduler, BestCheckpoint, TimedEvalHook
 from .evaluator_check import check_config_evaluator
 from .fast_dev_run import shortened
 from .gradient_clipping import GradientClippingHook
+from .metrics import ContinuedMetrics
 from .models import (
     AutocastModel,
     autocast_dtype,
@@ -49,8 +53,11 @@ from .precise_bn import PreciseBN
 from .profiling import ProfilerHook
 from .resuming import find_start, finish, same_optimizer
 from .rng import RunSeed, StepSeeds, preserved_rng
+from .same_start import same_checkpoint, same_weights
+from .seen_images import SeenImages
 from .sharded_optimizer import GatherState, shard
 from .step import StepTrainer
+from .stopping import ShieldedLoader, StopHook
 from .trackers import build_writers, open_writers
 from .train_loader import instantiate_train_loader
 from .validation_loss import validation_losses
@@ -91,7 +98,9 @@ def _evaluate(cfg: DictConfig, model: nn.Module, suffix: str = "") -> dict[str, 
         model = AutocastModel(model, autocast_dtype(cfg))
     with explained(cfg, "test"):
         loader = shortened(cfg, instantiate_test_loader(cfg.dataloader.test))
-    results = inference_on_dataset(model, loader, instantiate(cfg.dataloader.evaluator))
+        loader = ShieldedLoader(loader, ends_together=True)
+    with STOP.immediate():
+        results = inference_on_dataset(model, loader, instantiate(cfg.dataloader.evaluator))
     results = {f"{task}{suffix}": result for task, result in results.items()}
     print_csv_format(results)
     return results
@@ -137,7 +146,9 @@ def do_train(cfg: DictConfig, *, resume: bool = False) -> dict[str, Any]:
     check_data(cfg)
     recorded_cfg = copy.deepcopy(cfg)
     recorder = StepRecorder(recorded_cfg, cfg.train.output_dir)
+    use_determinism(cfg)
     model = build_model(cfg)
+    check_determinism(cfg, model)
     logger.info(f"Model:\n{model}", extra=FILE_ONLY)
     num_parameters = sum(p.numel() for p in model.parameters())
     logger.info(f"{type(model).__name__} with {num_parameters / 1e6:.1f} M parameters")
@@ -161,8 +172,11 @@ def do_train(cfg: DictConfig, *, resume: bool = False) -> dict[str, Any]:
         checkpointer.add_checkpointable("trained_model", model)
     seed = RunSeed(cfg.train.get("seed", -1))
     checkpointer.add_checkpointable("run_seed", seed)
+    bad_images = BadImages.from_config(cfg)
     if not resume:
-        check_checkpoint(cfg.train.init_checkpoint)  # before minutes of checking data
+        bad_images.forget()
+        with same_weights(cfg.train.init_checkpoint):  # before minutes of checking data
+            pass
     results: dict[str, Any] = {}
     best = None
     if is_enabled(cfg, "best_checkpoint"):
@@ -194,16 +208,17 @@ def do_train(cfg: DictConfig, *, resume: bool = False) -> dict[str, Any]:
 
     # Before the first iteration: finds problems of the validation set, and measures its duration.
     expected_seconds = _try_evaluation(cfg, evaluated)
-    trainer.register_hooks([StepSeeds(seed)])
+    trainer.register_hooks([StepSeeds(seed), SeenImages()])
     trainer.register_hooks(
         _build_hooks(cfg, model, checkpointer, ema, best, evaluate, expected_seconds, writers, seed)
     )
     trainer.register_hooks([early_stopping, ProfilerHook.from_config(cfg)])
     if resume:
-        with same_optimizer(optimizer):
-            checkpointer.resume_from(start.checkpoint.path)
+        with same_checkpoint(start.checkpoint.path) as path, same_optimizer(optimizer):
+            checkpointer.resume_from(path)
     else:
-        checkpointer.resume_or_load(cfg.train.init_checkpoint, resume=False)
+        with same_weights(cfg.train.init_checkpoint) as path:
+            checkpointer.resume_or_load(path, resume=False)
     start_iter = start.iteration
 
     if start_iter and not seed.continues:
@@ -212,8 +227,10 @@ def do_train(cfg: DictConfig, *, resume: bool = False) -> dict[str, Any]:
             "continue"
         )
     with explained(cfg, "train"):
-        trainer.data_loader = instantiate_train_loader(
-            cfg.dataloader.train, seed=seed.value, start_iter=start_iter
+        trainer.data_loader = ShieldedLoader(
+            instantiate_train_loader(
+                cfg.dataloader.train, seed=seed.value, start_iter=start_iter, bad_images=bad_images
+            )
         )
     # The categories of data sets that were registered by a function are known only now.
     checkpointer.categories = check_categories(cfg)
@@ -299,7 +316,7 @@ def _build_hooks(
     is_main = comm.is_main_process()
     PathManager.mkdirs(cfg.train.output_dir)
     evaluation = TimedEvalHook(cfg.train.eval_period, evaluate, expected_seconds=expected_seconds)
-    return [
+    built = [
         hooks.IterationTimer(),
         GradientClippingHook(model, max_norm=cfg.train.clip_gradients.max_norm)
         if is_enabled(cfg, "clip_gradients")
@@ -308,9 +325,10 @@ def _build_hooks(
         ema,
         *_own_hooks(cfg),
         PreciseBN.from_config(cfg, model, seed),
-        GatherState(cfg.train.checkpointer.period),
+        GatherState(cfg.train.checkpointer.period, cfg.train.eval_period),
         # Before the evaluation, so that the checkpoint is saved even if the evaluation fails.
         PeriodicCheckpointer(checkpointer, **cfg.train.checkpointer) if is_main else None,
+        StopHook(checkpointer),
         evaluation,
         best,
         # Last, so that it writes what the other hooks log.
@@ -326,6 +344,7 @@ def _build_hooks(
         if is_main
         else None,
     ]
+    return [*built, ContinuedMetrics.of(built)]
 
 
 def _own_hooks(cfg: DictConfig) -> list[HookBase]:

@@ -6,8 +6,15 @@ train = dict(
     # Looks at annotations and image files before the first iteration, and stops if training or
     # evaluation would stop or go wrong later. False for data sets of tens of millions of images.
     check_data=True,
+    # A training image that cannot be used: "stop", or "skip" to take another one and list it in
+    # bad_images.jsonl; the run stops if there are more than max_bad_images.
+    on_bad_image="stop",
+    max_bad_images=100,
     max_iter=90000,
     seed=0,  # of initialization, data order and augmentation; negative: a new one each run
+    # Only operators that give the same bits in every run on the same kind of device, which is
+    # slower; "warn": with a warning for each operator that has no such implementation.
+    deterministic=False,
     # Autocast of the training steps, and, if inference is true, of the evaluations. float16 needs a
     # GPU for training; bfloat16 also runs on a CPU.
     amp=dict(enabled=False, dtype="float16", inference=False),
