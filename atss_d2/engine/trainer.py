@@ -1,11 +1,10 @@
-"""Trains and evaluates a LazyConfig with Detectron2's trainer and hooks."""
+"""Trains a LazyConfig with Detectron2's trainer and hooks."""
 
 from __future__ import annotations
 
 import contextlib
 import copy
 import logging
-import math
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -14,7 +13,6 @@ from typing import Any
 import torch
 from detectron2.config import instantiate
 from detectron2.engine import HookBase, create_ddp_model, hooks
-from detectron2.evaluation import inference_context, inference_on_dataset, print_csv_format
 from detectron2.utils import comm
 from detectron2.utils.events import EventWriter, JSONWriter, TensorboardXWriter
 from detectron2.utils.file_io import PathManager
@@ -23,27 +21,21 @@ from torch import nn
 
 from ..checkpoint import SafeCheckpointer
 from ..config import ConfigError, view_of
-from ..plain.stopping import STOP
 from .activation_checkpointing import checkpoint_activations
 from .amp import GradScaler
 from .bad_images import BadImages
 from .console import FILE_ONLY, ProgressPrinter, quiet_evaluation
 from .data_check import check_categories, explained
 from .dataset_checks import check_data
-from .datasets import instantiate_test_loader, load_test_set
 from .determinism import check_determinism, use_determinism
 from .early_stopping import EarlyStopping, StoppedEarly
 from .ema import EMAHook
 from .evaluation_hooks import BaseLRScheduler, BestCheckpoint, TimedEvalHook
-from .evaluator_check import check_config_evaluator
-from .fast_dev_run import shortened
 from .gradient_clipping import GradientClippingHook
 from .metrics import ContinuedMetrics
 from .models import (
-    AutocastModel,
     autocast_dtype,
     build_model,
-    build_model_with_tta,
     is_enabled,
 )
 from .nonfinite import StepRecorder
@@ -52,69 +44,18 @@ from .periodic_checkpointer import PeriodicCheckpointer
 from .precise_bn import PreciseBN
 from .profiling import ProfilerHook
 from .resuming import find_start, finish, same_optimizer
-from .rng import RunSeed, StepSeeds, preserved_rng
+from .rng import RunSeed, StepSeeds
 from .same_start import same_checkpoint, same_weights
 from .seen_images import SeenImages
 from .sharded_optimizer import GatherState, shard
 from .step import StepTrainer
 from .stopping import ShieldedLoader, StopHook
+from .testing import do_test, summarize, try_evaluation
 from .trackers import build_writers, open_writers
 from .train_loader import instantiate_train_loader
 from .validation_loss import validation_losses
 
 logger = logging.getLogger(__name__)
-
-
-def do_test(cfg: DictConfig, model: nn.Module, *, with_tta: bool = False) -> dict[str, Any]:
-    """Evaluates a model on ``dataloader.test`` with ``dataloader.evaluator``.
-
-    Args:
-        cfg: A config with Detectron2's five keys. It is not changed.
-        model: The model that the config describes.
-        with_tta: Also evaluate it with test-time augmentation, if the config has the key
-            ``test_time_augmentation``.
-
-    Returns:
-        The evaluator's results; those with test-time augmentation have keys that end with "_TTA".
-        Empty on all processes except the first, and if the config has no evaluator.
-    """
-    if cfg.dataloader.get("evaluator") is None:
-        return {}
-    model_with_tta = None
-    if with_tta and cfg.get("test_time_augmentation") is not None:
-        model_with_tta = build_model_with_tta(cfg, model)  # fails before a long evaluation, if ever
-    results = _evaluate(cfg, model)
-    if model_with_tta is not None:
-        logger.info("Running inference with test-time augmentation ...")
-        cfg = copy.deepcopy(cfg)
-        if "output_dir" in cfg.dataloader.evaluator:  # keeps the first evaluation's files
-            cfg.dataloader.evaluator.output_dir += "_TTA"
-        results.update(_evaluate(cfg, model_with_tta, suffix="_TTA"))
-    return results
-
-
-def _evaluate(cfg: DictConfig, model: nn.Module, suffix: str = "") -> dict[str, Any]:
-    if cfg.train.get("amp", {}).get("inference", False):
-        model = AutocastModel(model, autocast_dtype(cfg))
-    with explained(cfg, "test"):
-        loader = shortened(cfg, instantiate_test_loader(cfg.dataloader.test))
-        loader = ShieldedLoader(loader, ends_together=True)
-    with STOP.immediate():
-        results = inference_on_dataset(model, loader, instantiate(cfg.dataloader.evaluator))
-    results = {f"{task}{suffix}": result for task, result in results.items()}
-    print_csv_format(results)
-    return results
-
-
-def _summary(results: dict[str, Any]) -> str:
-    """Returns the usual box metrics on one line, or the names of the tasks."""
-    metrics = results.get("bbox")
-    if not isinstance(metrics, dict):
-        return f"{', '.join(results)} evaluated"
-    if math.isnan(metrics.get("AP", 0.0)):
-        return "nothing was detected"
-    shown = (name for name in ("AP", "AP50", "AP75", "AR") if name in metrics)
-    return "  ".join(f"{name} {metrics[name]:.1f}" for name in shown)
 
 
 def do_train(cfg: DictConfig, *, resume: bool = False) -> dict[str, Any]:
@@ -201,13 +142,13 @@ def do_train(cfg: DictConfig, *, resume: bool = False) -> dict[str, Any]:
             early_stopping.update(results)
         if results:  # on the first process
             seconds = time.perf_counter() - start
-            logger.info(f"Evaluation: {_summary(results)}  ({seconds:.0f} s)")
+            logger.info(f"Evaluation: {summarize(results)}  ({seconds:.0f} s)")
             if best is not None:
                 best.update(results)
         return results
 
     # Before the first iteration: finds problems of the validation set, and measures its duration.
-    expected_seconds = _try_evaluation(cfg, evaluated)
+    expected_seconds = try_evaluation(cfg, evaluated)
     trainer.register_hooks([StepSeeds(seed), SeenImages()])
     trainer.register_hooks(
         _build_hooks(cfg, model, checkpointer, ema, best, evaluate, expected_seconds, writers, seed)
@@ -247,29 +188,6 @@ def do_train(cfg: DictConfig, *, resume: bool = False) -> dict[str, Any]:
     finally:
         trainer.reset_data_loader(lambda: None)  # ends the loader's processes now
     return results
-
-
-def _try_evaluation(cfg: DictConfig, model: nn.Module) -> float:
-    """Checks the test set, and detects objects in a few of its images.
-
-    Returns:
-        The estimated seconds for all images; 0 if unknown.
-
-    Raises:
-        DataError: Annotations or images are missing or cannot be read.
-    """
-    dataset, mapper = load_test_set(cfg)
-    check_config_evaluator(cfg, dataset)
-    if not dataset or mapper is None:
-        return 0.0
-    with preserved_rng(), inference_context(model), torch.no_grad():
-        inputs = [mapper(dataset[i]) for i in range(min(3, len(dataset)))]
-        model(inputs[:1])  # the very first call takes longer
-        start = time.perf_counter()
-        for x in inputs[1:]:
-            model([x])
-    seconds = (time.perf_counter() - start) / max(len(inputs) - 1, 1)
-    return seconds * len(dataset) / comm.get_world_size()
 
 
 def _build_trainer(
