@@ -19,6 +19,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 COMMANDS = {
     "start-project": "write a config for your own data set",
@@ -53,6 +54,16 @@ def run(command: str, argv: Sequence[str] | None = None) -> int:
         return 130
     finally:
         gc.freeze()  # saves 0.8 s: no last search for garbage among torch's objects
+
+
+def start_rank(args: Any, place: Sequence[Any], connection: Any) -> None:
+    """Runs one process of a training, in a process that ``train`` has spawned for it."""
+    place = _import("plain.starters").Place(*place)
+    try:
+        work = _import("commands.train").work
+        sys.exit(_import("commands.launching").run_rank(args, place, work, connection))
+    finally:
+        gc.freeze()  # as above
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -13,12 +13,12 @@ import detectron2.engine
 import pytest
 import torch
 import yaml
-from detectron2.config import CfgNode
 from detectron2.engine import launch
 
 from atss_d2 import Predictor
 from atss_d2.commands import train as train_net
 from atss_d2.config import load_config
+from atss_d2.engine import leave_process_group
 from tests import toy
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -197,7 +197,8 @@ def train_and_evaluate(train_args, eval_args) -> None:
     """What each of the processes does."""
     torch.set_num_threads(1)
     train_net.run(train_args)
-    train_net.run_and_leave(eval_args)
+    train_net.run(eval_args)
+    leave_process_group()
 
 
 class TwoProcesses:
@@ -271,7 +272,7 @@ def test_two_processes_evaluate_all_images(two_processes):
 def test_the_command_launches_processes(tmp_path, monkeypatch):
     config_file = toy.write_config(tmp_path / "config.py", tmp_path / "output")
     calls = []
-    monkeypatch.setattr(detectron2.engine, "launch", lambda *a, **kw: calls.append((a, kw)))
+    monkeypatch.setattr(train_net, "launch", lambda *args: calls.append(args) or 7)
     flags = [
         "--num-gpus",
         "2",
@@ -284,17 +285,11 @@ def test_the_command_launches_processes(tmp_path, monkeypatch):
     ]
     argv = ["train_net.py", "--config-file", str(config_file), *flags, "train.max_iter=7"]
     monkeypatch.setattr(sys, "argv", argv)
-    with pytest.raises(SystemExit, match="^0$"):
+    with pytest.raises(SystemExit, match="^7$"):
         runpy.run_path(str(SCRIPT), run_name="__main__")
-    (main, num_gpus), kwargs = calls[0]
-    assert main.__name__ == "run_and_leave"
-    assert num_gpus == 2
-    assert kwargs["args"][0].opts == ["train.max_iter=7"]
-    assert {key: kwargs[key] for key in ("num_machines", "machine_rank", "dist_url")} == {
-        "num_machines": 3,
-        "machine_rank": 1,
-        "dist_url": "tcp://here:1",
-    }
+    ((args, first),) = calls
+    assert args.opts == ["train.max_iter=7"]
+    assert first == ("atss-d2", 2, 6, 0, 2, "here", 1, "")
 
 
 # Mistakes
@@ -362,15 +357,3 @@ def test_broken_yaml_files_are_explained(tmp_path, content, message):
 def test_resuming_needs_no_initial_checkpoint():
     args = parse("--config-file", LAZY, "--resume", "train.init_checkpoint=no.pth")
     assert train_net.setup(args).train.init_checkpoint == "no.pth"
-
-
-def test_yaml_with_processes_but_no_gpu(monkeypatch, tmp_path):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    args = parse("--config-file", YAML, "--num-gpus", 2)
-    with pytest.raises(SystemExit) as exit_info:
-        train_net.setup(args)
-    assert "--num-gpus 1 or a LazyConfig" in exit_info.value.code
-    (tmp_path / "a.pth").touch()
-    weights = ("MODEL.WEIGHTS", tmp_path / "a.pth")
-    cfg = train_net.setup(parse("--config-file", YAML, "--num-gpus", 2, "--eval-only", *weights))
-    assert isinstance(cfg, CfgNode)

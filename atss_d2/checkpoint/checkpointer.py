@@ -53,12 +53,14 @@ class SafeCheckpointer(AtomicCheckpointer):
     Attributes:
         categories: ``[{"id": ..., "name": ...}]`` of the K classes, stored in every saved file; see
             :mod:`atss_d2.data.categories`.
+        saved_iteration: The iteration of the file that was saved last; None before the first.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         """Takes the arguments of ``DetectionCheckpointer``."""
         super().__init__(*args, **kwargs)
         self.categories: list[dict[str, Any]] = []
+        self.saved_iteration: int | None = None
         self._convention: str | None = None
         self._source = ""
         self._is_new_training = False
@@ -69,7 +71,10 @@ class SafeCheckpointer(AtomicCheckpointer):
         """Saves as :class:`AtomicCheckpointer` does, together with the :attr:`categories`."""
         if self.categories:
             kwargs = {"categories": self.categories, **kwargs}
-        return super().save(name, **kwargs)
+        is_saved = super().save(name, **kwargs)
+        if is_saved:
+            self.saved_iteration = kwargs.get("iteration")
+        return is_saved
 
     def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Loads a checkpoint into the model and the other checkpointables.

@@ -15,14 +15,16 @@ everything runs on the CPU, and --num-gpus is the number of processes.
 from __future__ import annotations
 
 import argparse
-import logging
 import os
 import sys
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from ..plain.starters import Place, find_place, is_restart
+from ..plain.stopping import STOP, Stopped
 from .ending import print_ending
 from .errors import EXPECTED, Parser, fail, one_sentence
+from .launching import launch, run_rank, tell_of_stop
 
 if TYPE_CHECKING:
     from detectron2.config import CfgNode
@@ -48,14 +50,20 @@ def get_parser() -> argparse.ArgumentParser:
         help="start again in the folder of a run, whose files move to its subfolder previous_N",
     )
     parser.add_argument("--eval-only", action="store_true", help="evaluate, do not train")
-    parser.add_argument("--num-gpus", type=int, default=1, help="GPUs per machine (%(default)s)")
-    parser.add_argument("--num-machines", type=int, default=1, help="machines (%(default)s)")
-    parser.add_argument("--machine-rank", type=int, default=0, help="of this machine, from 0")
+    parser.add_argument("--num-gpus", type=int, help="GPUs per machine (default: 1)")
+    parser.add_argument("--num-machines", type=int, help="machines (default: 1)")
+    parser.add_argument("--machine-rank", type=int, help="of this machine, from 0 (default: 0)")
     parser.add_argument(
         "--dist-url",
         default="auto",
         help='where processes meet; "auto" is a free port of this machine, several machines need '
         "tcp://HOST:PORT of the first (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--dist-timeout",
+        type=float,
+        metavar="SECONDS",
+        help="how long processes wait for each other before they give up (default: 1800)",
     )
     parser.add_argument(
         "opts",
@@ -68,46 +76,105 @@ def get_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the command, in one process or in the number of processes that the flags ask for."""
-    args = get_parser().parse_args(argv)
+    """Runs the command in the processes that its starter or the flags ask for."""
+    with STOP.installed():
+        args = get_parser().parse_args(argv)
+        args.prog = get_parser().prog
+        try:
+            return start(args)
+        except Stopped as stop:
+            STOP.is_stopping = True
+            tell_of_stop(args, stop)
+            return stop.exit_code
+
+
+def start(args: argparse.Namespace) -> int:
+    """Runs this process, as torchrun or srun has started it, or starts those of this machine."""
+    if is_restart(os.environ) and not args.eval_only:
+        args.resume = True
+    try:
+        if args.dist_timeout is not None and not args.dist_timeout > 0:
+            raise ValueError(f"--dist-timeout must be greater than 0, got {args.dist_timeout:g}")
+        place = find_place(args, os.environ)
+        first = None if place else _first_place(args)
+    except ValueError as error:
+        fail(get_parser(), error)
+    if place is not None:
+        return run_rank(args, place, work)
     # Must be imported before Detectron2: silences deprecation warnings raised by its import.
     import atss_d2  # noqa: F401
 
     # isort: split
-    from detectron2.engine import launch
-    from torch.multiprocessing import ProcessExitedException
-
-    from ..data import DataError
-    from ..engine import check_dataset_files
     from ..warning_filters import filter_in_child_processes
 
-    cfg = setup(args)  # a wrong config fails here, not in every process
+    filter_in_child_processes()
+    cfg = None
+    if first.num_machines == 1:  # else processes meet first, as all must hear of an error
+        cfg = load(args)  # a wrong config fails here, not in every process
+    if first.world_size == 1:
+        run(args, cfg)
+        return 0
+    try:
+        # Spawned processes execute the config file themselves, which registers its data sets.
+        return launch(args, first)
+    except OSError as error:
+        fail(get_parser(), error)
+
+
+def work(args: argparse.Namespace) -> None:
+    """What each of several processes does."""
+    run(args, load(args))
+
+
+def _first_place(args: argparse.Namespace) -> Place:
+    """Returns the place of the first process of this machine, from the flags."""
+    num_gpus, num_machines = (
+        1 if flag is None else flag for flag in (args.num_gpus, args.num_machines)
+    )
+    machine = args.machine_rank or 0
+    if num_gpus < 0 or num_machines < 1:
+        raise ValueError(
+            "--num-gpus must not be negative and --num-machines be at least 1, got "
+            f"{num_gpus} and {num_machines}"
+        )
+    if not 0 <= machine < num_machines:
+        raise ValueError(
+            f"--machine-rank must be one of 0 to {num_machines - 1}, as --num-machines is "
+            f"{num_machines}, got {machine}"
+        )
+    if num_machines > 1 and args.dist_url == "auto":
+        raise ValueError(
+            "--num-machines > 1 needs --dist-url tcp://HOST:PORT, an address of the first machine"
+        )
+    size = max(num_gpus, 1)
+    host, port, url = "127.0.0.1", 0, ""
+    if args.dist_url.startswith("tcp://"):
+        host, _, number = args.dist_url.removeprefix("tcp://").rpartition(":")
+        if not host or not number.isdigit():
+            raise ValueError(f"--dist-url must be tcp://HOST:PORT, got {args.dist_url}")
+        port = int(number)
+    elif args.dist_url != "auto":
+        url = args.dist_url
+    return Place("atss-d2", machine * size, num_machines * size, 0, size, host, port, url)
+
+
+def load(args: argparse.Namespace) -> DictConfig | CfgNode:
+    """Loads the config, and checks it and that the files of its data sets exist."""
+    from ..data import DataError
+    from ..engine import check_dataset_files
+
+    cfg = setup(args)
     try:
         check_dataset_files(cfg, with_training=not args.eval_only)
     except DataError as error:
         fail(get_parser(), error)
-    is_alone = args.num_gpus * args.num_machines <= 1
-    filter_in_child_processes()
-    # This logger reports that it terminates the other processes after one has failed.
-    logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)
-    try:
-        launch(
-            run_and_leave,
-            args.num_gpus,
-            num_machines=args.num_machines,
-            machine_rank=args.machine_rank,
-            dist_url=args.dist_url,
-            # Spawned processes execute the config file themselves, which registers its data sets.
-            args=(args, cfg if is_alone else None),
-        )
-    except ProcessExitedException as error:
-        return error.exit_code or 1  # the process has said why
-    return 0
+    return cfg
 
 
 def setup(args: argparse.Namespace) -> DictConfig | CfgNode:
     """Loads the config and applies the overrides; an error ends the command with one sentence."""
-    from ..config import find_config, load_config, view_of
+    from ..config import by_kind, find_config, load_config, view_of
+    from ..engine.fast_dev_run import apply_fast_dev_run
 
     try:
         if not args.config_file:
@@ -117,6 +184,7 @@ def setup(args: argparse.Namespace) -> DictConfig | CfgNode:
         if view.missing_keys:
             raise ValueError(f"{args.config_file} does not define {', '.join(view.missing_keys)}")
         view.apply(args.opts)
+        by_kind(view.cfg, lazy=apply_fast_dev_run, yaml=lambda *_: None)(view.cfg, args)
         check(view, args)
         view.freeze()
     except EXPECTED as error:
@@ -130,31 +198,18 @@ def check(view: View, args: argparse.Namespace) -> None:
 
     from ..engine import check_categories, check_checkpoint
 
-    if args.num_gpus < 0 or args.num_machines < 1:
-        raise ValueError(
-            "--num-gpus must not be negative and --num-machines be at least 1, got "
-            f"{args.num_gpus} and {args.num_machines}"
-        )
     if os.path.isfile(view.output_dir):
         raise ValueError(f"{view.output_dir_key} '{view.output_dir}' is a file: give a folder")
-    if args.num_machines > 1 and args.dist_url == "auto":
-        raise ValueError(
-            "--num-machines > 1 needs --dist-url tcp://HOST:PORT, an address of the first machine"
-        )
-    is_training_on_cpu = not args.eval_only and not torch.cuda.is_available()
-    if is_training_on_cpu and args.num_gpus > 1 and not view.trains_in_cpu_processes:
-        raise ValueError(
-            "without a GPU, Detectron2's trainer of yaml configs runs in one process: give "
-            "--num-gpus 1 or a LazyConfig"
-        )
     num_devices = torch.cuda.device_count()
-    if num_devices and args.num_gpus > num_devices:
+    num_gpus = args.num_gpus or 1
+    place = getattr(args, "place", None)
+    if num_devices and num_gpus > num_devices and place is None:
         raise ValueError(
-            f"--num-gpus {args.num_gpus}, but this machine has {num_devices}; with "
+            f"--num-gpus {num_gpus}, but this machine has {num_devices}; with "
             "CUDA_VISIBLE_DEVICES= in front of the command it trains on the CPU"
         )
     check_categories(view.cfg)
-    if not args.resume:
+    if not args.resume and place is None:  # several processes look together
         check_checkpoint(view.weights, for_use=args.eval_only)  # last, as it downloads the file
 
 
@@ -189,14 +244,6 @@ def run(args: argparse.Namespace, cfg: DictConfig | CfgNode | None = None) -> di
         fail_together(get_parser(), error)
 
 
-def run_and_leave(args: argparse.Namespace, cfg: DictConfig | CfgNode | None = None) -> None:
-    """Runs one process of the job, then leaves the process group."""
-    from ..engine import leave_process_group
-
-    run(args, cfg)
-    leave_process_group()
-
-
 def fail_together(parser: argparse.ArgumentParser, error: Exception) -> NoReturn:
     """Ends the command with an error that all processes have: the first one says it."""
     from detectron2.utils import comm
@@ -211,10 +258,12 @@ def load_for_evaluation(
     model: nn.Module, weights: str, output_dir: str, args: argparse.Namespace
 ) -> None:
     """Loads the weights that the config names or, with --resume, the run's newest whole ones."""
-    from ..engine import choose_checkpoint, load_weights
+    from ..engine import choose_checkpoint, load_weights, same_checkpoint, same_weights
 
     found = choose_checkpoint(output_dir) if args.resume else None
-    load_weights(model, weights if found is None else str(found.path))
+    shared = same_weights(weights, for_use=True) if found is None else same_checkpoint(found.path)
+    with shared as path:
+        load_weights(model, path)
 
 
 def run_lazy(cfg: DictConfig, args: argparse.Namespace) -> dict[str, Any]:
@@ -222,6 +271,7 @@ def run_lazy(cfg: DictConfig, args: argparse.Namespace) -> dict[str, Any]:
     from detectron2.utils import comm
 
     from ..engine import build_model, do_test, do_train, keep_freed_memory, resolve_device
+    from ..engine.fast_dev_run import finish
 
     if args.eval_only:
         model = build_model(cfg)
@@ -233,6 +283,7 @@ def run_lazy(cfg: DictConfig, args: argparse.Namespace) -> dict[str, Any]:
     results = do_train(cfg, resume=args.resume)
     if comm.is_main_process():
         print_ending(cfg, args.config_file, results)
+        finish(cfg)
     return results
 
 

@@ -96,7 +96,6 @@ class View:
         more_detections: An override that raises the number of detections per image, as typed.
         max_iter_key: Key of the number of iterations.
         results_by_dataset: Whether results of several test sets are kept apart by their names.
-        trains_in_cpu_processes: Whether several processes can train it without a GPU.
         missing_keys: Keys that Detectron2 needs but the config does not define.
         num_classes_key: Key of the model's number of classes; ``""`` if unknown.
         test_augmentations: The augmentations of test images.
@@ -113,7 +112,6 @@ class View:
     more_detections: str
     max_iter_key: str
     results_by_dataset: bool
-    trains_in_cpu_processes: bool
     missing_keys: Sequence[str] = ()
 
     def __init__(self, cfg: DictConfig | CfgNode) -> None:
@@ -195,7 +193,6 @@ class LazyView(View):
     more_detections = "model.max_detections_per_image=1000"
     max_iter_key = "train.max_iter"
     results_by_dataset = False
-    trains_in_cpu_processes = True
 
     def apply(self, overrides: Sequence[str], device: str | None = None) -> None:
         """Applies overrides and sets the device, which is resolved when the model is built."""
@@ -253,7 +250,6 @@ class YamlView(View):
     more_detections = "MODEL.ATSS.MAX_DETECTIONS_PER_IMAGE 1000"
     max_iter_key = "SOLVER.MAX_ITER"
     results_by_dataset = True
-    trains_in_cpu_processes = False
 
     def apply(self, overrides: Sequence[str], device: str | None = None) -> None:
         """Applies overrides and sets the device to one available on this machine."""

@@ -11,9 +11,11 @@ from .optim import BackboneLRFactor
 from .output_folder import claimed_folder
 from .replay import Replayed, replay
 from .resuming import choose_checkpoint
+from .same_start import same_checkpoint, same_weights
 from .setup import default_setup, leave_process_group
+from .testing import do_test
 from .train_loader import build_train_loader
-from .trainer import do_test, do_train
+from .trainer import do_train
 from .yaml_trainer import Trainer
 
 __all__ = [
@@ -39,4 +41,6 @@ __all__ = [
     "load_weights",
     "replay",
     "resolve_device",
+    "same_checkpoint",
+    "same_weights",
 ]

@@ -37,6 +37,7 @@ _QUIET = (
 _QUIET_IN_EVALUATION = ("detectron2.evaluation", "detectron2.data")
 # ... except for the progress of long evaluations, and the number of objects per class.
 _SHOWN = ("Inference done", "Distribution of instances")
+_TRAIN_LOOP = "detectron2.engine.train_loop"
 # A warning without cause: class ids need not be 1..K.
 _HARMLESS = "Category ids in annotations are not in [1, #categories]!"
 
@@ -55,6 +56,9 @@ class ConsoleFilter(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         if getattr(record, "file_only", False):
+            return False
+        # Raised as well, and shown where it is caught.
+        if record.exc_info and record.name == _TRAIN_LOOP:
             return False
         if record.exc_info and isinstance(record.exc_info[1], _REPORTED):
             return False

@@ -28,6 +28,7 @@ from ..checkpoint.run_folder import (
 from ..checkpoint.saving import write_atomically
 from ..config import View
 from .main_process import decided_by_main
+from .same_start import bring_to_main
 
 __all__ = ["Start", "choose_checkpoint", "find_start", "finish", "same_optimizer"]
 
@@ -77,6 +78,8 @@ def find_start(view: View, *, resume: bool) -> Start:
     """
     if is_remote(view.output_dir):
         return Start(_remote_checkpoint(view.output_dir) if resume else None)
+    if resume:
+        bring_to_main(view.output_dir)
     return decided_by_main(lambda: _find_start(view, resume=resume))
 
 

@@ -1,101 +1,61 @@
-"""Trains and evaluates a LazyConfig with Detectron2's trainer and hooks."""
+"""Trains a LazyConfig with Detectron2's trainer and hooks."""
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import logging
-import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from detectron2.config import instantiate
 from detectron2.engine import HookBase, create_ddp_model, hooks
-from detectron2.evaluation import inference_context, inference_on_dataset, print_csv_format
 from detectron2.utils import comm
-from detectron2.utils.events import JSONWriter, TensorboardXWriter
+from detectron2.utils.events import EventWriter, JSONWriter, TensorboardXWriter
 from detectron2.utils.file_io import PathManager
 from omegaconf import DictConfig, ListConfig
 from torch import nn
 
-from ..checkpoint import SafeCheckpointer, check_checkpoint
+from ..checkpoint import SafeCheckpointer
 from ..config import ConfigError, view_of
+from .activation_checkpointing import checkpoint_activations
 from .amp import GradScaler
+from .bad_images import BadImages
 from .console import FILE_ONLY, ProgressPrinter, quiet_evaluation
 from .data_check import check_categories, explained
 from .dataset_checks import check_data
-from .datasets import instantiate_test_loader, load_test_set
+from .determinism import check_determinism, use_determinism
+from .early_stopping import EarlyStopping, StoppedEarly
 from .ema import EMAHook
 from .evaluation_hooks import BaseLRScheduler, BestCheckpoint, TimedEvalHook
-from .evaluator_check import check_config_evaluator
 from .gradient_clipping import GradientClippingHook
+from .metrics import ContinuedMetrics
 from .models import (
-    AutocastModel,
     autocast_dtype,
     build_model,
-    build_model_with_tta,
     is_enabled,
 )
 from .nonfinite import StepRecorder
+from .parameter_names import freeze, scale_rates
 from .periodic_checkpointer import PeriodicCheckpointer
+from .precise_bn import PreciseBN
+from .profiling import ProfilerHook
 from .resuming import find_start, finish, same_optimizer
-from .rng import RunSeed, StepSeeds, preserved_rng
+from .rng import RunSeed, StepSeeds
+from .same_start import same_checkpoint, same_weights
+from .seen_images import SeenImages
+from .sharded_optimizer import GatherState, shard
 from .step import StepTrainer
+from .stopping import ShieldedLoader, StopHook
+from .testing import do_test, summarize, try_evaluation
+from .trackers import build_writers, open_writers
 from .train_loader import instantiate_train_loader
+from .validation_loss import validation_losses
 
 logger = logging.getLogger(__name__)
-
-
-def do_test(cfg: DictConfig, model: nn.Module, *, with_tta: bool = False) -> dict[str, Any]:
-    """Evaluates a model on ``dataloader.test`` with ``dataloader.evaluator``.
-
-    Args:
-        cfg: A config with Detectron2's five keys. It is not changed.
-        model: The model that the config describes.
-        with_tta: Also evaluate it with test-time augmentation, if the config has the key
-            ``test_time_augmentation``.
-
-    Returns:
-        The evaluator's results; those with test-time augmentation have keys that end with "_TTA".
-        Empty on all processes except the first, and if the config has no evaluator.
-    """
-    if cfg.dataloader.get("evaluator") is None:
-        return {}
-    model_with_tta = None
-    if with_tta and cfg.get("test_time_augmentation") is not None:
-        model_with_tta = build_model_with_tta(cfg, model)  # fails before a long evaluation, if ever
-    results = _evaluate(cfg, model)
-    if model_with_tta is not None:
-        logger.info("Running inference with test-time augmentation ...")
-        cfg = copy.deepcopy(cfg)
-        if "output_dir" in cfg.dataloader.evaluator:  # keeps the first evaluation's files
-            cfg.dataloader.evaluator.output_dir += "_TTA"
-        results.update(_evaluate(cfg, model_with_tta, suffix="_TTA"))
-    return results
-
-
-def _evaluate(cfg: DictConfig, model: nn.Module, suffix: str = "") -> dict[str, Any]:
-    if cfg.train.get("amp", {}).get("inference", False):
-        model = AutocastModel(model, autocast_dtype(cfg))
-    with explained(cfg, "test"):
-        loader = instantiate_test_loader(cfg.dataloader.test)
-    results = inference_on_dataset(model, loader, instantiate(cfg.dataloader.evaluator))
-    results = {f"{task}{suffix}": result for task, result in results.items()}
-    print_csv_format(results)
-    return results
-
-
-def _summary(results: dict[str, Any]) -> str:
-    """Returns the usual box metrics on one line, or the names of the tasks."""
-    metrics = results.get("bbox")
-    if not isinstance(metrics, dict):
-        return f"{', '.join(results)} evaluated"
-    if math.isnan(metrics.get("AP", 0.0)):
-        return "nothing was detected"
-    shown = (name for name in ("AP", "AP50", "AP75", "AR") if name in metrics)
-    return "  ".join(f"{name} {metrics[name]:.1f}" for name in shown)
 
 
 def do_train(cfg: DictConfig, *, resume: bool = False) -> dict[str, Any]:
@@ -123,17 +83,25 @@ def do_train(cfg: DictConfig, *, resume: bool = False) -> dict[str, Any]:
     if start.results is not None:
         return start.results
     resume = start.checkpoint is not None
+    writers = build_writers(cfg)
     check_data(cfg)
-    recorder = StepRecorder(copy.deepcopy(cfg), cfg.train.output_dir)
+    recorded_cfg = copy.deepcopy(cfg)
+    recorder = StepRecorder(recorded_cfg, cfg.train.output_dir)
+    use_determinism(cfg)
     model = build_model(cfg)
+    check_determinism(cfg, model)
     logger.info(f"Model:\n{model}", extra=FILE_ONLY)
     num_parameters = sum(p.numel() for p in model.parameters())
     logger.info(f"{type(model).__name__} with {num_parameters / 1e6:.1f} M parameters")
+    freeze(model, cfg.train.get("freeze", []))
+    checkpoint_activations(cfg, model)
     cfg.optimizer.params.model = model
     optimizer = instantiate(cfg.optimizer)
+    scale_rates(optimizer, model, cfg.train.get("lr_factors", []))
     # Older versions of torch keep betas as the list of omegaconf, which no checkpoint may hold.
     for group in optimizer.param_groups:
         group.update({k: tuple(v) for k, v in group.items() if isinstance(v, ListConfig)})
+    optimizer = shard(cfg, optimizer)
 
     trainer = _build_trainer(cfg, model, optimizer)
     trainer.keep_step = recorder
@@ -145,8 +113,11 @@ def do_train(cfg: DictConfig, *, resume: bool = False) -> dict[str, Any]:
         checkpointer.add_checkpointable("trained_model", model)
     seed = RunSeed(cfg.train.get("seed", -1))
     checkpointer.add_checkpointable("run_seed", seed)
+    bad_images = BadImages.from_config(cfg)
     if not resume:
-        check_checkpoint(cfg.train.init_checkpoint)  # before minutes of checking data
+        bad_images.forget()
+        with same_weights(cfg.train.init_checkpoint):  # before minutes of checking data
+            pass
     results: dict[str, Any] = {}
     best = None
     if is_enabled(cfg, "best_checkpoint"):
@@ -157,29 +128,38 @@ def do_train(cfg: DictConfig, *, resume: bool = False) -> dict[str, Any]:
             is_resumed=resume,
         )
 
+    early_stopping = EarlyStopping.from_config(cfg, checkpointer)
+
     def evaluate() -> dict[str, Any]:
         start = time.perf_counter()
         results.clear()
         with quiet_evaluation():
             results.update(do_test(cfg, evaluated))
+        if is_enabled(cfg, "validation_loss"):
+            losses = validation_losses(cfg, evaluated)
+            results.update({"validation": losses} if losses else {})
+        if early_stopping is not None:
+            early_stopping.update(results)
         if results:  # on the first process
             seconds = time.perf_counter() - start
-            logger.info(f"Evaluation: {_summary(results)}  ({seconds:.0f} s)")
+            logger.info(f"Evaluation: {summarize(results)}  ({seconds:.0f} s)")
             if best is not None:
                 best.update(results)
         return results
 
     # Before the first iteration: finds problems of the validation set, and measures its duration.
-    expected_seconds = _try_evaluation(cfg, evaluated)
-    trainer.register_hooks([StepSeeds(seed)])
+    expected_seconds = try_evaluation(cfg, evaluated)
+    trainer.register_hooks([StepSeeds(seed), SeenImages()])
     trainer.register_hooks(
-        _build_hooks(cfg, model, checkpointer, ema, best, evaluate, expected_seconds)
+        _build_hooks(cfg, model, checkpointer, ema, best, evaluate, expected_seconds, writers, seed)
     )
+    trainer.register_hooks([early_stopping, ProfilerHook.from_config(cfg)])
     if resume:
-        with same_optimizer(optimizer):
-            checkpointer.resume_from(start.checkpoint.path)
+        with same_checkpoint(start.checkpoint.path) as path, same_optimizer(optimizer):
+            checkpointer.resume_from(path)
     else:
-        checkpointer.resume_or_load(cfg.train.init_checkpoint, resume=False)
+        with same_weights(cfg.train.init_checkpoint) as path:
+            checkpointer.resume_or_load(path, resume=False)
     start_iter = start.iteration
 
     if start_iter and not seed.continues:
@@ -188,44 +168,26 @@ def do_train(cfg: DictConfig, *, resume: bool = False) -> dict[str, Any]:
             "continue"
         )
     with explained(cfg, "train"):
-        trainer.data_loader = instantiate_train_loader(
-            cfg.dataloader.train, seed=seed.value, start_iter=start_iter
+        trainer.data_loader = ShieldedLoader(
+            instantiate_train_loader(
+                cfg.dataloader.train, seed=seed.value, start_iter=start_iter, bad_images=bad_images
+            )
         )
     # The categories of data sets that were registered by a function are known only now.
     checkpointer.categories = check_categories(cfg)
     if best is not None:
         best.categories = checkpointer.categories
+    if comm.is_main_process():
+        open_writers(writers, recorded_cfg, is_resumed=resume)
     try:
-        if start_iter < cfg.train.max_iter:
-            trainer.train(start_iter, cfg.train.max_iter)
-        else:
-            finish(trainer, start_iter)
+        with contextlib.suppress(StoppedEarly):
+            if start_iter < cfg.train.max_iter:
+                trainer.train(start_iter, cfg.train.max_iter)
+            else:
+                finish(trainer, start_iter)
     finally:
         trainer.reset_data_loader(lambda: None)  # ends the loader's processes now
     return results
-
-
-def _try_evaluation(cfg: DictConfig, model: nn.Module) -> float:
-    """Checks the test set, and detects objects in a few of its images.
-
-    Returns:
-        The estimated seconds for all images; 0 if unknown.
-
-    Raises:
-        DataError: Annotations or images are missing or cannot be read.
-    """
-    dataset, mapper = load_test_set(cfg)
-    check_config_evaluator(cfg, dataset)
-    if not dataset or mapper is None:
-        return 0.0
-    with preserved_rng(), inference_context(model), torch.no_grad():
-        inputs = [mapper(dataset[i]) for i in range(min(3, len(dataset)))]
-        model(inputs[:1])  # the very first call takes longer
-        start = time.perf_counter()
-        for x in inputs[1:]:
-            model([x])
-    seconds = (time.perf_counter() - start) / max(len(inputs) - 1, 1)
-    return seconds * len(dataset) / comm.get_world_size()
 
 
 def _build_trainer(
@@ -265,12 +227,14 @@ def _build_hooks(
     best: BestCheckpoint | None,
     evaluate: Callable[[], dict],
     expected_seconds: float,
+    writers: Sequence[EventWriter],
+    seed: RunSeed,
 ) -> list:
     """Builds all hooks, in the order in which they run after each step."""
     is_main = comm.is_main_process()
     PathManager.mkdirs(cfg.train.output_dir)
     evaluation = TimedEvalHook(cfg.train.eval_period, evaluate, expected_seconds=expected_seconds)
-    return [
+    built = [
         hooks.IterationTimer(),
         GradientClippingHook(model, max_norm=cfg.train.clip_gradients.max_norm)
         if is_enabled(cfg, "clip_gradients")
@@ -278,8 +242,11 @@ def _build_hooks(
         BaseLRScheduler(base_lr=cfg.optimizer.get("lr"), scheduler=instantiate(cfg.lr_multiplier)),
         ema,
         *_own_hooks(cfg),
+        PreciseBN.from_config(cfg, model, seed),
+        GatherState(cfg.train.checkpointer.period, cfg.train.eval_period),
         # Before the evaluation, so that the checkpoint is saved even if the evaluation fails.
         PeriodicCheckpointer(checkpointer, **cfg.train.checkpointer) if is_main else None,
+        StopHook(checkpointer),
         evaluation,
         best,
         # Last, so that it writes what the other hooks log.
@@ -288,12 +255,14 @@ def _build_hooks(
                 ProgressPrinter(cfg.train.max_iter, evaluation.seconds),
                 JSONWriter(os.path.join(cfg.train.output_dir, "metrics.json")),
                 TensorboardXWriter(cfg.train.output_dir),
+                *writers,
             ],
             period=cfg.train.log_period,
         )
         if is_main
         else None,
     ]
+    return [*built, ContinuedMetrics.of(built)]
 
 
 def _own_hooks(cfg: DictConfig) -> list[HookBase]:

@@ -239,15 +239,25 @@ TABLE: dict[str, tuple[Entry, ...]] = {
     "docs/training.md": (
         Entry(
             "# COCO under $DETECTRON2_DATASETS",
-            replace={
-                "tcp://HOST:PORT": "tcp://HOST:PORT --help",  # the flags are known
-                "--num-gpus 8": "--num-gpus 1",
-            },
+            replace={"--num-gpus 8": "--num-gpus 1"},
             append={
                 "configs/coco/atss_R_50_FPN_1x.py": _SMALL,
                 "configs/yaml/atss_R_50_FPN_1x.yaml": _SMALL_YAML,
             },
             leaves=("output/model_final.pth",),
+        ),
+        Entry(
+            "# torchrun: leave --num-gpus",  # tests/engine/test_starts.py starts several processes
+            replace={
+                "--nnodes 2 --nproc-per-node 8 --max-restarts 3 --rdzv-backend c10d "
+                "--rdzv-endpoint HOST:PORT": "--nproc-per-node 1 --max-restarts 3",
+                "--nproc-per-node 8": "--nproc-per-node 1",
+                "srun --ntasks-per-node 8 ": "",
+            },
+            append={
+                "configs/coco/atss_R_101_FPN_2x.py": "--help",
+                "configs/coco/atss_R_50_FPN_1x.py": "--help",
+            },
         ),
         Entry(
             "configs/ablations/table3/retinanet_atss.py",

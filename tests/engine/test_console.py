@@ -14,6 +14,8 @@ from detectron2.utils.events import EventStorage
 from atss_d2.engine import trainer
 from atss_d2.engine.console import FILE_ONLY, ProgressPrinter, filter_console, quiet_evaluation
 from atss_d2.engine.evaluation_hooks import TimedEvalHook
+from atss_d2.engine.models import build_model
+from atss_d2.engine.testing import try_evaluation
 from tests import toy
 
 pytestmark = pytest.mark.usefixtures("toy_data")
@@ -131,14 +133,14 @@ def test_the_first_line_has_an_estimate():
 
 def test_an_evaluation_is_tried_first_and_changes_no_random_state(tmp_path):
     run = toy.Run(tmp_path)
-    model = trainer.build_model(run.cfg)
+    model = build_model(run.cfg)
     model.train()
     run.cfg.dataloader.test.mapper.augmentations[0].update(
         short_edge_length=[64, 96], sample_style="choice"
     )
     torch.manual_seed(3)
     before = torch.get_rng_state()
-    seconds = trainer._try_evaluation(run.cfg, model)
+    seconds = try_evaluation(run.cfg, model)
     assert seconds > 0
     assert model.training
     assert torch.equal(torch.get_rng_state(), before)
