@@ -51,6 +51,8 @@ def print_ending(cfg: DictConfig, config_file: str, results: dict[str, Any]) -> 
     threshold = None
     if _enabled(cfg, "report"):
         threshold = _draw(cfg, console, detections)
+    if cfg.train.get("fast_dev_run"):  # whose weights nobody needs
+        return
     name = "Best weights" if weights != final else "Weights"
     console.print(f"{name}: {weights}", soft_wrap=True)
     if weights != final:

@@ -173,7 +173,8 @@ def load(args: argparse.Namespace) -> DictConfig | CfgNode:
 
 def setup(args: argparse.Namespace) -> DictConfig | CfgNode:
     """Loads the config and applies the overrides; an error ends the command with one sentence."""
-    from ..config import find_config, load_config, view_of
+    from ..config import by_kind, find_config, load_config, view_of
+    from ..engine.fast_dev_run import apply_fast_dev_run
 
     try:
         if not args.config_file:
@@ -183,6 +184,7 @@ def setup(args: argparse.Namespace) -> DictConfig | CfgNode:
         if view.missing_keys:
             raise ValueError(f"{args.config_file} does not define {', '.join(view.missing_keys)}")
         view.apply(args.opts)
+        by_kind(view.cfg, lazy=apply_fast_dev_run, yaml=lambda *_: None)(view.cfg, args)
         check(view, args)
         view.freeze()
     except EXPECTED as error:
@@ -269,6 +271,7 @@ def run_lazy(cfg: DictConfig, args: argparse.Namespace) -> dict[str, Any]:
     from detectron2.utils import comm
 
     from ..engine import build_model, do_test, do_train, keep_freed_memory, resolve_device
+    from ..engine.fast_dev_run import finish
 
     if args.eval_only:
         model = build_model(cfg)
@@ -280,6 +283,7 @@ def run_lazy(cfg: DictConfig, args: argparse.Namespace) -> dict[str, Any]:
     results = do_train(cfg, resume=args.resume)
     if comm.is_main_process():
         print_ending(cfg, args.config_file, results)
+        finish(cfg)
     return results
 
 

@@ -166,6 +166,17 @@ def add_atss_config(cfg: CN) -> None:
     # How pre-NMS detections are ranked: by this "score", or by the "class_score" alone.
     _C.TEST_RANK_BY = "score"
 
+    # ------------------------------------------------------- training, of any model of Detectron2
+    _C.TRAIN = CN()
+    # A training image that cannot be used: "stop", or "skip" to take another one and list it in
+    # bad_images.jsonl.
+    _C.TRAIN.ON_BAD_IMAGE = "stop"
+    # Number of images that may be skipped; one more stops the run.
+    _C.TRAIN.MAX_BAD_IMAGES = 100
+    # Only operators that give the same bits in every run on the same kind of device, which is
+    # slower. yacs keeps the type, so "warn" is only for LazyConfigs.
+    _C.TRAIN.DETERMINISTIC = False
+
     # ------------------------------- the backbone of build_torchvision_fpn_backbone, if it is used
     _T = cfg.MODEL.TORCHVISION = CN()
     # torchvision's name of the classifier.

@@ -8,9 +8,12 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+from detectron2.config import CfgNode
 from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage, has_event_storage
+from omegaconf import DictConfig
 
+from ..config import ConfigError, by_kind, view_of
 from ..data import DataError
 from ..data.samples import Problem
 from .console import FILE_ONLY
@@ -27,14 +30,45 @@ class BadImages:
     ``{"file_name": ..., "problem": ...}``. A resumed run goes on with the list.
     """
 
-    def __init__(self, output_dir: str | os.PathLike[str] | None = None, *, limit: int = 0) -> None:
+    def __init__(
+        self,
+        output_dir: str | os.PathLike[str] | None = None,
+        *,
+        limit: int = 0,
+        limit_key: str = "train.max_bad_images",
+    ) -> None:
         """
         Args:
             output_dir: Folder of the list.
             limit: Number of different images that may be bad; with 0, the first one is an error.
+            limit_key: The config's key of the limit, for the error message.
         """
         self._path = None if output_dir is None else Path(output_dir) / BAD_IMAGES
         self._limit = limit
+        self._limit_key = limit_key
+
+    @classmethod
+    def from_config(cls, cfg: DictConfig | CfgNode) -> BadImages:
+        """Reads ``train.on_bad_image`` and ``train.max_bad_images``, or yaml's keys for them.
+
+        Raises:
+            ConfigError: A value is invalid.
+        """
+        view = view_of(cfg)
+        choice_key, limit_key = by_kind(
+            cfg,
+            lazy=("train.on_bad_image", "train.max_bad_images"),
+            yaml=("MODEL.ATSS.TRAIN.ON_BAD_IMAGE", "MODEL.ATSS.TRAIN.MAX_BAD_IMAGES"),
+        )
+        choice, limit = view.get(choice_key) or "stop", view.get(limit_key)
+        if choice not in ("stop", "skip"):
+            raise ConfigError(f"{choice_key} must be 'stop' or 'skip', got {choice!r}")
+        if choice == "stop":
+            return cls(view.output_dir)
+        limit = 100 if limit is None else limit
+        if not isinstance(limit, int) or limit < 1:
+            raise ConfigError(f"{limit_key} must be an integer >= 1, got {limit!r}")
+        return cls(view.output_dir, limit=limit, limit_key=limit_key)
 
     @property
     def skips(self) -> bool:
@@ -59,17 +93,19 @@ class BadImages:
             if not self.skips:
                 raise DataError(problem.sentence)
             known = self._listed()
-            if problem.file_name not in known:
+            is_new = problem.file_name not in known
+            if is_new:
                 known.add(problem.file_name)
                 self._append(problem)
-                logger.warning(
-                    f"Skipped bad image {len(known)} of at most {self._limit}: {problem.sentence}"
-                )
             if len(known) > self._limit:
                 raise DataError(
                     f"{len(known)} training images cannot be used, more than "
-                    f"train.max_bad_images={self._limit}; {self._path} lists them, the last is: "
+                    f"{self._limit_key} ({self._limit}); '{self._path}' lists them, the last is: "
                     f"{problem.sentence}"
+                )
+            if is_new:
+                logger.warning(
+                    f"Skipped bad image {len(known)} of at most {self._limit}: {problem.sentence}"
                 )
             if has_event_storage():
                 get_event_storage().put_scalar("bad_images", len(known), smoothing_hint=False)
@@ -91,5 +127,7 @@ class BadImages:
     def _append(self, problem: Problem) -> None:
         line = json.dumps({"file_name": problem.file_name, "problem": problem.sentence})
         self._path.parent.mkdir(parents=True, exist_ok=True)
+        before = self._path.read_bytes() if self._path.is_file() else b""
+        torn = "\n" if before and not before.endswith(b"\n") else ""  # by a kill
         with self._path.open("a", encoding="utf-8") as file:  # one write: lines do not mix
-            file.write(f"{line}\n")
+            file.write(f"{torn}{line}\n")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import time
 from collections.abc import Callable, Collection
 from typing import Any, TypeVar
@@ -19,6 +20,7 @@ from ..data import DataError
 from ..data.checks.dataset import DataSet, check_coco_file, check_dicts, check_together
 from ..data.checks.findings import Finding, Report
 from ..data.children import call_in_children, can_fork
+from .bad_images import BadImages
 from .data_check import explained
 from .rng import preserved_rng
 
@@ -28,6 +30,11 @@ _Result = TypeVar("_Result")
 _MAX_SAID = 3  # errors in the sentence that ends a run
 _MAX_WARNINGS = 5  # of a data set
 _SHOWS_ALL = "python tools/check_dataset.py --config-file CONFIG shows all"
+# What only Detectron2's own mapper would stumble upon, and what train.on_bad_image="skip" skips.
+_OF_ITS_MAPPER = re.compile("(box|crowd)_")
+_SKIPPED = re.compile(
+    "image_(missing|no_file|forbidden|empty|html|lfs|truncated|unreadable|size|bomb)$"
+)
 # Functions that read nothing else than a JSON in COCO's format.
 _COCO_READERS = ("detectron2.data.datasets.coco", "atss_d2.data.registration")
 
@@ -155,8 +162,10 @@ def check_config(
                 continue
             if has_mapper and split not in own_loaders:
                 dataset.look_at_files(full=full, cache=cache)
+                if role == "train" and BadImages.from_config(cfg).skips:
+                    _soften(dataset.report, _SKIPPED)
             else:
-                _soften(dataset.report)
+                _soften(dataset.report, _OF_ITS_MAPPER)
             found[role].append(dataset)
     for train in found["train"]:
         check_together(train, *found["val"])
@@ -170,11 +179,11 @@ def _has_usual_mapper(cfg: DictConfig, split: str) -> bool:
     return isinstance(target, type) and issubclass(target, DatasetMapper)
 
 
-def _soften(report: Report) -> None:
-    """Makes warnings of errors that only Detectron2's own mapper would stumble upon."""
+def _soften(report: Report, codes: re.Pattern) -> None:
+    """Makes warnings of errors that this training does not stumble upon."""
     report.findings = [
         Finding(x.code, "warning", x.count, x.examples, x.action, x.what)
-        if x.code.startswith(("box_", "crowd_"))
+        if codes.match(x.code)
         else x
         for x in report.findings
     ]

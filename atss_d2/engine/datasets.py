@@ -22,7 +22,9 @@ from ..data.shared_loading import load_shared
 from .data_check import check_images, explained
 
 
-def instantiate_dataset(node: Any, mapper: Callable | None, what: str) -> Any:
+def instantiate_dataset(
+    node: Any, mapper: Callable | None, what: str, *, is_checked: bool = True
+) -> Any:
     """Instantiates the node ``dataset`` of a loader; all processes must call this together.
 
     Args:
@@ -31,16 +33,18 @@ def instantiate_dataset(node: Any, mapper: Callable | None, what: str) -> Any:
             its images. Any other is instantiated in every process.
         mapper: The mapper that the dicts are for, which decides what they must hold.
         what: Name of the data set in messages, "training" or "test".
+        is_checked: Whether missing images are an error.
 
     Raises:
         DataError: Images are missing, or an annotation has no box.
     """
     if not isinstance(node, DictConfig) or _target(node) is not get_detection_dataset_dicts:
         return instantiate(node)
-    return _load(functools.partial(instantiate, node), mapper, what)
+    load = functools.partial(instantiate, node)
+    return _load(load, mapper, what, is_checked=is_checked)
 
 
-def load_training_set(cfg: CfgNode, mapper: Callable) -> Any:
+def load_training_set(cfg: CfgNode, mapper: Callable, *, is_checked: bool = True) -> Any:
     """Does the same for the training sets of a yaml config."""
     model, names = cfg.MODEL, cfg.DATASETS.TRAIN
     load = functools.partial(
@@ -50,7 +54,7 @@ def load_training_set(cfg: CfgNode, mapper: Callable) -> Any:
         min_keypoints=model.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE if model.KEYPOINT_ON else 0,
         proposal_files=cfg.DATASETS.PROPOSAL_FILES_TRAIN if model.LOAD_PROPOSALS else None,
     )
-    return _load(load, mapper, "training")
+    return _load(load, mapper, "training", is_checked=is_checked)
 
 
 def load_test_set_of(cfg: CfgNode, name: str, mapper: Callable) -> Any:
@@ -64,10 +68,12 @@ def load_test_set_of(cfg: CfgNode, name: str, mapper: Callable) -> Any:
     return _load(load, mapper, "test")
 
 
-def _load(load: Callable[[], Any], mapper: Callable | None, what: str) -> Any:
+def _load(
+    load: Callable[[], Any], mapper: Callable | None, what: str, *, is_checked: bool = True
+) -> Any:
     def load_and_check() -> Any:
         dicts = load()
-        if isinstance(dicts, list) and isinstance(mapper, DatasetMapper):
+        if is_checked and isinstance(dicts, list) and isinstance(mapper, DatasetMapper):
             check_images(dicts, what)  # other mappers may read anything
         return dicts
 

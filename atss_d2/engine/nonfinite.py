@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from ..checkpoint import save_file
 from ..config import by_kind
+from .sharded_optimizer import gather_state
 
 logger = logging.getLogger(__name__)
 
@@ -149,6 +150,7 @@ class StepRecorder:
             The folder.
         """
         folder = Path(self._output_dir) / f"nonfinite_{step.iteration:07d}"
+        gather_state(optimizer)
         try:
             if comm.is_main_process():
                 shutil.rmtree(folder, ignore_errors=True)

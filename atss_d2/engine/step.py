@@ -15,6 +15,7 @@ from detectron2.utils import comm
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from ..checkpoint import CheckpointError
 from ..modeling.criterion import Criterion
 from .accumulation import MicroBatches
 from .amp import GradScaler, grad_scaler_state
@@ -206,8 +207,19 @@ class StepTrainer(SimpleTrainer):
         return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Loads a state of any precision; a gradient scaler without one starts anew."""
-        super().load_state_dict(state_dict)
+        """Loads a state of any precision; a gradient scaler without one starts anew.
+
+        Raises:
+            CheckpointError: The state is of other parameters, or they were grouped otherwise.
+        """
+        try:
+            super().load_state_dict(state_dict)
+        except ValueError as error:
+            raise CheckpointError(
+                f"training cannot go on with this optimizer ({error}): the checkpoint was written "
+                "with another optimizer, train.freeze or train.lr_factors. Take those, or begin "
+                "with its weights, by train.init_checkpoint and another train.output_dir"
+            ) from error
         if self.grad_scaler is not None:
             self.grad_scaler.load_state_dict(grad_scaler_state(state_dict, self.grad_scaler))
 

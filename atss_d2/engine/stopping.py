@@ -19,6 +19,7 @@ from ..checkpoint import SafeCheckpointer
 from ..checkpoint.run_folder import numbered_name
 from ..plain.stopping import SIGNALS, STOP, Stopped, name_of
 from .processes import control_group
+from .sharded_optimizer import gather_state
 
 logger = logging.getLogger(__name__)
 
@@ -63,6 +64,7 @@ class StopHook(HookBase):
             signum = int(self._request)
         if signum:
             STOP.signum, STOP.is_stopping = signum, True
+            gather_state(self.trainer.optimizer)
             self._save()
             if self._exchange is not None:
                 dist.barrier(group=control_group())  # until the file is complete

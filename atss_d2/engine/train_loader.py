@@ -40,6 +40,8 @@ class TrainLoader:
     Attributes:
         samples: The data set, mapped.
         batches: The keys of the batches.
+        total_batch_size: Images per batch over all processes.
+        has_own_order: Whether the order keeps its seed in :meth:`continue_at`.
     """
 
     def __init__(
@@ -47,6 +49,7 @@ class TrainLoader:
         samples: SeededSamples,
         batches: GlobalBatches | SamplerBatches,
         *,
+        total_batch_size: int,
         has_own_order: bool,
         collate_fn: Callable[[list], Any] | None = None,
         bad_images: BadImages | None = None,
@@ -56,14 +59,16 @@ class TrainLoader:
         Args:
             samples: The data set, mapped.
             batches: The keys of the batches.
-            has_own_order: Whether the order keeps its seed in :meth:`continue_at`.
+            total_batch_size: Images per batch over all processes.
+            has_own_order: As the attribute.
             collate_fn: Makes a batch of a list of what the mapper returned. Default: the list.
             bad_images: Counts skipped images. Default: the first one is an error.
             **kwargs: Arguments of torch's ``DataLoader``.
         """
         self.samples = samples
         self.batches = batches
-        self._has_own_order = has_own_order
+        self.total_batch_size = total_batch_size
+        self.has_own_order = has_own_order
         self._bad_images = bad_images or BadImages()
         loader = DataLoader(
             samples,
@@ -84,7 +89,7 @@ class TrainLoader:
         """
         self.batches.start = start_iter
         self.samples.seed = seed
-        if not self._has_own_order:
+        if not self.has_own_order:
             self.batches.seed = seed
 
     def __iter__(self) -> Iterator[Any]:
@@ -159,8 +164,10 @@ def build_train_loader(
     """
     if seed is None:
         seed = comm.shared_random_seed() if order_seed is None else order_seed
-    if isinstance(dataset, list) and isinstance(mapper, DatasetMapper):
-        check_images(dataset, "training")  # other mappers may read anything
+    skips_bad = bad_images is not None and bad_images.skips
+    # Other mappers may read anything.
+    if isinstance(dataset, list) and isinstance(mapper, DatasetMapper) and not skips_bad:
+        check_images(dataset, "training")
     if isinstance(dataset, IterableDataset):
         _warn_of_new_order(start_iter, "its data set is a stream")
         return build_detection_train_loader(
@@ -194,10 +201,11 @@ def build_train_loader(
             dataset,
             mapper,
             seed=seed,
-            skips_bad=bad_images is not None and bad_images.skips,
+            skips_bad=skips_bad,
             groups=groups,
         ),
         batches,
+        total_batch_size=batch_size,
         has_own_order=sampler is not None or order_seed is not None,
         bad_images=bad_images,
         num_workers=num_workers,
@@ -232,7 +240,12 @@ def instantiate_train_loader(
     # A sampler without a seed of its own then draws the same one in a resumed run.
     with contextlib.nullcontext() if seed is None else seeded(seed, SAMPLERS):
         arguments = {x: instantiate(cfg[x]) for x in cfg if x not in ("_target_", "dataset")}
-        arguments["dataset"] = instantiate_dataset(cfg.dataset, arguments.get("mapper"), "training")
+        arguments["dataset"] = instantiate_dataset(
+            cfg.dataset,
+            arguments.get("mapper"),
+            "training",
+            is_checked=bad_images is None or not bad_images.skips,
+        )
     own = {"start_iter": start_iter, "bad_images": bad_images}
     return build_train_loader(**{"seed": seed, **arguments, **own})
 

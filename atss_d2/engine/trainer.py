@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import logging
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from detectron2.config import instantiate
 from detectron2.engine import HookBase, create_ddp_model, hooks
 from detectron2.evaluation import inference_context, inference_on_dataset, print_csv_format
 from detectron2.utils import comm
-from detectron2.utils.events import JSONWriter, TensorboardXWriter
+from detectron2.utils.events import EventWriter, JSONWriter, TensorboardXWriter
 from detectron2.utils.file_io import PathManager
 from omegaconf import DictConfig, ListConfig
 from torch import nn
@@ -23,15 +24,21 @@ from torch import nn
 from ..checkpoint import SafeCheckpointer
 from ..config import ConfigError, view_of
 from ..plain.stopping import STOP
+from .activation_checkpointing import checkpoint_activations
 from .amp import GradScaler
+from .bad_images import BadImages
 from .console import FILE_ONLY, ProgressPrinter, quiet_evaluation
 from .data_check import check_categories, explained
 from .dataset_checks import check_data
 from .datasets import instantiate_test_loader, load_test_set
+from .determinism import check_determinism, use_determinism
+from .early_stopping import EarlyStopping, StoppedEarly
 from .ema import EMAHook
 from .evaluation_hooks import BaseLRScheduler, BestCheckpoint, TimedEvalHook
 from .evaluator_check import check_config_evaluator
+from .fast_dev_run import shortened
 from .gradient_clipping import GradientClippingHook
+from .metrics import ContinuedMetrics
 from .models import (
     AutocastModel,
     autocast_dtype,
@@ -40,13 +47,20 @@ from .models import (
     is_enabled,
 )
 from .nonfinite import StepRecorder
+from .parameter_names import freeze, scale_rates
 from .periodic_checkpointer import PeriodicCheckpointer
+from .precise_bn import PreciseBN
+from .profiling import ProfilerHook
 from .resuming import find_start, finish, same_optimizer
 from .rng import RunSeed, StepSeeds, preserved_rng
 from .same_start import same_checkpoint, same_weights
+from .seen_images import SeenImages
+from .sharded_optimizer import GatherState, shard
 from .step import StepTrainer
 from .stopping import ShieldedLoader, StopHook
+from .trackers import build_writers, open_writers
 from .train_loader import instantiate_train_loader
+from .validation_loss import validation_losses
 
 logger = logging.getLogger(__name__)
 
@@ -83,7 +97,8 @@ def _evaluate(cfg: DictConfig, model: nn.Module, suffix: str = "") -> dict[str, 
     if cfg.train.get("amp", {}).get("inference", False):
         model = AutocastModel(model, autocast_dtype(cfg))
     with explained(cfg, "test"):
-        loader = ShieldedLoader(instantiate_test_loader(cfg.dataloader.test), ends_together=True)
+        loader = shortened(cfg, instantiate_test_loader(cfg.dataloader.test))
+        loader = ShieldedLoader(loader, ends_together=True)
     with STOP.immediate():
         results = inference_on_dataset(model, loader, instantiate(cfg.dataloader.evaluator))
     results = {f"{task}{suffix}": result for task, result in results.items()}
@@ -127,17 +142,25 @@ def do_train(cfg: DictConfig, *, resume: bool = False) -> dict[str, Any]:
     if start.results is not None:
         return start.results
     resume = start.checkpoint is not None
+    writers = build_writers(cfg)
     check_data(cfg)
-    recorder = StepRecorder(copy.deepcopy(cfg), cfg.train.output_dir)
+    recorded_cfg = copy.deepcopy(cfg)
+    recorder = StepRecorder(recorded_cfg, cfg.train.output_dir)
+    use_determinism(cfg)
     model = build_model(cfg)
+    check_determinism(cfg, model)
     logger.info(f"Model:\n{model}", extra=FILE_ONLY)
     num_parameters = sum(p.numel() for p in model.parameters())
     logger.info(f"{type(model).__name__} with {num_parameters / 1e6:.1f} M parameters")
+    freeze(model, cfg.train.get("freeze", []))
+    checkpoint_activations(cfg, model)
     cfg.optimizer.params.model = model
     optimizer = instantiate(cfg.optimizer)
+    scale_rates(optimizer, model, cfg.train.get("lr_factors", []))
     # Older versions of torch keep betas as the list of omegaconf, which no checkpoint may hold.
     for group in optimizer.param_groups:
         group.update({k: tuple(v) for k, v in group.items() if isinstance(v, ListConfig)})
+    optimizer = shard(cfg, optimizer)
 
     trainer = _build_trainer(cfg, model, optimizer)
     trainer.keep_step = recorder
@@ -149,8 +172,10 @@ def do_train(cfg: DictConfig, *, resume: bool = False) -> dict[str, Any]:
         checkpointer.add_checkpointable("trained_model", model)
     seed = RunSeed(cfg.train.get("seed", -1))
     checkpointer.add_checkpointable("run_seed", seed)
-    if not resume:  # before minutes of checking data
-        with same_weights(cfg.train.init_checkpoint):
+    bad_images = BadImages.from_config(cfg)
+    if not resume:
+        bad_images.forget()
+        with same_weights(cfg.train.init_checkpoint):  # before minutes of checking data
             pass
     results: dict[str, Any] = {}
     best = None
@@ -162,11 +187,18 @@ def do_train(cfg: DictConfig, *, resume: bool = False) -> dict[str, Any]:
             is_resumed=resume,
         )
 
+    early_stopping = EarlyStopping.from_config(cfg, checkpointer)
+
     def evaluate() -> dict[str, Any]:
         start = time.perf_counter()
         results.clear()
         with quiet_evaluation():
             results.update(do_test(cfg, evaluated))
+        if is_enabled(cfg, "validation_loss"):
+            losses = validation_losses(cfg, evaluated)
+            results.update({"validation": losses} if losses else {})
+        if early_stopping is not None:
+            early_stopping.update(results)
         if results:  # on the first process
             seconds = time.perf_counter() - start
             logger.info(f"Evaluation: {_summary(results)}  ({seconds:.0f} s)")
@@ -176,10 +208,11 @@ def do_train(cfg: DictConfig, *, resume: bool = False) -> dict[str, Any]:
 
     # Before the first iteration: finds problems of the validation set, and measures its duration.
     expected_seconds = _try_evaluation(cfg, evaluated)
-    trainer.register_hooks([StepSeeds(seed)])
+    trainer.register_hooks([StepSeeds(seed), SeenImages()])
     trainer.register_hooks(
-        _build_hooks(cfg, model, checkpointer, ema, best, evaluate, expected_seconds)
+        _build_hooks(cfg, model, checkpointer, ema, best, evaluate, expected_seconds, writers, seed)
     )
+    trainer.register_hooks([early_stopping, ProfilerHook.from_config(cfg)])
     if resume:
         with same_checkpoint(start.checkpoint.path) as path, same_optimizer(optimizer):
             checkpointer.resume_from(path)
@@ -195,17 +228,22 @@ def do_train(cfg: DictConfig, *, resume: bool = False) -> dict[str, Any]:
         )
     with explained(cfg, "train"):
         trainer.data_loader = ShieldedLoader(
-            instantiate_train_loader(cfg.dataloader.train, seed=seed.value, start_iter=start_iter)
+            instantiate_train_loader(
+                cfg.dataloader.train, seed=seed.value, start_iter=start_iter, bad_images=bad_images
+            )
         )
     # The categories of data sets that were registered by a function are known only now.
     checkpointer.categories = check_categories(cfg)
     if best is not None:
         best.categories = checkpointer.categories
+    if comm.is_main_process():
+        open_writers(writers, recorded_cfg, is_resumed=resume)
     try:
-        if start_iter < cfg.train.max_iter:
-            trainer.train(start_iter, cfg.train.max_iter)
-        else:
-            finish(trainer, start_iter)
+        with contextlib.suppress(StoppedEarly):
+            if start_iter < cfg.train.max_iter:
+                trainer.train(start_iter, cfg.train.max_iter)
+            else:
+                finish(trainer, start_iter)
     finally:
         trainer.reset_data_loader(lambda: None)  # ends the loader's processes now
     return results
@@ -271,12 +309,14 @@ def _build_hooks(
     best: BestCheckpoint | None,
     evaluate: Callable[[], dict],
     expected_seconds: float,
+    writers: Sequence[EventWriter],
+    seed: RunSeed,
 ) -> list:
     """Builds all hooks, in the order in which they run after each step."""
     is_main = comm.is_main_process()
     PathManager.mkdirs(cfg.train.output_dir)
     evaluation = TimedEvalHook(cfg.train.eval_period, evaluate, expected_seconds=expected_seconds)
-    return [
+    built = [
         hooks.IterationTimer(),
         GradientClippingHook(model, max_norm=cfg.train.clip_gradients.max_norm)
         if is_enabled(cfg, "clip_gradients")
@@ -284,6 +324,8 @@ def _build_hooks(
         BaseLRScheduler(base_lr=cfg.optimizer.get("lr"), scheduler=instantiate(cfg.lr_multiplier)),
         ema,
         *_own_hooks(cfg),
+        PreciseBN.from_config(cfg, model, seed),
+        GatherState(cfg.train.checkpointer.period, cfg.train.eval_period),
         # Before the evaluation, so that the checkpoint is saved even if the evaluation fails.
         PeriodicCheckpointer(checkpointer, **cfg.train.checkpointer) if is_main else None,
         StopHook(checkpointer),
@@ -295,12 +337,14 @@ def _build_hooks(
                 ProgressPrinter(cfg.train.max_iter, evaluation.seconds),
                 JSONWriter(os.path.join(cfg.train.output_dir, "metrics.json")),
                 TensorboardXWriter(cfg.train.output_dir),
+                *writers,
             ],
             period=cfg.train.log_period,
         )
         if is_main
         else None,
     ]
+    return [*built, ContinuedMetrics.of(built)]
 
 
 def _own_hooks(cfg: DictConfig) -> list[HookBase]:

@@ -26,16 +26,20 @@ from ..data.seeding import seeded
 from ..modeling import DenseDetectorWithTTA
 from ..plain.stopping import STOP
 from .amp import GradScaler
+from .bad_images import BadImages
 from .data_check import explained
 from .dataset_checks import check_data
 from .datasets import load_test_set_of, load_training_set
+from .determinism import check_determinism, use_determinism
 from .evaluation import build_evaluator
 from .evaluator_check import check_yaml_evaluators
+from .metrics import ContinuedMetrics
 from .nonfinite import StepRecorder
 from .periodic_checkpointer import PeriodicCheckpointer
 from .resuming import Start, find_start, finish, same_optimizer
 from .rng import RunSeed, StepSeeds
 from .same_start import same_checkpoint, same_weights
+from .seen_images import SeenImages
 from .step import StepTrainer
 from .stopping import ShieldedLoader, StopHook
 from .train_loader import SAMPLERS, TrainLoader, build_train_loader
@@ -66,12 +70,16 @@ class Trainer(DefaultTrainer):
         names = {"train": "build_train_loader", "test": "build_test_loader"}
         own = [x for x, name in names.items() if not _is_same(type(self), Trainer, name)]
         check_data(cfg, own_loaders=own)
+        use_determinism(cfg)
         self._seed = RunSeed(cfg.SEED)
         with contextlib.ExitStack() as stack:
             if cfg.MODEL.DEVICE == "cpu":  # Detectron2 gives the number of a GPU to every process
                 on_cpu = functools.partial(create_ddp_model, device_ids=None)
                 stack.enter_context(mock.patch.object(defaults, "create_ddp_model", on_cpu))
             super().__init__(cfg)
+        if cfg.SEED < 0 and isinstance(self.data_loader, TrainLoader):
+            self._seed.value = self.data_loader.samples.seed
+        check_determinism(cfg, self.model)
         check_yaml_evaluators(cfg, self.build_evaluator)
         scaler = getattr(self._trainer, "grad_scaler", None)
         self._trainer = StepTrainer(
@@ -97,8 +105,7 @@ class Trainer(DefaultTrainer):
             path = self._start.checkpoint.path
             with same_checkpoint(path) as path, same_optimizer(self._trainer.optimizer):
                 self.checkpointer.resume_from(path)
-        if isinstance(self.data_loader, TrainLoader):
-            self.data_loader.continue_at(self.start_iter, seed=self._seed.value)
+        self._continue_loader()
         if self._start.results is not None:
             self._last_eval_results = self._start.results
 
@@ -114,6 +121,18 @@ class Trainer(DefaultTrainer):
         finally:
             self._trainer.reset_data_loader(lambda: None)  # ends the loader's processes now
 
+    def _continue_loader(self) -> None:
+        if not self.start_iter:
+            BadImages.from_config(self.cfg).forget()
+        loader = self.data_loader
+        if not isinstance(loader, TrainLoader):
+            return
+        if loader.has_own_order and loader.samples.seed != self._seed.value:
+            # The sampler was built with another seed than the one in the checkpoint.
+            loader = self.build_train_loader(_with_seed(self.cfg, self._seed.value))
+            self.data_loader = self._trainer.data_loader = loader
+        loader.continue_at(self.start_iter, seed=self._seed.value)
+
     def build_hooks(self) -> list:
         """Builds Detectron2's hooks after replacing the checkpointer, which they use, by ours."""
         self.checkpointer = SafeCheckpointer(
@@ -124,13 +143,15 @@ class Trainer(DefaultTrainer):
         ours = PeriodicCheckpointer(self.checkpointer, self.cfg.SOLVER.CHECKPOINT_PERIOD)
         found = [
             StepSeeds(self._seed),
+            SeenImages(),
             *(
                 ours if type(hook) is hooks.PeriodicCheckpointer else hook
                 for hook in super().build_hooks()
             ),
         ]
         place = next(i for i, hook in enumerate(found) if isinstance(hook, hooks.EvalHook))
-        return [*found[:place], StopHook(self.checkpointer), *found[place:]]
+        found.insert(place, StopHook(self.checkpointer))
+        return [*found, ContinuedMetrics.of(found)]
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> Iterable[list[dict]]:
@@ -138,15 +159,16 @@ class Trainer(DefaultTrainer):
 
         It has our mapper, which keeps the contrast of 16-bit gray.
         """
-        seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
-        mapper = BoxDatasetMapper(cfg, is_train=True)
+        if cfg.SEED < 0:
+            cfg = _with_seed(cfg, comm.shared_random_seed())
+        mapper, bad_images = BoxDatasetMapper(cfg, is_train=True), BadImages.from_config(cfg)
         # A sampler without a seed of its own then draws the same one in a resumed run.
-        with explained(cfg, "train"), seeded(seed, SAMPLERS):
-            dataset = load_training_set(cfg, mapper)
+        with explained(cfg, "train"), seeded(cfg.SEED, SAMPLERS):
+            dataset = load_training_set(cfg, mapper, is_checked=not bad_images.skips)
             arguments = _train_loader_from_config(cfg, mapper=mapper, dataset=dataset)
             if type(arguments["sampler"]) is TrainingSampler:
                 arguments["sampler"] = None  # the default, which takes the seed of the run
-            return build_train_loader(**arguments, seed=seed)
+            return build_train_loader(**arguments, seed=cfg.SEED, bad_images=bad_images)
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Iterable[list[dict]]:
@@ -183,6 +205,13 @@ class Trainer(DefaultTrainer):
         ]
         results = cls.test(cfg, DenseDetectorWithTTA(cfg, model), evaluators)
         return {f"{task}_TTA": result for task, result in results.items()}
+
+
+def _with_seed(cfg: CfgNode, seed: int) -> CfgNode:
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.SEED = seed
+    return cfg
 
 
 def _is_same(one: type, other: type, name: str) -> bool:

@@ -567,10 +567,13 @@ CASES: dict[str, Case] = {
     "area missing": Case(_without("area"), FINE),
     "area missing in val": Case(_without("area", "val"), STOPS, "1 annotation has no area"),
     "area negative in val": Case(
-        _annotation(0, "val", area=-5), STOPS, "1 annotation has an area that is not a number or"
+        _annotation(0, "val", area=-5), STOPS, "1 annotation has an area that is not a number"
     ),
     "area as text in val": Case(
-        _annotation(0, "val", area="5"), STOPS, "1 annotation has an area that is not a number or"
+        _annotation(0, "val", area="5"), STOPS, "1 annotation has an area that is not a number"
+    ),
+    "areas beyond everything in val": Case(
+        _annotations("val", area=1e308), STOPS, "8 annotations have an area that is not a number"
     ),
     "area of another box in val": Case(
         _annotation(0, "val", area=0.01), WARNS, "1 annotation has an area that does not go with"

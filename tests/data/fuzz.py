@@ -231,11 +231,12 @@ def _read_part(sample: Sample, part: str) -> tuple[dict[Any, set[tuple]], list[s
         _require(isinstance(name, str) and name != "" and name not in files, "name")
         files.add(name)
         try:
-            pixels = cv2.imread(str(sample.folder / part / name), cv2.IMREAD_UNCHANGED)
-        except Exception:  # of OpenCV, or of a name that cannot be encoded
+            data = (sample.folder / part / name).read_bytes()
+            pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+        except (OSError, ValueError, cv2.error):  # also of a name that no file can have
             pixels = None
         _require(pixels is not None and pixels.dtype == np.uint8, "file")
-        data = (sample.folder / part / name).read_bytes()  # OpenCV also reads half a file
+        # OpenCV also reads half a file.
         _require(b"\xff\xd9" in data.rstrip(b"\0")[-100:], "end of file")
         _require(pixels.ndim == 3 and min(pixels.shape[:2]) >= 8, "file")
         size = (image.get("width"), image.get("height"))
@@ -257,7 +258,9 @@ def _read_part(sample: Sample, part: str) -> tuple[dict[Any, set[tuple]], list[s
         _require(x + w <= width + 1 and y + h <= height + 1 and max(box) > 1, "box")
         _require(a.get("iscrowd", 0 if part == "train" else None) in (0, 1), "iscrowd")
         _require("ignore" not in a or a["ignore"] == 0, "ignore")
-        _require(not a.get("segmentation") and not a.get("keypoints"), "other keys")
+        points = a.get("keypoints") or []
+        _require(isinstance(points, list) and all(map(_is_number, points)), "keypoints")
+        _require(not a.get("segmentation"), "segmentation")
         if part == "val":
             _require(_is_number(a.get("area")) and a["area"] >= 0, "area")
             _require(a["area"] <= 1.1 * w * h + 4, "area")

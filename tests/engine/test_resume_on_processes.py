@@ -1,5 +1,6 @@
 """Interrupted runs go on with the same, or another, number of processes."""
 
+import functools
 import shutil
 from pathlib import Path
 
@@ -45,7 +46,11 @@ def folder(toy_data, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("processes")
     for name in ("whole", "resumed", "alone"):
         (folder / name).mkdir()
-    launch(train_on_each, 2, dist_url="auto", args=(folder,))
+    with pytest.MonkeyPatch.context() as patch:
+        if not torch.cuda.is_available():  # copies of this process do not import everything again
+            forked = functools.partial(torch.multiprocessing.start_processes, start_method="fork")
+            patch.setattr(torch.multiprocessing, "start_processes", forked)
+        launch(train_on_each, 2, dist_url="auto", args=(folder,))
     return folder
 
 

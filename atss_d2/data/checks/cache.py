@@ -18,7 +18,7 @@ import numpy as np
 from ...plain.files import replacing
 from .probe import Probe
 
-VERSION = 1  # to be raised when a check says something else about the same file
+VERSION = 2  # to be raised when a check says something else about the same file
 _MAX_PROBES = 5_000_000  # of one folder
 _STATUS = ("size", "mtime", "ctime")  # a file with the same three is taken for unchanged
 _NUMBERS = ("width", "height", "orientation", "num_bytes", "digest", "is_decoded")

@@ -163,8 +163,8 @@ KINDS: dict[str, Kind] = {
         ERROR,
     ),
     "area_value": Kind(
-        "annotation{s} {have} an area that is not a number or is negative: pycocotools stops or "
-        "leaves them out",
+        "annotation{s} {have} an area that is not a number, negative or over 1e10: pycocotools "
+        "stops or leaves them out",
         "set it, for example to width x height",
         FINE,
         ERROR,

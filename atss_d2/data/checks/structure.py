@@ -16,6 +16,7 @@ from .json_file import KEYS
 from .table import Table, is_hashable, table_of_coco, to_numbers
 
 _NONE = object()
+_MAX_AREA = 1e10  # the largest that pycocotools evaluates
 
 
 def require_lists(content: dict[str, Any], place: str) -> None:
@@ -236,7 +237,7 @@ def _check_areas(
     is_missing = np.array(["area" not in a for a in annotations], bool)
     report.add("area_missing", np.flatnonzero(is_missing), box)
     with np.errstate(invalid="ignore", over="ignore"):
-        is_bad = ~is_missing & ~(np.isfinite(areas) & (areas >= 0))
+        is_bad = ~is_missing & ~((areas >= 0) & (areas <= _MAX_AREA))
         report.add("area_value", np.flatnonzero(is_bad), describe)
         of_box = table.boxes[:, 2] * table.boxes[:, 3]
         # A mask may be much smaller than its box, but not larger.

@@ -9,7 +9,9 @@ the batch that include all positives.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
+from contextvars import ContextVar
 from typing import NamedTuple
 
 import torch
@@ -20,6 +22,7 @@ from ..nouns import Predictions, Targets
 from ..precision import widen
 
 _TINY = 1e-6  # minimum of the sum of weights
+_IS_LOCAL = ContextVar("is_local", default=False)  # see local_normalizers
 
 
 class Positives(NamedTuple):
@@ -122,10 +125,20 @@ def loss_normalizers(*totals: Tensor, floors: Sequence[float] = (1, _TINY)) -> t
         The normalizers, 0-dim float32, equal on every process and positive.
     """
     sums = torch.stack([total.float() for total in totals])
-    world_size = comm.get_world_size()
+    world_size = 1 if _IS_LOCAL.get() else comm.get_world_size()
     if world_size > 1:  # never depends on the data: a process without boxes takes part
         torch.distributed.all_reduce(sums)
     return tuple(
         total.clamp(min=floor) / world_size
         for total, floor in zip(sums.unbind(), floors, strict=True)
     )
+
+
+@contextlib.contextmanager
+def local_normalizers() -> Iterator[None]:
+    """Within its context, losses are normalized by this process alone, without messages."""
+    token = _IS_LOCAL.set(True)
+    try:
+        yield
+    finally:
+        _IS_LOCAL.reset(token)
