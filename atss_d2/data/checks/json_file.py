@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..errors import DataError
+from ..json_stream import JsonStream, Unusual, read_arrays
+from .columns import Annotations, Content, Images
 
 KEYS = ("images", "annotations", "categories")
+_KINDS = {"images": Images, "annotations": Annotations, "categories": list}
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
@@ -19,7 +23,7 @@ class JsonContent:
     """The content of a JSON file.
 
     Args:
-        content: The top level.
+        content: The top level; or ``Content``, if the file was read piece by piece.
         has_byte_order_mark: Whether the file starts with one. Detectron2 then cannot read it.
         num_nan: Number of ``NaN`` and ``Infinity``, which are not JSON although Python reads them.
     """
@@ -42,6 +46,34 @@ def read_json(path: str | os.PathLike[str]) -> JsonContent:
     if other:
         raise DataError(f"'{path}' {other}")
     return file
+
+
+def read_columns(path: str | os.PathLike[str]) -> JsonContent:
+    """Reads a JSON file in COCO's format piece by piece, so that it does not need to fit in memory.
+
+    Raises:
+        Unusual: The file cannot be read, or one of the three lists is missing or empty, or it is
+            something else.
+    """
+    lists: dict[str, Any] = {}
+
+    def taker(key: str) -> Callable[[Iterator[Any]], None]:
+        return lambda elements: lists.update({key: _KINDS[key](elements)})
+
+    try:
+        with open(path, "rb") as file:
+            has_mark = file.read(len(_BYTE_ORDER_MARK)) == _BYTE_ORDER_MARK
+        with open(path, encoding="utf-8-sig") as file:
+            stream = JsonStream(file)
+            read_arrays(stream, {key: taker(key) for key in KEYS})
+    except (OSError, ValueError, RecursionError) as error:
+        raise Unusual(f"cannot be read: {error}") from None
+    for key in KEYS:
+        if not len(lists[key]):
+            raise Unusual(f"has no {key}")
+    if not set(map(type, lists["categories"])) <= {dict}:
+        raise Unusual("has a category that is not an object with keys")
+    return JsonContent(Content(**lists), has_mark, stream.num_constants)
 
 
 def parse_json(path: str | os.PathLike[str]) -> JsonContent:
