@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -172,9 +172,10 @@ class Column(Sequence):
             return doubles_of(self)
         found = [list(self.odd)[i] for i in doubles_of(list(self.odd.values()))]
         values = self.array if self.is_number.all() else self.array[self.is_number]
-        if not (np.diff(values) > 0).all():
+        if not (values[1:] > values[:-1]).all():
             order = values.argsort(kind="stable")
-            same = order[1:][np.diff(values[order]) == 0]
+            ordered = values[order]
+            same = order[1:][ordered[1:] == ordered[:-1]]
             found += np.flatnonzero(self.is_number)[same].tolist()
         return sorted(found)
 
@@ -225,9 +226,9 @@ class Images:
 
     def __init__(self, images: Iterable[dict] = ()) -> None:
         self.ids, self.names, self.widths, self.heights = columns = ([], [], [], [])
-        for image in images:
+        for batch in _batches(images):
             for key, column in zip(self.KEYS, columns):
-                column.append(_dict(image).get(key))
+                column += [image.get(key) for image in batch]
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -241,8 +242,7 @@ class Annotations:
         self.columns |= {"area": Column(), "bbox": Column(width=4)}
         self.cases = {key: Cases() for key in ("ignore", "keypoints", "segmentation", "short")}
         self._num = 0
-        iterator = iter(annotations)
-        while batch := list(itertools.islice(iterator, _BATCH)):
+        for batch in _batches(annotations):
             self._extend(batch)
 
     def __len__(self) -> int:
@@ -253,7 +253,7 @@ class Annotations:
 
     def _extend(self, batch: list[dict]) -> None:
         for key, column in self.columns.items():
-            column.extend([_dict(x).get(key, _MISSING) for x in batch])
+            column.extend([x.get(key, _MISSING) for x in batch])
         for index, annotation in enumerate(batch, self._num):
             get = annotation.get
             if get("ignore", 0) != 0:  # as Detectron2 tests it
@@ -276,10 +276,12 @@ class Content:
     categories: list[dict]
 
 
-def _dict(value: Any) -> dict:
-    if type(value) is not dict:
-        raise Unusual("has an image or annotation that is not an object with keys")
-    return value
+def _batches(entries: Iterable[Any]) -> Iterator[list[dict]]:
+    iterator = iter(entries)
+    while batch := list(itertools.islice(iterator, _BATCH)):
+        if set(map(type, batch)) != {dict}:
+            raise Unusual("has an image or annotation that is not an object with keys")
+        yield batch
 
 
 def _is_numbers(value: Any) -> bool:

@@ -13,18 +13,16 @@ from ..categories import Categories, parse_categories
 from ..errors import DataError
 from ..json_stream import Unusual
 from .boxes import check_boxes
-from .cache import ResultCache, status_of
+from .cache import ResultCache
 from .columns import Annotations, Content, Images
 from .copies import check_copies, check_shared
 from .findings import Example, Finding, Report
 from .images import check_files
-from .json_file import JsonContent, read_columns, read_json
+from .json_file import JsonContent, read_columns, read_json, require_small
 from .probe import Probe
 from .probing import probe_files
 from .structure import check_content, require_lists
 from .table import Table, table_of_dicts
-
-_MAX_PARSED = 1 << 30  # bytes of a file that may be held as Python objects, seven times as large
 
 
 @dataclass
@@ -134,8 +132,7 @@ def _read(json_file: str) -> JsonContent:
     try:
         return read_columns(json_file)
     except Unusual as error:
-        if status_of(json_file)[0] > _MAX_PARSED:
-            raise DataError(f"'{json_file}' is not COCO JSON: it {error}") from None
+        require_small(json_file, error)
     return read_json(json_file)  # which has better words
 
 
