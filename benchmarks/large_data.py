@@ -2,6 +2,7 @@
 
     python -m benchmarks.large_data write coco.json --images 118000 --boxes 860000 --polygons
     python -m benchmarks.large_data start-up coco.json --processes 2 --workers 2
+    python -m benchmarks.large_data check coco.json
     python -m benchmarks.large_data evaluation --images 5000 --detections 500000
     python -m benchmarks.large_data merge --detections 10400 --classes 80
 
@@ -42,6 +43,8 @@ from detectron2.utils import comm
 from tabulate import tabulate
 
 from atss_d2.data import register_coco
+from atss_d2.data.categories import read_categories
+from atss_d2.data.checks.dataset import check_coco_file
 from atss_d2.data.shared_loading import MASK_KEYS, load_shared
 from atss_d2.engine import build_train_loader, leave_process_group
 from atss_d2.engine.coco_evaluation import FastCOCOEvaluator
@@ -228,6 +231,23 @@ def watched_memory() -> Iterable[dict[str, float]]:
         thread.join()
 
 
+def check(path: str) -> None:
+    """Measures the checks of annotations before a training, and those before the next one."""
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["ATSS_D2_CACHE"] = folder  # is empty
+        kinds = {
+            "classes": lambda: read_categories(path),
+            "check": lambda: check_coco_file(path, "images"),
+        }
+        rows = [
+            [f"{start} start: {name}", *_in_process(function)]
+            for start in ("first", "next")
+            for name, function in kinds.items()
+        ]
+    print(f"{path}:")
+    print(tabulate(rows, ["", "seconds", "peak above the start (GB)"], tablefmt="pipe"))
+
+
 def evaluation(*, images: int, detections: int) -> None:
     """Measures evaluators on one machine with the same detections."""
     rng = np.random.default_rng(0)
@@ -339,6 +359,9 @@ def main(argv: list[str] | None = None) -> None:
     command.add_argument("--batches", type=int, default=200)
     command.add_argument("--only", choices=("Detectron2", "atss_d2"))
     command.set_defaults(run=start_up)
+    command = commands.add_parser("check", help="measure the checks of annotations")
+    command.add_argument("path", metavar="FILE")
+    command.set_defaults(run=check)
     command = commands.add_parser("evaluation", help="measure evaluators")
     command.add_argument("--images", type=int, default=5000)
     command.add_argument("--detections", type=int, default=500_000)

@@ -17,12 +17,14 @@ from typing import Any
 from detectron2.data import MetadataCatalog
 from detectron2.utils.file_io import PathManager
 
-from .checks.json_file import parse_json
+from .checks.cache import ResultCache
+from .checks.json_file import read_value
 from .errors import DataError
 
 logger = logging.getLogger(__name__)
 
 Categories = list[dict[str, Any]]
+_LARGE = 1 << 26  # bytes of a file that takes seconds
 
 
 def parse_categories(value: Any, source: str = "categories") -> Categories:
@@ -107,10 +109,17 @@ def read_categories(path: str) -> Categories:
 def _raw_categories(path: str, mtime_ns: int, size: int) -> Any:
     """Returns ``categories`` as written in a file, which is parsed again only after a change.
 
-    A run calls this several times before it loads the data, and a large file takes seconds.
+    A run calls this several times before it loads the data, and a large file takes seconds. Those
+    of such a file are also remembered for the next start and the other processes.
     """
-    content = parse_json(path).content
-    return content.get("categories") if isinstance(content, dict) else None
+    if size < _LARGE:
+        return read_value(path, "categories")
+    remembered = ResultCache(path, "categories")
+    categories = remembered.read()
+    if categories is None:
+        categories = read_value(path, "categories")
+        remembered.write(categories)
+    return categories
 
 
 def find_categories(

@@ -8,15 +8,13 @@ Shapes: M annotations.
 
 from __future__ import annotations
 
+import functools
 import itertools
-import json
 import logging
 import os
-import re
 import time
 from array import array
-from collections.abc import Iterator, Sequence
-from json.decoder import JSONDecodeError
+from collections.abc import Callable, Iterator, Sequence
 from typing import IO, Any, NamedTuple
 
 import numpy as np
@@ -26,6 +24,9 @@ from detectron2.data.datasets import load_coco_json
 from detectron2.structures import BoxMode
 from detectron2.utils.file_io import PathManager
 
+from .checks.json_file import KEYS
+from .json_stream import JsonStream, Unusual, read_arrays
+
 logger = logging.getLogger(__name__)
 
 _NO_BOX, _NO_FLAG = 16, -1  # in the columns: the annotation lacks the key
@@ -34,10 +35,6 @@ _INTS = {
     types: sum((kind is int) << i for i, kind in enumerate(types))
     for types in itertools.product((int, float), repeat=4)
 }
-_CHUNK = 1 << 24  # characters
-_SPACE, _COLON, _COMMA_OR_END, _OBJECT, _ARRAY = (
-    re.compile(rf"[ \t\n\r]*{x}[ \t\n\r]*") for x in ("", ":", r"[,\]}]", r"\{", r"\[[ \t\n\r]*\]?")
-)
 
 
 def load_coco_boxes(json_file: str, image_root: str, dataset_name: str) -> list[dict]:
@@ -59,10 +56,6 @@ def load_coco_boxes(json_file: str, image_root: str, dataset_name: str) -> list[
     except Exception as error:  # whatever it is, load_coco_json has the better words
         logger.debug(f"{json_file} is read by load_coco_json ({type(error).__name__}: {error})")
         return load_coco_json(json_file, image_root, dataset_name)
-
-
-class _Unusual(Exception):
-    """The file has something that only ``load_coco_json`` handles."""
 
 
 class _Columns(NamedTuple):
@@ -101,76 +94,6 @@ class Annotations(Sequence):
         return list(self)[index]
 
 
-class _Stream:
-    """A JSON file of which only a piece is in memory."""
-
-    def __init__(self, file: IO[str]) -> None:
-        self._file = file
-        self._text, self._at = "", 0
-        self._decode = json.JSONDecoder().scan_once
-
-    def _read_on(self) -> bool:
-        """Forgets what was decoded and reads the next piece; returns whether there was one."""
-        more = self._file.read(_CHUNK)
-        self._text, self._at = self._text[self._at :] + more, 0
-        return bool(more)
-
-    def match(self, pattern: re.Pattern) -> str:
-        """Returns the text that a pattern matches here, without spaces, and goes behind it."""
-        while True:
-            found = pattern.match(self._text, self._at)
-            if found and found.end() < len(self._text):
-                break
-            if not self._read_on():  # the end of the file cuts nothing off
-                break
-        if not found:
-            raise _Unusual(f"expected {pattern.pattern}")
-        self._at = found.end()
-        return found.group().strip()
-
-    def value(self) -> Any:
-        """Returns the value that starts here."""
-        while True:
-            try:
-                value, end = self._decode(self._text, self._at)
-                if end < len(self._text):  # else a number may continue
-                    self._at = end
-                    return value
-            except (StopIteration, JSONDecodeError):
-                pass
-            if not self._read_on():
-                raise _Unusual("the file ends within a value, or has no JSON")
-
-    def items(self) -> Iterator[str]:
-        """Yields the keys of an object; the caller takes the value after each."""
-        self.match(_OBJECT)
-        separator = ","
-        while separator == ",":
-            key = self.value()
-            if not isinstance(key, str):
-                raise _Unusual("a key that is not a string")
-            yield key
-            separator = self.match(_COMMA_OR_END)
-        if separator != "}":
-            raise _Unusual("an object that is not closed")
-
-    def elements(self) -> Iterator[Any]:
-        """Yields the values of an array."""
-        if self.match(_ARRAY) != "[":
-            return  # it is empty
-        separator = ","
-        while separator == ",":
-            yield self.value()
-            separator = self.match(_COMMA_OR_END)
-        if separator != "]":
-            raise _Unusual("an array that is not closed")
-
-    def end(self) -> None:
-        self.match(_SPACE)
-        if self._at < len(self._text) or self._read_on():
-            raise _Unusual("more than one value")
-
-
 class _Reader:
     """Collects images, categories and the columns of the annotations of a file."""
 
@@ -182,22 +105,10 @@ class _Reader:
         self.without_polygon = array("q")  # images of annotations without a valid polygon
 
     def read(self, file: IO[str]) -> None:
-        stream = _Stream(file)
-        keys = set()
-        for key in stream.items():
-            stream.match(_COLON)
-            if key in keys:
-                raise _Unusual(f"two keys {key}")
-            keys.add(key)
-            add = getattr(self, f"_add_to_{key}", None) if key in _ARRAYS else None
-            if add is None:
-                stream.value()
-                continue
-            for element in stream.elements():
-                add(element)
-        stream.end()
-        if not keys.issuperset(_ARRAYS):
-            raise _Unusual("not all of COCO's keys")
+        takers = {
+            key: functools.partial(_for_each, getattr(self, f"_add_to_{key}")) for key in KEYS
+        }
+        read_arrays(JsonStream(file), takers)
 
     def _add_to_images(self, image: dict) -> None:
         _add(self.images, image["id"], {k: image[k] for k in ("file_name", "height", "width")})
@@ -208,19 +119,19 @@ class _Reader:
     def _add_to_annotations(self, annotation: dict) -> None:
         get = annotation.get
         if get("ignore", 0) != 0 or get("keypoints"):
-            raise _Unusual("ignore or keypoints")
+            raise Unusual("ignore or keypoints")
         self.annotation_ids.append(annotation["id"])
         image_id, category_id = annotation["image_id"], annotation["category_id"]
         if "bbox" in annotation:
             box = annotation["bbox"]
             ints = _INTS[tuple(map(type, box))]
             if ints and max(map(abs, box)) > 2**53:
-                raise _Unusual("a number that float64 does not hold")
+                raise Unusual("a number that float64 does not hold")
         else:
             box, ints = (0.0, 0.0, 0.0, 0.0), _NO_BOX
         flag = get("iscrowd", _NO_FLAG)
         if type(flag) is not int or (flag not in (0, 1) and "iscrowd" in annotation):
-            raise _Unusual("iscrowd is not 0 or 1")
+            raise Unusual("iscrowd is not 0 or 1")
         if not _has_valid_segmentation(get("segmentation")):
             self.without_polygon.append(image_id)
             return
@@ -231,12 +142,14 @@ class _Reader:
         self.flags.append(flag)
 
 
-_ARRAYS = ("images", "categories", "annotations")
+def _for_each(function: Callable[[Any], None], elements: Iterator[Any]) -> None:
+    for element in elements:
+        function(element)
 
 
 def _add(values: dict[int, Any], key: Any, value: Any) -> None:
     if type(key) is not int or key in values:
-        raise _Unusual(f"the id {key!r} is not an integer, or given twice")
+        raise Unusual(f"the id {key!r} is not an integer, or given twice")
     values[key] = value
 
 
@@ -260,9 +173,9 @@ def _read(json_file: str, image_root: str, dataset_name: str) -> list[dict]:
         reader.read(file)
     num_annotations = len(reader.annotation_ids)
     if len(np.unique(np.asarray(reader.annotation_ids))) < num_annotations:
-        raise _Unusual("ids of annotations are not unique")
+        raise Unusual("ids of annotations are not unique")
     if not reader.categories:
-        raise _Unusual("no categories")
+        raise Unusual("no categories")
     sorted_ids = np.array(sorted(reader.categories), np.int64)
     class_names = [reader.categories[i] for i in sorted_ids.tolist()]
     image_ids = np.array(sorted(reader.images), np.int64)
@@ -275,7 +188,7 @@ def _read(json_file: str, image_root: str, dataset_name: str) -> list[dict]:
     category_ids = np.asarray(reader.category_ids)[order]
     classes = sorted_ids.searchsorted(category_ids).clip(max=len(sorted_ids) - 1)
     if (sorted_ids[classes] != category_ids).any():
-        raise _Unusual("an unknown category")
+        raise Unusual("an unknown category")
     columns = _Columns(
         np.asarray(reader.boxes).reshape(-1, 4)[order],
         np.asarray(reader.ints)[order],

@@ -9,7 +9,7 @@ from detectron2.data.datasets import load_coco_json
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from atss_d2.data import coco_reader
+from atss_d2.data import coco_reader, json_stream
 from atss_d2.data.coco_reader import load_coco_boxes
 
 NAME = "reader_test"
@@ -166,7 +166,7 @@ BROKEN = {
 @pytest.mark.parametrize("case", BROKEN)
 @pytest.mark.parametrize("chunk", [1, 7, 1 << 24])
 def test_broken_files(case, chunk, tmp_path, monkeypatch):
-    monkeypatch.setattr(coco_reader, "_CHUNK", chunk)
+    monkeypatch.setattr(json_stream, "_CHUNK", chunk)
     assert_equal(BROKEN[case], tmp_path / "a.json")
 
 
@@ -192,7 +192,7 @@ def test_any_content(tmp_path_factory, annotations, image_ids, chunk):
     whole = content(*annotations, images=images, version=1234567)
     path = tmp_path_factory.getbasetemp() / "any.json"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(coco_reader, "_CHUNK", chunk)
+        patch.setattr(json_stream, "_CHUNK", chunk)
         # Must not be left to load_coco_json, which is what it is compared with.
         patch.setattr(coco_reader, "load_coco_json", None)
         assert_equal(json.dumps(whole), path)

@@ -11,12 +11,14 @@ import numpy as np
 
 from ..categories import Categories, parse_categories
 from ..errors import DataError
+from ..json_stream import Unusual
 from .boxes import check_boxes
 from .cache import ResultCache
+from .columns import Annotations, Content, Images
 from .copies import check_copies, check_shared
 from .findings import Example, Finding, Report
 from .images import check_files
-from .json_file import JsonContent, read_json
+from .json_file import JsonContent, read_columns, read_json, require_small
 from .probe import Probe
 from .probing import probe_files
 from .structure import check_content, require_lists
@@ -115,7 +117,7 @@ def check_coco_file(
         except (KeyError, TypeError, ValueError):  # damaged
             pass
     try:
-        content = read_json(json_file)
+        content = _read(str(json_file))
     except DataError as error:
         report = Report(str(json_file), role)
         report.say("json", str(error))
@@ -124,6 +126,14 @@ def check_coco_file(
     if remembered:
         remembered.write(_to_json(dataset))
     return dataset
+
+
+def _read(json_file: str) -> JsonContent:
+    try:
+        return read_columns(json_file)
+    except Unusual as error:
+        require_small(json_file, error)
+    return read_json(json_file)  # which has better words
 
 
 def check_coco(
@@ -149,18 +159,22 @@ def check_coco(
         report.add("byte_order_mark", [json_file], lambda path: Example(f"'{path}'"))
     if content.num_nan:
         report.add("nan_literal", range(content.num_nan), lambda _: Example("NaN"))
-    try:
-        require_lists(content.content, f"'{report.place}'")
-    except DataError as error:
-        report.say("json", str(error))
-        return dataset
-    table = check_content(report, content.content)
+    lists = content.content
+    if not isinstance(lists, Content):
+        try:
+            require_lists(lists, f"'{report.place}'")
+        except DataError as error:
+            report.say("json", str(error))
+            return dataset
+        images, annotations = Images(lists["images"]), Annotations(lists["annotations"])
+        lists = Content(images, annotations, lists["categories"])
+    table = check_content(report, lists)
     if json_file is None:  # what a conversion leaves out is filled in when it is written
         filled = ("image_size_missing",)
         report.findings = [x for x in report.findings if x.code not in filled]
     dataset._take(table)
     try:
-        dataset.categories = parse_categories(content.content["categories"])
+        dataset.categories = parse_categories(lists.categories)
         dataset.categories.sort(key=lambda category: category["id"])
     except (ValueError, TypeError):
         pass  # reported

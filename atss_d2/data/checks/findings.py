@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 NUM_EXAMPLES = 3
+MAX_DESCRIBED = 20 * NUM_EXAMPLES  # cases of which those are chosen that differ
 ERROR, WARNING, FINE = "error", "warning", ""
 _INFLECTIONS = (
     ("{s}", "", "s"),
@@ -373,7 +374,7 @@ class Report:
         kind = KINDS[code]
         severity = kind.severity(self.role, len(cases), of or len(cases) * 2)
         if len(cases) and severity:
-            examples = first_examples(describe(case) for case in cases[: 20 * NUM_EXAMPLES])
+            examples = first_examples(describe(case) for case in cases[:MAX_DESCRIBED])
             self.findings.append(Finding(code, severity, len(cases), examples, mend or kind.mend))
 
     def say(self, code: str, sentence: str, count: int = 1) -> None:

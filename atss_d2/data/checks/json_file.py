@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import json
 import os
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..errors import DataError
+from ..json_stream import JsonStream, Unusual, read_arrays
+from .columns import Annotations, Content, Images
 
 KEYS = ("images", "annotations", "categories")
+_KINDS = {"images": Images, "annotations": Annotations, "categories": list}
+_MAX_PARSED = 1 << 30  # bytes of a file that may be held as Python objects, seven times as large
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
@@ -19,7 +26,7 @@ class JsonContent:
     """The content of a JSON file.
 
     Args:
-        content: The top level.
+        content: The top level; or ``Content``, if the file was read piece by piece.
         has_byte_order_mark: Whether the file starts with one. Detectron2 then cannot read it.
         num_nan: Number of ``NaN`` and ``Infinity``, which are not JSON although Python reads them.
     """
@@ -42,6 +49,82 @@ def read_json(path: str | os.PathLike[str]) -> JsonContent:
     if other:
         raise DataError(f"'{path}' {other}")
     return file
+
+
+def read_columns(path: str | os.PathLike[str]) -> JsonContent:
+    """Reads a JSON file in COCO's format piece by piece, so that it does not need to fit in memory.
+
+    Raises:
+        Unusual: The file cannot be read, or one of the three lists is missing or empty, or it is
+            something else.
+    """
+    lists, num_constants = _read_lists(path, _KINDS)
+    for key in KEYS:
+        if not len(lists[key]):
+            raise Unusual(f"has no {key}")
+    if not set(map(type, lists["categories"])) <= {dict}:
+        raise Unusual("has a category that is not an object with keys")
+    with open(path, "rb") as file:
+        has_mark = file.read(len(_BYTE_ORDER_MARK)) == _BYTE_ORDER_MARK
+    return JsonContent(Content(**lists), has_mark, num_constants)
+
+
+def read_value(path: str | os.PathLike[str], key: str) -> Any:
+    """Reads one value of a JSON file's object, piece by piece if it is a list.
+
+    Returns:
+        The value; None if there is none, or the file has no object.
+
+    Raises:
+        DataError: The file cannot be read, or is not JSON; one sentence says what it is.
+    """
+    try:
+        return _read_lists(path, {key: list})[0][key]
+    except Unusual as error:
+        require_small(path, error)
+    content = parse_json(path).content
+    return content.get(key) if isinstance(content, dict) else None
+
+
+def require_small(path: str | os.PathLike[str], error: Unusual) -> None:
+    """Checks that a file fits into memory which cannot be read piece by piece.
+
+    Raises:
+        DataError: It does not; the message says why it cannot.
+    """
+    with contextlib.suppress(OSError, ValueError):
+        if os.path.getsize(path) > _MAX_PARSED:
+            raise DataError(f"'{path}' is not COCO JSON: it {error}")
+
+
+def _read_lists(
+    path: str | os.PathLike[str], kinds: dict[str, Callable[[Iterator[Any]], Any]]
+) -> tuple[dict[str, Any], int]:
+    """Returns the lists of some keys, as their kind makes them, and the number of NaN literals."""
+    lists: dict[str, Any] = {}
+
+    def taker(key: str) -> Callable[[Iterator[Any]], None]:
+        return lambda elements: lists.update({key: kinds[key](elements)})
+
+    try:
+        with open(path, encoding="utf-8-sig") as file, _without_collector():
+            stream = JsonStream(file)
+            read_arrays(stream, {key: taker(key) for key in kinds})
+    except (OSError, ValueError, RecursionError) as error:
+        raise Unusual(f"cannot be read: {error}") from None
+    return lists, stream.num_constants
+
+
+@contextlib.contextmanager
+def _without_collector() -> Iterator[None]:
+    """Spares the search for circles among millions of values, which takes as long as decoding."""
+    is_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if is_on:
+            gc.enable()
 
 
 def parse_json(path: str | os.PathLike[str]) -> JsonContent:
@@ -71,7 +154,8 @@ def parse_json(path: str | os.PathLike[str]) -> JsonContent:
         has_mark = data.startswith(_BYTE_ORDER_MARK)
         text = data.decode("utf-8-sig")
         del data  # hundreds of megabytes
-        content = json.loads(text, parse_constant=count)
+        with _without_collector():
+            content = json.loads(text, parse_constant=count)
     except UnicodeDecodeError as error:
         raise DataError(f"{place} is not a JSON file, its text is not UTF-8: {error}") from None
     except RecursionError:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,11 +11,11 @@ import numpy as np
 from ..categories import parse_categories
 from ..errors import DataError
 from .boxes import check_boxes, describer, name_of, shorten
+from .columns import Annotations, Column, Content, doubles_of
 from .findings import Example, Report
 from .json_file import KEYS
-from .table import Table, is_hashable, table_of_coco, to_numbers
+from .table import Table, table_of_coco
 
-_NONE = object()
 _MAX_AREA = 1e10  # the largest that pycocotools evaluates
 
 
@@ -38,27 +38,28 @@ def require_lists(content: dict[str, Any], place: str) -> None:
             )
 
 
-def check_content(report: Report, content: dict[str, Any]) -> Table:
-    """Reports everything that is wrong in COCO's dict, except for the image files.
+def check_content(report: Report, content: Content) -> Table:
+    """Reports everything that is wrong in COCO's lists, except for the image files.
 
     Args:
         report: Takes the findings.
-        content: COCO's dict, of which :func:`require_lists` is true. It is not changed.
+        content: The lists, none of them empty.
 
     Returns:
         The columns of the data set.
     """
-    images, annotations, categories = (content[key] for key in KEYS)
+    images, annotations, categories = content.images, content.annotations, content.categories
     table = table_of_coco(images, annotations, categories)
-    report.counts.update({key: len(content[key]) for key in KEYS})
+    numbers = (len(images), len(annotations), len(categories))
+    report.counts.update(zip(KEYS, numbers))
     _check_categories(report, categories)
     _check_images(report, table)
-    areas = to_numbers([a.get("area") for a in annotations])
+    areas = annotations["area"].numbers()
     usable = check_boxes(report, table, areas)
     _check_annotation_ids(report, table)
-    _check_references(report, table, annotations)
+    _check_references(report, table)
     _check_keys(report, table, annotations)
-    _check_areas(report, table, areas, annotations)
+    _check_areas(report, table, areas, annotations["area"])
     is_object = usable & ~table.is_crowd
     num_boxes = np.bincount(table.classes[is_object], minlength=len(categories))
     empty = [f"'{categories[i].get('name')}'" for i in np.flatnonzero(num_boxes == 0)]
@@ -97,7 +98,7 @@ def _check_images(report: Report, table: Table) -> None:
     report.add("image_id_type", bad, describe)
     if usual == "text":
         report.add("image_id_text", [i for i in range(num) if kinds[i] == "text"], describe)
-    report.add("image_id_double", _doubles(ids), describe)
+    report.add("image_id_double", doubles_of(ids), describe)
     is_sized = (table.widths >= 1) & (table.heights >= 1)
     is_sized &= np.isfinite(table.widths) & np.isfinite(table.heights)
     report.add("image_size_missing", np.flatnonzero(~is_sized), describe)
@@ -114,50 +115,26 @@ def _kind_of_id(value: Any) -> str:
     return "integer" if is_integer and abs(value) < 2**53 else "odd"
 
 
-def _doubles(ids: Sequence[Any]) -> list[int]:
-    """Returns indices of ids that an earlier entry has; those that cannot be ids are left out."""
-    seen, found = set(), []
-    for i, x in enumerate(ids):
-        if x is None or not is_hashable(x):
-            continue
-        if x in seen:
-            found.append(i)
-        seen.add(x)
-    return found
-
-
 def _check_annotation_ids(report: Report, table: Table) -> None:
-    ids = table.annotation_ids or []
+    ids = table.annotation_ids
     describe = _describe_id(table)
-    doubles = [] if len(ids) == len(_set_of(ids)) else _doubles(ids)
-    report.add("annotation_id_double", doubles, describe)
-    if set(map(type, ids)) <= {int} and max(map(abs, ids), default=0) < 2**53:
-        report.add("annotation_id_zero", [i for i, x in enumerate(ids) if x == 0], describe)
-        return
-    kinds = list(map(_kind_of_id, ids))
-    missing = [i for i, x in enumerate(ids) if not is_hashable(x) or x is None or x != x]
-    report.add("annotation_id_missing", missing, describe)
-    left = set(missing)
-    wrong = [i for i, kind in enumerate(kinds) if kind in ("text", "odd") and i not in left]
-    report.add("annotation_id_type", wrong, describe)
-    zeros = [i for i, x in enumerate(ids) if kinds[i] == "integer" and x == 0]
+    report.add("annotation_id_double", ids.doubles(), describe)
+    is_missing = ids.is_none | np.isnan(ids.array)
+    is_missing[ids.unhashable()] = True
+    report.add("annotation_id_missing", np.flatnonzero(is_missing), describe)
+    is_wrong = ~ids.is_integer & ~is_missing
+    for i, value in ids.odd.items():
+        is_wrong[i] &= _kind_of_id(value) != "integer"
+    report.add("annotation_id_type", np.flatnonzero(is_wrong), describe)
+    zeros = np.flatnonzero(ids.is_number & (ids.array == 0))
     report.add("annotation_id_zero", zeros, describe)
 
 
-def _set_of(ids: Sequence[Any]) -> set:
-    try:
-        return set(ids)
-    except TypeError:
-        return set()
-
-
-def _check_references(report: Report, table: Table, annotations: Sequence[dict]) -> None:
-    wrong = [
-        i
-        for i, a in enumerate(annotations)
-        if "image_id" not in a or not is_hashable(a["image_id"])
-    ]
-    report.add("annotation_image_id", wrong, describer(table, "annotation_image"))
+def _check_references(report: Report, table: Table) -> None:
+    is_wrong = table.of_image.is_missing
+    is_wrong[table.of_image.unhashable()] = True
+    describe = describer(table, "annotation_image")
+    report.add("annotation_image_id", np.flatnonzero(is_wrong), describe)
 
 
 def _describe_id(table: Table) -> Callable[[int], Example]:
@@ -170,71 +147,41 @@ def _describe_id(table: Table) -> Callable[[int], Example]:
     return describe
 
 
-def _check_keys(report: Report, table: Table, annotations: Sequence[dict]) -> None:
-    """Checks ``iscrowd``, ``ignore`` and ``segmentation``."""
+def _check_keys(report: Report, table: Table, annotations: Annotations) -> None:
+    """Checks ``iscrowd``, ``ignore``, ``keypoints`` and ``segmentation``."""
     describe_box = describer(table)
 
-    def describer_of(key: str) -> Callable[[int], Example]:
+    def describer_of(values: Mapping[int, Any] | Sequence[Any]) -> Callable[[int], Example]:
         def describe(index: int) -> Example:
-            example, value = describe_box(index), annotations[index].get(key)
+            example, value = describe_box(index), values[index]
             text = f"{shorten(value, 30)} in {name_of(table, table.image_idxs[index])}"
             return Example(text, example.file, example.image_id, example.annotation_id, value)
 
         return describe
 
-    crowd = [a.get("iscrowd", _NONE) for a in annotations]
-    if not set(map(type, crowd)) <= {int} or not set(crowd) <= {0, 1}:
-        is_number = [isinstance(x, int | float) for x in crowd]
-        missing = [i for i, x in enumerate(crowd) if x is _NONE]
-        report.add("crowd_missing", missing, describe_box)
-        odd = [
-            i
-            for i, x in enumerate(crowd)
-            if x is not _NONE and (not is_number[i] or x not in (0, 1))
-        ]
-        report.add("crowd_value", odd, describer_of("iscrowd"))
-    # As Detectron2 tests it.
-    ignored = [i for i, a in enumerate(annotations) if "ignore" in a and a["ignore"] != 0]
-    report.add("ignore", ignored, describer_of("ignore"))
-    points = [
-        i
-        for i, a in enumerate(annotations)
-        if a.get("keypoints") and not _is_numbers(a["keypoints"])
-    ]
-    report.add("keypoints", points, describer_of("keypoints"))
-    odd, short = [], []
-    for i, a in enumerate(annotations):
-        polygons = a.get("segmentation")
-        if not polygons:
-            continue
-        if isinstance(polygons, dict):
-            if not {"counts", "size"} <= set(polygons):
-                odd.append(i)
-        elif not isinstance(polygons, list) or not all(isinstance(x, list) for x in polygons):
-            odd.append(i)
-        elif all(len(x) < 6 or len(x) % 2 for x in polygons):
-            short.append(i)
-    report.add("segmentation", odd, describer_of("segmentation"))
-    report.add("segmentation_short", short, describer_of("segmentation"), of=len(annotations))
+    crowd = annotations["iscrowd"]
+    report.add("crowd_missing", np.flatnonzero(crowd.is_missing), describe_box)
+    is_odd = ~crowd.is_missing & ~(crowd.is_number & np.isin(crowd.array, (0, 1)))
+    for i, value in crowd.odd.items():
+        is_odd[i] = not isinstance(value, int | float) or value not in (0, 1)
+    report.add("crowd_value", np.flatnonzero(is_odd), describer_of(crowd))
+    codes = ("ignore", "keypoints", "segmentation", "segmentation_short")
+    for code, cases in zip(codes, annotations.cases.values()):
+        of = len(annotations) if code == "segmentation_short" else 0
+        report.add(code, cases, describer_of(cases.values), of=of)
 
 
-def _is_numbers(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(x, int | float) for x in value)
-
-
-def _check_areas(
-    report: Report, table: Table, areas: np.ndarray, annotations: Sequence[dict]
-) -> None:
+def _check_areas(report: Report, table: Table, areas: np.ndarray, raw_areas: Column) -> None:
     if report.role != "val":
         return
 
     def describe(index: int) -> Example:
-        example, value = box(index), annotations[index].get("area")
+        example, value = box(index), raw_areas[index]
         text = f"area {shorten(value, 30)} of {example.text}"
         return Example(text, example.file, example.image_id, example.annotation_id, value)
 
     box = describer(table)
-    is_missing = np.array(["area" not in a for a in annotations], bool)
+    is_missing = raw_areas.is_missing
     report.add("area_missing", np.flatnonzero(is_missing), box)
     with np.errstate(invalid="ignore", over="ignore"):
         is_bad = ~is_missing & ~((areas >= 0) & (areas <= _MAX_AREA))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import itertools
-import math
-import numbers
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+
+from .columns import Annotations, Column, Images
+from .values import to_boxes, to_numbers
 
 _MAX_PIXELS = 1e9  # also fits into the integers and the 32-bit numbers that follow
 
@@ -41,10 +42,10 @@ class Table:
     image_idxs: np.ndarray
     classes: np.ndarray
     boxes: np.ndarray
-    raw_boxes: list[Any]
-    annotation_ids: list[Any] | None
-    of_image: list[Any]
-    of_class: list[Any]
+    raw_boxes: Sequence[Any]
+    annotation_ids: Column | None
+    of_image: Sequence[Any]
+    of_class: Sequence[Any]
     class_ids: list[Any]
     is_crowd: np.ndarray
 
@@ -68,29 +69,27 @@ class Table:
         return sizes[self.image_idxs]
 
 
-def table_of_coco(
-    images: Sequence[dict], annotations: Sequence[dict], categories: Sequence[dict]
-) -> Table:
-    """Makes columns of COCO's lists, whose entries must be dicts."""
-    image_ids = [image.get("id") for image in images]
+def table_of_coco(images: Images, annotations: Annotations, categories: Sequence[dict]) -> Table:
+    """Makes a table of COCO's lists."""
     class_ids = [category.get("id") for category in categories]
-    of_image = [a.get("image_id") for a in annotations]
-    of_class = [a.get("category_id") for a in annotations]
-    raw = [a.get("bbox") for a in annotations]
+    crowd = annotations["iscrowd"]
+    is_crowd = (crowd.array != 0) | (crowd.is_none & ~crowd.is_missing)
+    for i, value in crowd.odd.items():
+        is_crowd[i] = _is_true(value)
     return Table(
-        names=[image.get("file_name") for image in images],
-        image_ids=image_ids,
-        widths=to_numbers([image.get("width") for image in images]),
-        heights=to_numbers([image.get("height") for image in images]),
-        image_idxs=_look_up(image_ids, of_image),
-        classes=_look_up(class_ids, of_class),
-        raw_boxes=raw,
-        boxes=to_boxes(raw),
-        annotation_ids=[a.get("id") for a in annotations],
-        of_image=of_image,
-        of_class=of_class,
+        names=images.names,
+        image_ids=images.ids,
+        widths=to_numbers(images.widths),
+        heights=to_numbers(images.heights),
+        image_idxs=annotations["image_id"].look_up(images.ids),
+        classes=annotations["category_id"].look_up(class_ids),
+        raw_boxes=annotations["bbox"],
+        boxes=annotations["bbox"].numbers(),
+        annotation_ids=annotations["id"],
+        of_image=annotations["image_id"],
+        of_class=annotations["category_id"],
         class_ids=class_ids,
-        is_crowd=_is_true([a.get("iscrowd", 0) for a in annotations]),
+        is_crowd=is_crowd,
     )
 
 
@@ -130,62 +129,10 @@ def table_of_dicts(dicts: Sequence[dict], num_classes: int | None) -> Table:
         of_image=list(itertools.chain.from_iterable(map(itertools.repeat, image_ids, counts))),
         of_class=of_class,
         class_ids=[] if num_classes is None else list(range(num_classes)),
-        is_crowd=_is_true([a.get("iscrowd", 0) for a in annotations]),
+        is_crowd=np.array([_is_true(a.get("iscrowd", 0)) for a in annotations], bool),
     )
 
 
-def to_numbers(values: Sequence[Any]) -> np.ndarray:
-    """Returns the values (n,) as float64; NaN for everything that is not a number."""
-    if set(map(type, values)) <= {int, float}:
-        try:
-            return np.array(values, np.float64)
-        except OverflowError:
-            pass
-    return np.array([_to_number(x) for x in values], np.float64)
-
-
-def _to_number(value: Any) -> float:
-    if isinstance(value, bool | np.bool_) or not isinstance(value, numbers.Real):
-        return math.nan
-    try:
-        return float(value)
-    except OverflowError:
-        return math.inf
-
-
-def to_boxes(raw: Sequence[Any]) -> np.ndarray:
-    """Returns (n, 4) float64; a row of NaN for everything that is not four numbers.
-
-    ``np.array`` would read the text "12" as a number.
-    """
-    if set(map(type, raw)) <= {list, tuple} and set(map(len, raw)) <= {4}:
-        values = list(itertools.chain.from_iterable(raw))
-        if set(map(type, values)) <= {int, float}:
-            return to_numbers(values).reshape(-1, 4)
-    boxes = np.full((len(raw), 4), np.nan)
-    for i, box in enumerate(raw):
-        box = box.tolist() if isinstance(box, np.ndarray) else box
-        if isinstance(box, list | tuple) and len(box) == 4:
-            row = [_to_number(x) for x in box]
-            boxes[i] = row if not any(map(math.isnan, row)) else math.nan
-    return boxes
-
-
-def _look_up(known: Sequence[Any], values: Sequence[Any]) -> np.ndarray:
-    """Returns (n,) the last index of each value in ``known``; -1 if it is not there."""
-    index = {x: i for i, x in enumerate(known) if is_hashable(x)}
-    try:
-        found = [index.get(x, -1) for x in values]
-    except TypeError:
-        found = [index.get(x, -1) if is_hashable(x) else -1 for x in values]
-    return np.array(found, np.int64)
-
-
-def is_hashable(value: Any) -> bool:
-    """Returns whether the value can be an id, unlike a list."""
-    return not isinstance(value, list | dict)
-
-
-def _is_true(values: Sequence[Any]) -> np.ndarray:
+def _is_true(value: Any) -> bool:
     # Detectron2 takes everything else than 0 for a region.
-    return np.array([x != 0 for x in values], bool)
+    return value != 0

@@ -12,8 +12,10 @@ from ..checks.boxes import (
     find_faults,
     is_partly_outside,
 )
+from ..checks.columns import Annotations, Images
 from ..checks.findings import KINDS, Example, inflect
-from ..checks.table import Table, is_hashable, table_of_coco, to_numbers
+from ..checks.table import Table, table_of_coco
+from ..checks.values import is_hashable, to_numbers
 from ..errors import DataError
 from .checked import Checked
 
@@ -31,7 +33,9 @@ def check_annotations(checked: Checked) -> None:
     listed = {x for x in (e.get("id") for e in checked.source.content["images"]) if is_hashable(x)}
     _box_polygons(checked)
     annotations = content["annotations"]
-    table = table_of_coco(content["images"], annotations, content["categories"])
+    table = table_of_coco(
+        Images(content["images"]), Annotations(annotations), content["categories"]
+    )
     _refuse_other_boxes(checked, table)
     faults = find_faults(table)
     is_partly_out = is_partly_outside(table)

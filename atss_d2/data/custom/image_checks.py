@@ -9,7 +9,7 @@ from dataclasses import replace
 from ..checks.copies import check_copies
 from ..checks.findings import KINDS, Report, inflect
 from ..checks.images import UNUSABLE, check_files, find_moved
-from ..checks.table import to_numbers
+from ..checks.values import to_numbers
 from ..errors import DataError
 from .checked import Checked
 
