@@ -36,7 +36,7 @@ class SlowATSS(toy.RecordingATSS):
         what = "train" if self.training else "test"
         path = Path(f"{os.environ['STARTS']}.{comm.get_rank()}")
         if not path.exists() or path.read_text() != f"{os.getpid()} {what}":
-            temporary = path.with_suffix(".temporary")
+            temporary = Path(f"{path}.temporary")
             temporary.write_text(f"{os.getpid()} {what}")
             temporary.replace(path)
         self.has_trained = self.training or getattr(self, "has_trained", False)

@@ -92,7 +92,10 @@ class Stopper:
         try:
             yield
         finally:
-            if self.signum is None:  # else further signals must not disturb the end
+            if self.signum is not None:  # Python would reset handlers of its own before it ends
+                for signum in SIGNALS:
+                    signal.signal(signum, signal.SIG_IGN)
+            else:
                 for signum, handler in previous.items():
                     signal.signal(signum, handler)
                 signal.set_wakeup_fd(previous_writer)

@@ -253,10 +253,8 @@ TABLE: dict[str, tuple[Entry, ...]] = {
                 "--rdzv-endpoint HOST:PORT": "--nproc-per-node 1 --max-restarts 3",
                 "--nproc-per-node 8": "--nproc-per-node 1",
                 "srun --ntasks-per-node 8 ": "",
-            },
-            append={
-                "configs/coco/atss_R_101_FPN_2x.py": "--help",
-                "configs/coco/atss_R_50_FPN_1x.py": "--help",
+                "configs/coco/atss_R_101_FPN_2x.py": "configs/coco/atss_R_101_FPN_2x.py --help",
+                "configs/coco/atss_R_50_FPN_1x.py": "configs/coco/atss_R_50_FPN_1x.py --help",
             },
         ),
         Entry(

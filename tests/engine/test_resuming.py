@@ -132,7 +132,7 @@ def test_the_end_of_a_run_with_nan_is_an_error(tmp_path):
         ),
         (
             {"optimizer.params": {"_target_": "tests.engine.test_resuming.one_group"}},
-            r"state is of another kind of training \(loaded state dict .* parameter groups\)",
+            r"training cannot go on with this optimizer \(loaded state dict .* parameter groups\)",
         ),
     ],
     ids=["model", "optimizer", "groups"],
