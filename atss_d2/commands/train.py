@@ -15,6 +15,7 @@ everything runs on the CPU, and --num-gpus is the number of processes.
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import sys
 from contextlib import ExitStack
@@ -224,6 +225,7 @@ def run(args: argparse.Namespace, cfg: DictConfig | CfgNode | None = None) -> di
     from ..config import ConfigError, by_kind, view_of
     from ..data import DataError
     from ..engine import NonFiniteError, claimed_folder, default_setup
+    from ..engine.console import close_logs
     from ..warning_filters import filter_third_party_warnings
 
     filter_third_party_warnings()
@@ -242,6 +244,12 @@ def run(args: argparse.Namespace, cfg: DictConfig | CfgNode | None = None) -> di
         fail(get_parser(), error)
     except NonFiniteError as error:
         fail_together(get_parser(), error)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        close_logs("fvcore", "detectron2", "atss_d2")
+        where = f"'{error.filename or view_of(cfg).output_dir}' ({error.strerror})"
+        fail(get_parser(), f"cannot write to {where}: make room for it, and continue by --resume")
 
 
 def fail_together(parser: argparse.ArgumentParser, error: Exception) -> NoReturn:

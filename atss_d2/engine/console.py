@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import functools
 import io
 import logging
 import sys
@@ -62,6 +63,8 @@ class ConsoleFilter(logging.Filter):
             return False
         if record.exc_info and isinstance(record.exc_info[1], _REPORTED):
             return False
+        if record.name == "detectron2.config.lazy" and isinstance(sys.exc_info()[1], OSError):
+            return False  # it cannot save the config: what is written next ends the run
         if record.levelno >= logging.WARNING:
             return not record.getMessage().strip().startswith(_HARMLESS)
         if record.name == "detectron2":  # from its default_setup
@@ -82,6 +85,25 @@ def filter_console(*names: str) -> None:
             # Detectron2's handler of log.txt is also a StreamHandler.
             if getattr(handler, "stream", None) in (sys.stdout, sys.stderr):
                 handler.addFilter(_filter)  # does nothing if it is already added
+            else:
+                handler.handleError = functools.partial(_handle_error, handler)
+
+
+def _handle_error(handler: logging.Handler, record: logging.LogRecord) -> None:
+    """Loses a line of ``log.txt`` on a full disk: metrics and checkpoints end the run with that."""
+    if not isinstance(sys.exc_info()[1], OSError):
+        type(handler).handleError(handler, record)
+
+
+def close_logs(*names: str) -> None:
+    """Closes the log files of loggers, without an error for what the disk has no room for."""
+    for name in names:
+        for handler in logging.getLogger(name).handlers[:]:
+            stream = getattr(handler, "stream", None)
+            if stream is not None and stream not in (sys.stdout, sys.stderr):
+                logging.getLogger(name).removeHandler(handler)
+                with contextlib.suppress(OSError):
+                    stream.close()
 
 
 @contextlib.contextmanager

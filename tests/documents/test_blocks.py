@@ -11,7 +11,7 @@ from tests.documents.blocks import DOCUMENTS, LANGUAGES, ROOT, Block, Entry, fin
 from tests.documents.table import TABLE
 
 BLOCKS = [block for document in DOCUMENTS for block in read(document)]
-NOT_CODE = ("", "bibtex")
+NOT_CODE = ("", "bibtex", "sh", "yml")  # "sh" and "yml" need SLURM and Kubernetes
 _COMMAND = re.compile(r"^(?:\$ |python |make |pip |atss-d2 |git )", re.MULTILINE)
 
 

@@ -1,5 +1,6 @@
 """What training shows, how long it says it takes, and the weights that it keeps as the best."""
 
+import errno
 import io
 import logging
 import re
@@ -12,7 +13,13 @@ from detectron2.engine import HookBase
 from detectron2.utils.events import EventStorage
 
 from atss_d2.engine import trainer
-from atss_d2.engine.console import FILE_ONLY, ProgressPrinter, filter_console, quiet_evaluation
+from atss_d2.engine.console import (
+    FILE_ONLY,
+    ProgressPrinter,
+    close_logs,
+    filter_console,
+    quiet_evaluation,
+)
 from atss_d2.engine.evaluation_hooks import TimedEvalHook
 from atss_d2.engine.models import build_model
 from atss_d2.engine.testing import try_evaluation
@@ -264,3 +271,19 @@ def test_the_lr_that_is_logged_is_the_base_rate(tmp_path, whole_runs):
     expected = whole_runs().rates()
     run.cfg.optimizer.params.lr_factor_func.prefix = "head."  # most of the parameters
     assert run.train().rates() == pytest.approx(expected)
+
+
+def test_a_full_disk_loses_lines_of_the_log_without_a_word(capsys):
+    class Full(io.StringIO):
+        def write(self, *_):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        close = write
+
+    logger = logging.getLogger("a.full.disk")
+    logger.addHandler(logging.StreamHandler(Full()))
+    filter_console(logger.name)
+    logger.warning("lost")
+    close_logs(logger.name)
+    assert not logger.handlers
+    assert capsys.readouterr() == ("", "")
