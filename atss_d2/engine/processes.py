@@ -22,6 +22,7 @@ logger = logging.getLogger(__name__)
 DEFAULT_TIMEOUT = 1800.0  # seconds; torch's for gloo, and Detectron2's for every backend
 STORE_PREFIX = "atss_d2/watch"
 _WAIT_BEFORE_TELLING = 20.0
+_WAIT_FOR_WATCH = 10.0  # seconds; as long as the store may take to answer
 # Messages of gloo, NCCL and the store when another process is gone.
 _LOST = re.compile(
     r"gloo|nccl|connection (closed|reset|refused|was)|broken pipe|store|timed? ?out|"
@@ -161,6 +162,8 @@ def leave(watch: Watch) -> None:
     if comm.get_world_size() > 1:
         comm.synchronize()
         dist.destroy_process_group()
+    # A thread in a call of the store while the interpreter ends would abort this process.
+    watch.join(_WAIT_FOR_WATCH)
     _control_group = None
 
 

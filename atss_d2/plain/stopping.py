@@ -12,6 +12,7 @@ import multiprocessing
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from types import FrameType
 
@@ -71,6 +72,8 @@ class Stopper:
         self.end_at_once: Callable[[], None] = lambda: exit_now(128 + signal.SIGINT)
         self._pid = os.getpid()
         self._is_raised = False
+        self._is_postponed = False
+        self._insists = False
         self._num_interrupts: dict[str, int] = {}
 
     @contextlib.contextmanager
@@ -129,16 +132,14 @@ class Stopper:
             self._num_interrupts[source] = self._num_interrupts.get(source, 0) + 1
             if self._num_interrupts[source] == 2:
                 self.end_at_once()
-        is_first = self.signum is None
-        if is_first:
+        if self.signum is None:
             self.signum = signum
         if not self.is_deferred and not self.is_stopping:
             if _KICK is not None:
                 signal.pthread_kill(threading.main_thread().ident, _KICK)
-            if is_first:
-                timer = threading.Timer(_PATIENCE, self._end_if_stuck)
-                timer.daemon = True
-                timer.start()
+            if not self._insists:
+                self._insists = True
+                threading.Thread(target=self._insist, daemon=True, name="insist").start()
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
         if os.getpid() != self._pid:  # a forked process, which its parent ends
@@ -146,7 +147,10 @@ class Stopper:
         if self.signum is None and signum != _KICK:
             self.signum = signum
         if not self.is_deferred and not self._is_raised:
-            self.check()
+            if _KICK is not None and _is_logging(frame):
+                self._is_postponed = True
+            else:
+                self.check()
 
     def _read(self, reader: int) -> None:
         while content := os.read(reader, 64):
@@ -157,9 +161,26 @@ class Stopper:
                         listener(signum)
         os.close(reader)
 
-    def _end_if_stuck(self) -> None:
+    def _insist(self) -> None:
+        """Asks again after a log message, and ends this process if it is stuck elsewhere."""
+        deadline = time.monotonic() + _PATIENCE
+        while time.monotonic() < deadline:
+            time.sleep(0.05)
+            if self._is_postponed:
+                self._is_postponed = False
+                signal.pthread_kill(threading.main_thread().ident, _KICK)
         if not self.is_deferred and not self.is_stopping:
             exit_now(128 + (self.signum or 0))
+
+
+def _is_logging(frame: FrameType | None) -> bool:
+    """Returns whether the package ``logging`` is at work.
+
+    It is called at every fork, where Python would swallow an exception, and a lock stay closed.
+    """
+    while frame is not None and frame.f_globals.get("__name__") != "logging":
+        frame = frame.f_back
+    return frame is not None
 
 
 def name_of(signum: int) -> str:

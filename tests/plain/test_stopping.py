@@ -88,6 +88,30 @@ def test_a_single_interrupt_that_comes_twice_is_one():
     assert (process.returncode, process.stdout) == (0, "goes on\n"), process.stderr
 
 
+def test_a_log_message_and_a_fork_are_finished_first():
+    """Python would swallow the exception at a fork."""
+    process = run(
+        """
+        import logging
+        os.register_at_fork(after_in_parent=lambda: logging.warning("forked"))
+        class Handler(logging.Handler):
+            def emit(self, record):
+                kill("SIGTERM")
+                time.sleep(0.1)
+                print(record.getMessage(), flush=True)
+        logging.getLogger().addHandler(Handler())
+        with STOP.installed():
+            try:
+                if os.fork() == 0:
+                    os._exit(0)
+                time.sleep(30)
+            except Stopped as stop:
+                print(stop)
+        """
+    )
+    assert (process.stdout, process.stderr) == ("forked\nSIGTERM\n", "")
+
+
 def test_handlers_are_restored():
     before = signal.getsignal(signal.SIGTERM)
     with STOP.installed():
