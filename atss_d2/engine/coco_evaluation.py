@@ -28,6 +28,8 @@ try:
 except ImportError:
     hotcoco = None
 
+# Process in which hotcoco has started its threads, without which a fork of it would wait for ever.
+_process_of_threads: int | None = None
 _MAX_ID = 2**53  # ids go through float64
 _MAX_DETS = [1, 10, 100]
 
@@ -92,6 +94,7 @@ class FastCOCOEvaluator(COCOEvaluator):
         columns = None
         if (
             self._ground_truth is not None
+            and _process_of_threads in (None, os.getpid())
             and img_ids is None
             and list(self._max_dets_per_image) == _MAX_DETS
             and list(self._tasks or self._tasks_from_predictions(results)) == ["bbox"]
@@ -173,6 +176,8 @@ class _GroundTruth:
         Returns:
             An object with ``stats`` and ``eval`` like those of pycocotools.
         """
+        global _process_of_threads
+        _process_of_threads = os.getpid()
         evaluation = hotcoco.COCOeval(self._coco, self._coco.loadRes(columns), "bbox")
         evaluation.evaluate()
         evaluation.accumulate()

@@ -6,7 +6,7 @@ import logging
 import re
 import time
 from collections.abc import Callable, Collection
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, DatasetMapper, MetadataCatalog
@@ -56,10 +56,19 @@ def check_data(cfg: DictConfig | CfgNode, *, own_loaders: Collection[str] = ()) 
     key = by_kind(cfg, lazy="train.check_data", yaml="MODEL.ATSS.CHECK_DATA")
     if view_of(cfg).get(key) is False:
         return
+
+    def check() -> _Checked:
+        return _check(cfg, own_loaders)
+
     if can_fork():  # the memory of a parsed JSON is then gone before the training starts
-        call_in_children([0], lambda: _check_safely(cfg, own_loaders), "checks the data sets")
+        checked = call_in_children([0], check, "checks the data sets")[0]
     else:
-        on_first_process(lambda: _check_and_log(cfg, own_loaders))
+        checked = on_first_process(check)
+    if comm.is_main_process():
+        for level, text in checked.messages:
+            logger.log(level, text)
+    if checked.error is not None:
+        raise DataError(checked.error)
 
 
 def on_first_process(function: Callable[[], _Result]) -> _Result:
@@ -84,40 +93,44 @@ def on_first_process(function: Callable[[], _Result]) -> _Result:
     return result
 
 
-def _check_safely(cfg: DictConfig | CfgNode, own_loaders: Collection[str]) -> None:
-    try:
-        _check_and_log(cfg, own_loaders)
-    except DataError:
-        raise
-    except Exception as error:
-        raise _failed(error) from error
-
-
 def _failed(error: Exception) -> DataError:
     return DataError(f"checking the data failed: {type(error).__name__}: {error}")
 
 
-def _check_and_log(cfg: DictConfig | CfgNode, own_loaders: Collection[str]) -> None:
+class _Checked(NamedTuple):
+    """What to log about the data sets, as (level, text), and the sentence that ends the run."""
+
+    messages: list[tuple[int, str]]
+    error: str | None = None
+
+
+def _check(cfg: DictConfig | CfgNode, own_loaders: Collection[str]) -> _Checked:
     start = time.perf_counter()
-    datasets = check_config(cfg, own_loaders=own_loaders)
-    for dataset in datasets:
-        log_warnings(dataset.report)
+    try:
+        datasets = check_config(cfg, own_loaders=own_loaders)
+    except DataError:
+        raise
+    except Exception as error:
+        raise _failed(error) from error
+    messages = [(logging.WARNING, text) for x in datasets for text in _warnings(x.report)]
     sentences = [sentence_of(x.report) for x in datasets if x.report.errors]
     if sentences:
-        raise DataError(f"{'; '.join(sentences[:2])} ({_SHOWS_ALL})")
+        return _Checked(messages, f"{'; '.join(sentences[:2])} ({_SHOWS_ALL})")
     num = sum(len(x.probes) for x in datasets)
     names = ", ".join(f"'{x.report.place}'" for x in datasets)
-    logger.info(f"Checked {names}: {num} images, in {time.perf_counter() - start:.1f} s")
+    seconds = time.perf_counter() - start
+    messages.append((logging.INFO, f"Checked {names}: {num} images, in {seconds:.1f} s"))
+    return _Checked(messages)
 
 
-def log_warnings(report: Report) -> None:
-    """Logs the first warnings about a data set."""
+def _warnings(report: Report) -> list[str]:
+    """Returns the first warnings about a data set."""
     shown = report.warnings[:_MAX_WARNINGS]
-    for finding in shown:
-        logger.warning(f"'{report.place}': {finding}")
+    texts = [f"'{report.place}': {finding}" for finding in shown]
     if len(report.warnings) > len(shown):
         more = len(report.warnings) - len(shown)
-        logger.warning(f"'{report.place}': {more} more kinds of warnings ({_SHOWS_ALL})")
+        texts.append(f"'{report.place}': {more} more kinds of warnings ({_SHOWS_ALL})")
+    return texts
 
 
 def sentence_of(report: Report) -> str:

@@ -2,6 +2,8 @@
 
 import json
 import logging
+import multiprocessing
+import os
 
 import numpy as np
 import pytest
@@ -234,6 +236,26 @@ def test_one_line_says_what_evaluates(tmp_path, caplog, monkeypatch):
     assert not assert_equal(tmp_path, annotations, detections)
     monkeypatch.delenv("ATSS_D2_EVALUATION")
     assert FastCOCOEvaluator(NAME, use_hotcoco=False)._ground_truth is None
+
+
+def _put_results(evaluator, detections, queue) -> None:
+    queue.put(results(evaluator, detections, 3))
+
+
+@needs_hotcoco
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
+def test_a_fork_of_a_process_that_used_hotcoco_does_not_wait_for_its_threads(tmp_path):
+    annotations, detections = CASES["perfect"]
+    ours = evaluators(tmp_path, annotations, 3)[0]
+    expected = results(ours, detections, 3)
+    context = multiprocessing.get_context("fork")
+    queue = context.Queue()
+    child = context.Process(target=_put_results, args=(ours, detections, queue))
+    child.start()
+    try:
+        np.testing.assert_equal(queue.get(timeout=60), expected)
+    finally:
+        child.kill()
 
 
 @needs_hotcoco
