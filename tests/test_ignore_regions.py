@@ -140,7 +140,7 @@ OVERRIDES = ["dataloader.train.mapper.keep_ignored=True", "model.matcher.ignore_
 
 def test_the_recipes_for_coco_take_the_overrides_of_the_document():
     text = (Path(__file__).resolve().parents[1] / "docs" / "custom_dataset.md").read_text()
-    assert f"my_config.py \\\n    {' '.join(OVERRIDES)}\n" in text
+    assert f"my_config.py \\\n    {' '.join(OVERRIDES)} " in text
     cfg = apply_overrides(get_config("coco/atss_R_50_FPN_1x"), OVERRIDES)
     assert instantiate(cfg.dataloader.train.mapper).keep_ignored
     assert instantiate(cfg.model.matcher).ignore_ioa_thresh == 0.5

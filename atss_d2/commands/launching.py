@@ -205,7 +205,11 @@ def _run_rank(
 
 def _stop(args: argparse.Namespace, place: Place, watch: Watch, stop: Stopped) -> int:
     STOP.is_stopping = True
-    if place.rank == 0:
+    # After a failure, torchrun sends SIGTERM to the other processes.
+    failure = None if stop.is_agreed else read_failure(watch.store)
+    if failure is not None:
+        _tell_of_others(args, place, failure)
+    elif place.rank == 0:
         tell_of_stop(args, stop)
     if not stop.is_agreed:  # the others may wait for this process, and parting would, too
         watch.publish_end(stop.signum)

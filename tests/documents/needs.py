@@ -94,12 +94,12 @@ def _own_configs(checkout: Checkout) -> None:
 
 
 def _bad_step(checkout: Checkout) -> None:
-    """``output/nonfinite_0000002`` of an image without boxes."""
+    """``stopped/nonfinite_0000002`` of an image without boxes."""
     cfg = get_config("demo/atss_mobilenetv2_trees")
     model = build_model(cfg)
     step = Step(2, [detector.image()], {"loss_cls": math.nan}, math.nan, random_states())
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    StepRecorder(cfg, str(checkout.folder / "output"))(step, model, optimizer)
+    StepRecorder(cfg, str(checkout.folder / "stopped"))(step, model, optimizer)
 
 
 NEEDS: dict[str, tuple[Callable[[Checkout], None], ...]] = {
