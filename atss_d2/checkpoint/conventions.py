@@ -15,10 +15,9 @@ from typing import Any
 from detectron2.config import CfgNode
 from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
 from detectron2.modeling.box_regression import Box2BoxTransform
-from detectron2.utils.registry import locate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from ..config import by_kind
+from ..config import by_kind, target_of
 from ..config.arguments import arguments_of
 from ..modeling.anchor_generator import ShiftedAnchorGenerator
 from ..modeling.atss import ATSS
@@ -181,7 +180,7 @@ def _model_node(cfg: DictConfig) -> DictConfig:
 
 def _lazy_settings(cfg: DictConfig, convention: Convention) -> dict[str, Any]:
     node = _model_node(cfg)
-    model = _target(node)
+    model = target_of(node)
     if not (isinstance(model, type) and issubclass(model, ATSS)):
         raise ValueError(f"conventions are for the model ATSS, got {_name(model)}")
     generators = (DefaultAnchorGenerator, ShiftedAnchorGenerator)
@@ -196,12 +195,12 @@ def _lazy_settings(cfg: DictConfig, convention: Convention) -> dict[str, Any]:
         settings["box2box_transform.inset"] = convention.inset
     else:
         settings["box2box_transform._target_"] = convention.box_coder
-    if "inset" in arguments_of(_target(node.matcher)):
+    if "inset" in arguments_of(target_of(node.matcher)):
         settings["matcher.inset"] = convention.inset
-    if "p7_relu" in arguments_of(_target(node.backbone)):
+    if "p7_relu" in arguments_of(target_of(node.backbone)):
         settings["backbone.p7_relu"] = convention.p7_relu
     stages = OmegaConf.select(node, "backbone.bottom_up.stages")
-    if isinstance(stages, DictConfig) and "stride_in_1x1" in arguments_of(_target(stages)):
+    if isinstance(stages, DictConfig) and "stride_in_1x1" in arguments_of(target_of(stages)):
         is_resnet = stages.get("num_groups", 1) == 1
         settings["backbone.bottom_up.stages.stride_in_1x1"] = convention.stride_in_1x1 and is_resnet
     return {
@@ -219,16 +218,11 @@ def _lazy_settings(cfg: DictConfig, convention: Convention) -> dict[str, Any]:
 
 
 def _check_target(node: DictConfig, key: str, known: tuple[Callable, ...]) -> Callable:
-    target = _target(node[key])
+    target = target_of(node[key])
     if target not in known:
         names = " and ".join(_name(x) for x in known)
         raise ValueError(f"conventions have settings for model.{key} {names}, got {_name(target)}")
     return target
-
-
-def _target(node: DictConfig) -> Any:
-    target = node.get("_target_")
-    return locate(target) if isinstance(target, str) else target
 
 
 def _name(target: Any) -> str:
@@ -240,11 +234,11 @@ def config_value(model: DictConfig, key: str) -> Any:
     parent, _, name = key.rpartition(".")
     node = OmegaConf.select(model, parent) if parent else model
     if name == "_target_":
-        return _target(node)
+        return target_of(node)
     if name in node:
         value = node[name]
     else:
-        parameter = arguments_of(_target(node)).get(name)
+        parameter = arguments_of(target_of(node)).get(name)
         value = None if parameter is None else parameter.default
     return list(value) if isinstance(value, (tuple, ListConfig)) else value
 

@@ -170,7 +170,7 @@ def _read(path: Path, problems: list[str], with_trainer: bool) -> Checkpoint | N
 
 
 def _read_pointer(folder: Path) -> tuple[Path | None, str]:
-    """Returns the file that ``last_checkpoint`` names, and a sentence if that is no file."""
+    """Returns the file that ``last_checkpoint`` names, and a sentence if that is not a file."""
     pointer = folder / POINTER
     if pointer.is_dir():
         return None, f"'{pointer}' is a folder"

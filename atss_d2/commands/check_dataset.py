@@ -8,9 +8,9 @@ A data set is a COCO JSON and its image folder, or a single folder: in Pascal VO
 (these need `pip install 'atss_d2[convert]'`), or with a COCO JSON in it. With --config-file it is
 the data sets of a LazyConfig or a yaml config, which training checks as well before it starts.
 
-Every finding has a count, examples and a mend. Errors stop training, or let it learn or measure
+Every finding has a count, examples and a fix. Errors stop training, or let it learn or measure
 something wrong without notice; warnings may be meant. Nothing is changed: start_project writes
-mended copies.
+corrected copies.
 
 Exit code: 0 if there are no errors, 1 if there are, 2 for a wrong command line.
 """

@@ -7,7 +7,8 @@ import signal
 import time
 from types import FrameType
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+from ..plain.stopping import SIGNALS
+
 # Ctrl+C under torchrun arrives twice: from the terminal and from torchrun.
 _ONE_REQUEST_SECONDS = 2.0
 

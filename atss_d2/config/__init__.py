@@ -12,6 +12,7 @@ from .files import (
     load_config,
 )
 from .overrides import apply_overrides, apply_yaml_overrides
+from .targets import located, target_of
 from .views import View, by_kind, load_view, resolve_device, view_of
 
 __all__ = [
@@ -29,6 +30,8 @@ __all__ = [
     "list_configs",
     "load_config",
     "load_view",
+    "located",
     "resolve_device",
+    "target_of",
     "view_of",
 ]

@@ -12,7 +12,6 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from detectron2.config import CfgNode
-from detectron2.utils.registry import locate
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -20,6 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ..plain.suggestions import did_you_mean
 from .renames import REPLACED_KEYS, current_lazy_key, current_yaml_key
+from .targets import located
 
 # Keys of yaml configs, and their names in LazyConfigs.
 _LAZY_NAMES = {
@@ -190,8 +190,7 @@ def _update(cfg: DictConfig, key: str, value: Any) -> None:
 def _drop_arguments(node: DictConfig) -> None:
     """Removes arguments of the previous ``_target_`` that the new one does not take."""
     try:
-        target = locate(node._target_) if isinstance(node._target_, str) else node._target_
-        parameters = inspect.signature(target).parameters
+        parameters = inspect.signature(located(node._target_)).parameters
     except (ImportError, TypeError, ValueError):  # no target, or one written in C
         return
     if not any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
@@ -246,8 +245,7 @@ def _target_arguments(node: DictConfig) -> list[str]:
 
 def _argument_names(target: Any) -> list[str]:
     try:
-        if isinstance(target, str):
-            target = locate(target)
+        target = located(target)
         if not inspect.isclass(target):
             return _arguments(target)[0]
         names = []

@@ -12,10 +12,9 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, DatasetMapper, MetadataCatalog
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
-from detectron2.utils.registry import locate
 from omegaconf import DictConfig
 
-from ..config import by_kind, view_of
+from ..config import by_kind, target_of, view_of
 from ..data import DataError
 from ..data.checks.dataset import DataSet, check_coco_file, check_dicts, check_together
 from ..data.checks.findings import Finding, Report
@@ -187,8 +186,7 @@ def check_config(
 
 def _has_usual_mapper(cfg: DictConfig, split: str) -> bool:
     mapper = view_of(cfg).get(f"dataloader.{split}.mapper")
-    target = mapper.get("_target_") if isinstance(mapper, DictConfig) else None
-    target = locate(target) if isinstance(target, str) else target
+    target = target_of(mapper) if isinstance(mapper, DictConfig) else None
     return isinstance(target, type) and issubclass(target, DatasetMapper)
 
 

@@ -12,9 +12,9 @@ from detectron2.data import (
     build_detection_test_loader,
     get_detection_dataset_dicts,
 )
-from detectron2.utils.registry import locate
 from omegaconf import DictConfig
 
+from ..config import target_of
 from ..data import build_test_loader
 from ..data.mapper import unused_annotation_keys
 from ..data.shared_dataset import SharedDataset
@@ -38,7 +38,7 @@ def instantiate_dataset(
     Raises:
         DataError: Images are missing, or an annotation has no box.
     """
-    if not isinstance(node, DictConfig) or _target(node) is not get_detection_dataset_dicts:
+    if not isinstance(node, DictConfig) or target_of(node) is not get_detection_dataset_dicts:
         return instantiate(node)
     load = functools.partial(instantiate, node)
     return _load(load, mapper, what, is_checked=is_checked)
@@ -99,13 +99,13 @@ def instantiate_test_loader(node: DictConfig) -> Any:
     Args:
         node: A node for our or Detectron2's function; any other is instantiated unchanged.
     """
-    if _target(node) not in (build_test_loader, build_detection_test_loader):
+    if target_of(node) not in (build_test_loader, build_detection_test_loader):
         return instantiate(node)
-    arguments = {x: instantiate(node[x]) for x in node if x not in ("_target_", "dataset")}
+    arguments = loader_arguments(node)
     dataset = instantiate_dataset(node.dataset, arguments.get("mapper"), "test")
-    return _target(node)(dataset=dataset, **arguments)
+    return target_of(node)(dataset=dataset, **arguments)
 
 
-def _target(node: DictConfig) -> Any:
-    target = node.get("_target_")
-    return locate(target) if isinstance(target, str) else target
+def loader_arguments(node: DictConfig) -> dict[str, Any]:
+    """Instantiates the arguments of a loader other than its data set."""
+    return {name: instantiate(node[name]) for name in node if name not in ("_target_", "dataset")}

@@ -13,16 +13,16 @@ from detectron2.config import CfgNode, instantiate
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import COCOEvaluator, DatasetEvaluator
 from detectron2.structures import Boxes, Instances
-from detectron2.utils.registry import locate
 from omegaconf import DictConfig
 
-from ..config import view_of
+from ..config import target_of, view_of
 from ..data import DataError
 from ..data.checks.dataset import check_coco
 from ..data.checks.json_file import JsonContent
 from .console import quiet_evaluation
 from .data_check import explained
 from .dataset_checks import on_first_process, sentence_of
+from .datasets import loader_arguments
 
 logger = logging.getLogger(__name__)
 
@@ -52,12 +52,7 @@ def check_config_evaluator(cfg: DictConfig, dataset: Sequence[Any] | None) -> No
     if dataset is not None:
         with explained(cfg, "test"):
             loader = cfg.dataloader.test
-            arguments = {
-                x: instantiate(loader[x]) for x in loader if x not in ("_target_", "dataset")
-            }
-            target = loader.get("_target_")
-            target = locate(target) if isinstance(target, str) else target
-            target(**{**arguments, "dataset": dataset})
+            target_of(loader)(dataset=dataset, **loader_arguments(loader))
     names = view_of(cfg).dataset_names("test")
     check_evaluator(lambda: instantiate(node), dataset, ", ".join(names))
 

@@ -14,11 +14,10 @@ from detectron2.data import DatasetFromList, DatasetMapper, build_detection_trai
 from detectron2.data.build import trivial_batch_collator, worker_init_reset_seed
 from detectron2.data.samplers import TrainingSampler
 from detectron2.utils import comm
-from detectron2.utils.registry import locate
 from omegaconf import DictConfig
 from torch.utils.data import DataLoader, IterableDataset, Sampler
 
-from ..config import ConfigError
+from ..config import ConfigError, located
 from ..data import DataError
 from ..data.order import GlobalBatches, SamplerBatches, epochs_of
 from ..data.samples import Problem, Sample, SeededSamples
@@ -27,7 +26,7 @@ from ..data.shared_dataset import SharedDataset
 from ..data.workers import with_default_workers
 from .bad_images import BadImages
 from .data_check import check_images
-from .datasets import instantiate_dataset
+from .datasets import instantiate_dataset, loader_arguments
 
 logger = logging.getLogger(__name__)
 
@@ -233,13 +232,12 @@ def instantiate_train_loader(
     Returns:
         An iterable over the batches of this process.
     """
-    target = locate(cfg._target_) if isinstance(cfg._target_, str) else cfg._target_
-    if target not in (build_train_loader, build_detection_train_loader):
+    if located(cfg._target_) not in (build_train_loader, build_detection_train_loader):
         _warn_of_new_order(start_iter, "it is a loader of its own")
         return instantiate(cfg)
     # A sampler without a seed of its own then draws the same one in a resumed run.
     with contextlib.nullcontext() if seed is None else seeded(seed, SAMPLERS):
-        arguments = {x: instantiate(cfg[x]) for x in cfg if x not in ("_target_", "dataset")}
+        arguments = loader_arguments(cfg)
         arguments["dataset"] = instantiate_dataset(
             cfg.dataset,
             arguments.get("mapper"),

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from typing import Any
 
 from detectron2.config import LazyCall
-from detectron2.utils.registry import locate
 from omegaconf import DictConfig
 from torch import nn
 
+from ..config import located
 from ..modeling.matchers import DenseMatcher
 from .detector import replace_label_anchors
 
@@ -29,7 +29,7 @@ def build_with_matcher(
         anchor_scale: As in :func:`use_matcher`.
         **kwargs: Arguments of ``model_class``.
     """
-    return replace_label_anchors(_located(model_class)(**kwargs), matcher, anchor_scale, {})
+    return replace_label_anchors(located(model_class)(**kwargs), matcher, anchor_scale, {})
 
 
 def change_node(
@@ -44,7 +44,7 @@ def change_node(
             "use_matcher needs the node of a model, such as cfg.model, got one without _target_, "
             f"with the keys {', '.join(map(str, node))}"
         )
-    is_changed = _located(node._target_) is build_with_matcher
+    is_changed = located(node._target_) is build_with_matcher
     if matcher is None:
         if is_changed:
             node._target_ = node.pop("model_class")
@@ -76,7 +76,7 @@ def _matcher_node(
 
 def _check_target(node: DictConfig) -> None:
     """Raises immediately the errors that building the model would raise."""
-    target = _located(node._target_)
+    target = located(node._target_)
     name = getattr(target, "__name__", target)
     if isinstance(target, type) and not hasattr(target, "label_anchors"):
         raise TypeError(
@@ -85,7 +85,3 @@ def _check_target(node: DictConfig) -> None:
         )
     if "matcher" in node:
         raise TypeError(f"{name} has a matcher of its own: set the key matcher of its node")
-
-
-def _located(target: Any) -> Any:
-    return locate(target) if isinstance(target, str) else target

@@ -159,7 +159,7 @@ def describer(table: Table, code: str = "") -> Callable[[int], Example]:
 
 
 def _mend(table: Table, code: str) -> str:
-    """Returns a mend that fits ids of another type than those that they refer to."""
+    """Returns how to fix ids whose type differs from that of the ids they refer to."""
     if code == "annotation_image":
         found, known = table.of_image, table.image_ids
     elif code == "annotation_category":
