@@ -31,6 +31,13 @@ def published() -> dict[str, np.ndarray]:
     return numbers
 
 
+@lru_cache
+def published_quality() -> dict[str, np.ndarray]:
+    """Numbers of mmdetection's GFL, VFNet, PAA, TOOD, DDOD and DyHead, see ``assets/README.md``."""
+    with np.load(Path(__file__).parent / "assets" / "quality.npz") as arrays:
+        return dict(arrays)
+
+
 def grid_anchors(
     shapes: Sequence[tuple[int, int]],
     strides: Sequence[int],
