@@ -39,7 +39,7 @@ from atss_d2.modeling.box_coding import (
 from atss_d2.modeling.build import BOX_CODERS
 from atss_d2.modeling.criterion import CRITERION_REGISTRY, ATSSCriterion
 from atss_d2.modeling.deform_conv import ModulatedDeformConvPack
-from atss_d2.modeling.head import HEAD_REGISTRY, ATSSHead
+from atss_d2.modeling.head import HEAD_REGISTRY
 from atss_d2.modeling.matchers import BACKGROUND, MATCHER_REGISTRY, DenseMatcher
 from tools import write_yaml_keys
 
