@@ -54,6 +54,10 @@ def add_atss_config(cfg: CN) -> None:
     # Initial bias of the box predictor: 0 for Box2BoxTransform, 4 for PointDistances.
     _C.HEAD.BBOX_PRED_BIAS = 0.0
 
+    _C.TOOD_HEAD = CN()
+    # Channels of each shared convolution of "TOODHead", all equal. Its other keys are those above.
+    _C.TOOD_HEAD.CONV_DIMS = (256, 256, 256, 256, 256, 256)
+
     # Whether P7 is computed from ReLU(P6); mmdetection computes it from P6 itself.
     _C.FPN = CN()
     _C.FPN.P7_RELU = True
@@ -130,6 +134,8 @@ def add_atss_config(cfg: CN) -> None:
     _C.POINT_DISTANCES.ANCHOR_SCALE = 8.0
     # Pixels subtracted from each of the four distances.
     _C.POINT_DISTANCES.INSET = 0.0
+    # Whether negative distances count as 0; TOODHead needs False.
+    _C.POINT_DISTANCES.CLAMP = True
     _C.DISTANCE_DISTRIBUTIONS = CN()
     # Bins of a side: distances of 0 to NUM_BINS - 1 strides.
     _C.DISTANCE_DISTRIBUTIONS.NUM_BINS = 17

@@ -13,6 +13,7 @@ from .criterion import (
     Criterion,
     IoUBranchCriterion,
     SoftTargetCriterion,
+    TaskAlignedCriterion,
 )
 from .distance_distributions import DistanceDistributions
 from .head import HEAD_REGISTRY, ATSSHead
@@ -27,6 +28,7 @@ from .matchers import (
 )
 from .nouns import Assignment, DecodedPredictions, Predictions, Scene, Targets
 from .test_time_augmentation import DenseDetectorWithTTA
+from .tood_head import TOODHead
 from .torchvision_backbone import TorchvisionBackbone, build_torchvision_fpn_backbone
 
 __all__ = [
@@ -51,7 +53,9 @@ __all__ = [
     "Scene",
     "ShiftedAnchorGenerator",
     "SoftTargetCriterion",
+    "TOODHead",
     "Targets",
+    "TaskAlignedCriterion",
     "TopKMatcher",
     "TorchvisionBackbone",
     "build_atss_resnet_fpn_backbone",

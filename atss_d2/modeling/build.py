@@ -178,6 +178,9 @@ def build_parts(cfg: CfgNode, meta_architecture: type) -> dict:
     coder_key, coder = BOX_CODERS[node.BOX_CODER]
     coder = coder(**kwargs_from(node[coder_key], coder))
     head = _registered(HEAD_REGISTRY, "HEAD", node)
+    head_kwargs = {**kwargs_from(node.HEAD, head), **_own_kwargs(node, head)}
+    if "anchor_offset" in arguments_of(head):
+        head_kwargs["anchor_offset"] = anchor_generator.offset
     kwargs = kwargs_from(node, meta_architecture)
     if ATSSCriterion.__name__ != node.CRITERION.NAME:
         kwargs = {k: v for k, v in kwargs.items() if k not in arguments_of(ATSSCriterion)}
@@ -190,7 +193,7 @@ def build_parts(cfg: CfgNode, meta_architecture: type) -> dict:
             num_classes=node.NUM_CLASSES,
             num_anchors=anchor_generator.num_anchors[0],
             num_box_values=num_box_values(coder),
-            **{**kwargs_from(node.HEAD, head), **_own_kwargs(node, head)},
+            **head_kwargs,
         ),
         "anchor_generator": anchor_generator,
         "box2box_transform": coder,
@@ -255,6 +258,8 @@ def check_parts(
         raise ValueError(
             f"num_classes={num_classes}, but the head was built for {head_classes} classes"
         )
+    if hasattr(head, "check_fit"):
+        head.check_fit(anchor_generator, box2box_transform)
     predicts_quality = getattr(head, "predicts_quality", None)
     if criterion is not None and predicts_quality is not None:
         criterion.check_quality(predicts_quality)
