@@ -17,25 +17,9 @@ from atss_d2.modeling.tood_head import (
     geometric_mean_logits,
     sample_sides,
 )
+from tests.detector import CHANNELS
 from tests.reference import sigmoid
-
-CHANNELS = 32
-
-
-def tood_head(num_levels=2, **options):
-    options = {"num_classes": 3, "conv_dims": [CHANNELS] * 3, **options}
-    return TOODHead(input_shape=[ShapeSpec(channels=CHANNELS)] * num_levels, **options)
-
-
-def randomize(head, std=0.3):
-    """Gives a head weights with which all of its parts matter."""
-    torch.manual_seed(0)
-    for part in (head.cls_score, head.bbox_pred, head.alignment[-1], head.side_offsets[-1]):
-        torch.nn.init.normal_(part.weight, std=std)
-    for part in (head.cls_decomposition, head.bbox_decomposition):
-        torch.nn.init.normal_(part.layer_attention[0].weight, std=1.0)
-        torch.nn.init.normal_(part.layer_attention[2].weight, std=2.0)
-    return head
+from tests.tood import tood_head
 
 
 def features(*sizes, seed=0):
@@ -228,7 +212,8 @@ def test_a_decomposition_mixes_weighted_layers():
     """Layers times their weights, and a 1x1 convolution of them (Eq. 3 to 5)."""
     torch.manual_seed(0)
     part = TaskDecomposition(3, CHANNELS, "GN")
-    torch.nn.init.normal_(part.layer_attention[2].weight, std=2.0)
+    torch.nn.init.normal_(part.layer_attention[0].weight, std=1.0)
+    torch.nn.init.normal_(part.layer_attention[2].weight, std=1.0)
     shared = torch.randn(2, 3 * CHANNELS, 4, 5)
     found = part(shared, shared.mean((2, 3), keepdim=True))
     for n in range(2):
@@ -249,7 +234,8 @@ def test_a_decomposition_mixes_weighted_layers():
 def test_initial_predictions():
     """Every score is the prior, and boxes reach one stride to all sides."""
     torch.manual_seed(0)
-    head = tood_head(prior_prob=0.02)
+    shapes = [ShapeSpec(channels=CHANNELS)] * 2
+    head = TOODHead(input_shape=shapes, num_classes=3, conv_dims=[CHANNELS] * 3, prior_prob=0.02)
     logits, distances = head(features((6, 8), (3, 4)))
     for level in range(2):
         assert logits[level].sigmoid().mean() == pytest.approx(0.02, rel=0.2)
@@ -262,7 +248,7 @@ def test_initial_predictions():
 
 @pytest.mark.parametrize("bias", [-1e4, 1e4])
 def test_gradients_are_finite_where_predictions_are_extreme(bias):
-    head = randomize(tood_head())
+    head = tood_head()
     for part in (head.cls_score, head.alignment[-1], head.bbox_pred, head.side_offsets[-1]):
         torch.nn.init.constant_(part.bias, bias)
     logits, distances = head(features((4, 5), (2, 3)))
@@ -275,7 +261,7 @@ def test_gradients_are_finite_where_predictions_are_extreme(bias):
 
 @torch.no_grad()
 def test_autocast_computes_geometry_in_float32():
-    head = randomize(tood_head())
+    head = tood_head()
     maps = features((6, 8), (3, 4))
     expected = head(maps)
     with torch.autocast("cpu", torch.bfloat16):
@@ -289,7 +275,7 @@ def test_autocast_computes_geometry_in_float32():
 @torch.no_grad()
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
 def test_it_can_be_scripted_for_all_sizes():
-    head = randomize(tood_head()).eval()
+    head = tood_head().eval()
     scripted = torch.jit.script(head)
     for sizes in (((6, 8), (3, 4)), ((1, 1), (1, 1)), ((1, 9), (1, 5))):
         torch.testing.assert_close(scripted(features(*sizes)), head(features(*sizes)))

@@ -1,6 +1,7 @@
 """The losses of TOOD (arXiv 2108.07755, Sec. 3.3.2): ATSS's, and then those of task alignment.
 
-Shapes: N images, L levels, Ri anchors of level i, R = sum(Ri), K classes.
+Shapes: N images, L levels, Ri anchors of level i, R = sum(Ri), K classes, P anchors of the batch
+that include all positives.
 """
 
 from __future__ import annotations
@@ -75,8 +76,8 @@ class TaskAlignedCriterion(ATSSCriterion):
             box2box_transform=self.box2box_transform,
             loss_type=self.box_reg_loss_type,
         )
-        loss_box_reg = (loss_box_reg * torch.where(positives.mask, positives.soft, 0.0)).sum()
+        weights = torch.where(positives.mask, soft[positives.rows], 0.0)  # (P,)
         return {
             "loss_cls": loss_cls / sum_soft,
-            "loss_box_reg": loss_box_reg * (self.box_reg_loss_weight / sum_soft),
+            "loss_box_reg": (loss_box_reg * weights).sum() * (self.box_reg_loss_weight / sum_soft),
         }
