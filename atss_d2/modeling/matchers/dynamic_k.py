@@ -24,6 +24,7 @@ from .predicted import (
     as_values,
     best_anchors,
     block_max,
+    must_not_wait,
 )
 from .selection import BACKGROUND, box_chunks
 
@@ -246,10 +247,10 @@ def _settle(costs: PairCosts, candidates: Tensor, is_wanted: Tensor) -> tuple[Te
     matched.scatter_(0, slots, box_idxs.expand_as(candidates).flatten())
     is_contested = num_claims[:-1] > 1
     if len(candidates) > 1:
-        if device.type == "cpu":
-            slots = is_contested.nonzero()[:, 0]
-        else:  # the host would have to wait to learn which those are
+        if must_not_wait(slots):
             slots = slots.clamp(max=num_slots - 1)
+        else:
+            slots = is_contested.nonzero()[:, 0]
         winners = [_cheapest(costs, slots[rows]) for rows in box_chunks(slots, len(candidates))]
         matched[slots] = torch.where(is_contested[slots], torch.cat(winners), matched[slots])
     return matched[:-1].view_as(costs.is_candidate), is_contested.sum()

@@ -31,7 +31,6 @@ from .selection import box_chunks
 NO_MERIT = -(2**31)
 BLOCK_SIZE = 16  # anchors
 _FIRST_BLOCKS = 16  # compared before the others, per box
-_PAIRS_PER_BOUND = 4 * BLOCK_SIZE  # what a chunk of boxes takes on a CPU, compared to all pairs
 _MARGIN = 1e-5  # bounds are looser by this share, much more than float32 rounds
 _LOW_BITS = 2**31 - 1
 
@@ -46,9 +45,17 @@ class PredictedPairs:
         scene: A scene with predictions and classes.
         num_anchors: R.
         has_area: (M,) bool; boxes without area match nothing.
+
+    Raises:
+        ValueError: The scene has no classes.
     """
 
     def __init__(self, scene: Scene) -> None:
+        if scene.classes is None:
+            raise ValueError(
+                "a rule that selects by scores needs the classes of the boxes: build the scene "
+                "with gt_classes"
+            )
         logits, boxes, _ = scene.predictions
         self.scene = scene
         self.num_anchors = boxes.shape[1]
@@ -126,7 +133,7 @@ class PredictedPairs:
 def _select(rows: Tensor, slots: Tensor) -> Tensor:
     """Returns a view (..., D) of columns of rows (D, ...), whose other dimensions are flattened."""
     columns = rows.flatten(1).index_select(1, slots.flatten())
-    return columns.view(-1, *slots.shape).movedim(0, -1)
+    return columns.view(len(rows), *slots.shape).movedim(0, -1)
 
 
 def block_max(values: Tensor, dim: int) -> Tensor:
@@ -139,6 +146,11 @@ def block_max(values: Tensor, dim: int) -> Tensor:
         return full
     rest = values.narrow(dim, end, num_anchors - end).amax(dim=dim, keepdim=True)
     return torch.cat((full, rest), dim=dim)
+
+
+def must_not_wait(tensor: Tensor) -> bool:
+    """Returns whether the host would have to wait for a device to read a tensor."""
+    return tensor.device.type != "cpu"
 
 
 def sum_over_classes(logits: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
@@ -186,16 +198,18 @@ def best_anchors(
     """
     boxes, num_anchors = scene.boxes, sum(map(len, scene.anchors))
     k = min(k, num_anchors)
-    is_cpu = boxes.device.type == "cpu" and k > 0
+    is_read = not must_not_wait(boxes) and k > 0
     box_idxs = torch.arange(len(boxes), device=boxes.device)
     all_anchors = torch.arange(num_anchors, device=boxes.device)
     if counts is None:
         counts = torch.full_like(box_idxs, k)
     best = []
-    # Bounds are few, and so are the pairs that are compared at once.
-    for rows in box_chunks(boxes, num_anchors // _PAIRS_PER_BOUND if is_cpu else num_anchors):
+    pairs_per_box = num_anchors
+    if is_read:  # at first, see _search
+        pairs_per_box = max(num_anchors // (4 * BLOCK_SIZE), _FIRST_BLOCKS * BLOCK_SIZE)
+    for rows in box_chunks(boxes, pairs_per_box):
         chunk = box_idxs[rows, None]  # (m, 1)
-        if is_cpu:
+        if is_read:
             mask = blocks(rows)  # (m, B)
             place = mask.flatten().nonzero()[:, 0]  # (P,)
             values = bounds(place // mask.shape[1] + rows.start, place % mask.shape[1])
