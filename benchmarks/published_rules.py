@@ -83,7 +83,7 @@ def sim_ota(
     class_costs = F.binary_cross_entropy(scores, targets, reduction="none").sum(dim=2)  # (V, M)
     costs = class_costs - 3 * (ious + 1e-8).log() + _OUTSIDE * ~is_in_both
 
-    wanted = torch.zeros_like(costs, dtype=torch.uint8)
+    wanted = torch.zeros_like(costs, dtype=torch.uint8)  # (V, M)
     top_ious = ious.topk(min(10, len(ious)), dim=0).values
     counts = top_ious.sum(dim=0).int().clamp(min=1)
     for box in range(num_boxes):
@@ -93,8 +93,9 @@ def sim_ota(
     if is_contested.any():
         best = costs[is_contested].argmin(dim=1)
         wanted[is_contested] = F.one_hot(best, num_boxes).to(wanted)
+    best, box_idxs = wanted.max(dim=1)  # (V,)
     matched = torch.full_like(is_valid, -1, dtype=torch.int64)
-    matched[is_valid] = torch.where(wanted.any(dim=1), wanted.argmax(dim=1), -1)
+    matched[is_valid] = torch.where(best > 0, box_idxs, -1)
     return matched
 
 

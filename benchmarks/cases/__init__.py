@@ -16,12 +16,14 @@ from . import (
     nms,
     postprocess,
     prediction,
+    prediction_rules,
     training_step,
 )
 from .step import Step
 
 CASES: dict[str, ModuleType] = {
     "assignment": assignment,
+    "prediction_rules": prediction_rules,
     "focal_loss": focal_loss,
     "losses": losses,
     "postprocess": postprocess,
