@@ -9,6 +9,9 @@ from .center_sampling import CenterSamplingMatcher
 from .iou import IoUMatcher
 from .scale_range import ScaleRangeMatcher
 from .selection import BACKGROUND, IGNORED
+from .sim_ota import SimOTAMatcher
+from .soft_label import DynamicSoftLabelMatcher
+from .task_aligned import TaskAlignedMatcher
 from .topk import TopKMatcher
 
 __all__ = [
@@ -18,7 +21,10 @@ __all__ = [
     "ATSSMatcher",
     "CenterSamplingMatcher",
     "DenseMatcher",
+    "DynamicSoftLabelMatcher",
     "IoUMatcher",
     "ScaleRangeMatcher",
+    "SimOTAMatcher",
+    "TaskAlignedMatcher",
     "TopKMatcher",
 ]
