@@ -3,10 +3,9 @@
 import torch
 from detectron2.layers import ShapeSpec
 
-from atss_d2.modeling import ATSSMatcher, TaskAlignedCriterion, TOODHead
+from atss_d2.modeling import ATSSMatcher, TaskAlignedCriterion, TaskAlignedMatcher, TOODHead
 from atss_d2.modeling.box_coding import PointDistances
 from tests.detector import CHANNELS, build
-from tests.extensions.soft import TaskAlignedMatcher
 
 
 def tood_head(num_levels=2, *, seed=0, std=0.15, **options):

@@ -120,6 +120,15 @@ def add_atss_config(cfg: CN) -> None:
     # Anchors per box, over all levels.
     _C.TOPK_MATCHER.TOPK = 9
 
+    _C.TASK_ALIGNED_MATCHER = CN()
+    # Candidates per box, over all levels.
+    _C.TASK_ALIGNED_MATCHER.TOPK = 13
+    # Exponents of the score and of the IoU in the alignment.
+    _C.TASK_ALIGNED_MATCHER.ALPHA = 1.0
+    _C.TASK_ALIGNED_MATCHER.BETA = 6.0
+    # Number of first iterations in which an ATSSMatcher selects instead; 30000 of 90000 in TOOD.
+    _C.TASK_ALIGNED_MATCHER.WARM_UP_ITERATIONS = 0
+
     # ---------------------------------------------------------------------------- regression
     # "Box2BoxTransform": deltas from an anchor; "PointDistances": distances from its center;
     # "DistanceDistributions": distributions of these distances.

@@ -54,7 +54,8 @@ def build_matcher(cfg: CfgNode) -> DenseMatcher:
     """Builds the rule that ``MODEL.ATSS.MATCHER.NAME`` names; its model binds it.
 
     Arguments come from the node named after the class (``MODEL.ATSS.MY_RULE`` for ``MyRule``), from
-    those of its base classes, and from the keys of ``MODEL.ATSS.MATCHER`` that all rules share.
+    those of its base classes, and from the keys of ``MODEL.ATSS.MATCHER`` that all rules share. If
+    ``WARM_UP_ITERATIONS`` is above 0, an :class:`ATSSMatcher` is the rule of these iterations.
 
     Args:
         cfg: A cfg with ``MODEL.ATSS``.
@@ -65,7 +66,11 @@ def build_matcher(cfg: CfgNode) -> DenseMatcher:
     node = cfg.MODEL.ATSS
     rule = _registered(MATCHER_REGISTRY, "MATCHER", node)
     shared = CfgNode({key: node.MATCHER[key] for key in _SHARED_BY_RULES})
-    return rule(**{**kwargs_from(shared, rule), **_own_kwargs(node, rule)})
+    kwargs = {**kwargs_from(shared, rule), **_own_kwargs(node, rule)}
+    if kwargs.get("warm_up_iterations"):
+        warm_up = {**kwargs_from(shared, ATSSMatcher), **_own_kwargs(node, ATSSMatcher)}
+        kwargs["warm_up"] = ATSSMatcher(**warm_up)
+    return rule(**kwargs)
 
 
 def build_criterion(cfg: CfgNode) -> Criterion:

@@ -27,6 +27,9 @@ from atss_d2.modeling import (
     IoUMatcher,
     ScaleRangeMatcher,
     ShiftedAnchorGenerator,
+    TaskAlignedCriterion,
+    TaskAlignedMatcher,
+    TOODHead,
     TopKMatcher,
     TorchvisionBackbone,
     build_fpn_with_p6p7,
@@ -133,6 +136,8 @@ NODES = {
     "CENTER_SAMPLING_MATCHER": (CenterSamplingMatcher, "strides"),
     "TOPK_MATCHER": (TopKMatcher, ""),
     "POINT_DISTANCES": (PointDistances, ""),
+    "TASK_ALIGNED_MATCHER": (TaskAlignedMatcher, "warm_up"),
+    "TOOD_HEAD": (TOODHead, "num_anchors num_box_values norm prior_prob anchor_offset"),
 }
 SHARED_BY_RULES = ("IGNORE_IOA_THRESH", "CENTER_EPSILON", "INSET")
 
@@ -151,8 +156,8 @@ def test_keys_and_defaults_are_those_of_the_signatures(name):
         if parameter.default is not parameter.empty and argument not in elsewhere.split()
     }
     if name.endswith("_MATCHER"):
-        shared = {key: defaults.pop(key) for key in SHARED_BY_RULES}
-        assert shared == {key: cfg.MODEL.ATSS.MATCHER[key] for key in SHARED_BY_RULES}
+        shared = {key: defaults.pop(key) for key in SHARED_BY_RULES if key in defaults}
+        assert shared == {key: cfg.MODEL.ATSS.MATCHER[key] for key in shared}
     assert keys == defaults
 
 
@@ -249,6 +254,7 @@ EFFECTS = {
     "HEAD.WITH_CENTERNESS": (False, lambda m: m.head.ctrness, None),
     "HEAD.WITH_SCALES": (False, lambda m: len(list(m.head.scales.parameters())), 0),
     "HEAD.BBOX_PRED_BIAS": (4.0, lambda m: m.head.bbox_pred.bias.mean().item(), 4.0),
+    "TOOD_HEAD.CONV_DIMS": ([64, 64], lambda m: len(m.head.shared_convs), 2),
     "FPN.P7_RELU": (False, lambda m: type(m.backbone.top_block), LastLevelP6P7WithoutReLU),
     "MATCHER.NAME": ("IoUMatcher", lambda m: type(m.matcher), IoUMatcher),
     "CRITERION.NAME": ("TwiceTheLoss", lambda m: type(m.criterion), TwiceTheLoss),
@@ -257,6 +263,15 @@ EFFECTS = {
         *(True, lambda m: type(m.box2box_transform), TwoSidedBox2BoxTransform),
     ),
 }
+
+
+def make_task_aligned(cfg):
+    """Chooses TOOD's parts."""
+    cfg.MODEL.ATSS.HEAD.NAME = "TOODHead"
+    cfg.MODEL.ATSS.BOX_CODER = "PointDistances"
+    cfg.MODEL.ATSS.POINT_DISTANCES.CLAMP = False
+    cfg.MODEL.ATSS.MATCHER.NAME = "TaskAlignedMatcher"
+    cfg.MODEL.ATSS.CRITERION.NAME = "TaskAlignedCriterion"
 
 
 def other_value(key, value):
@@ -287,6 +302,8 @@ def test_every_key_has_an_effect(key):
             cfg.MODEL.ATSS.BOX_CODER = name
     if (node := key.partition(".")[0]).endswith("MATCHER"):
         cfg.MODEL.ATSS.MATCHER.NAME = NODES[node][0].__name__
+    if key.startswith(("TASK_ALIGNED_MATCHER.", "TOOD_HEAD.")):
+        make_task_aligned(cfg)
     if key.startswith("ANCHOR_GENERATOR."):
         cfg.MODEL.ANCHOR_GENERATOR.NAME = "ShiftedAnchorGenerator"
     if key.startswith("FPN."):
@@ -325,6 +342,33 @@ def test_parts_follow_each_other():
     cfg.MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS = [[0.5, 1.0, 2.0]]
     model = build_model(cfg)
     assert model.head.num_anchors == model.matcher.num_anchors == 3
+
+
+def test_the_parts_of_tood_by_name():
+    """With the offset of the anchors, and the rule of ATSS in the warm-up."""
+    cfg = toy_cfg()
+    make_task_aligned(cfg)
+    cfg.MODEL.ANCHOR_GENERATOR.OFFSET = 0.5
+    cfg.MODEL.ATSS.HEAD.NORM = "BN"
+    cfg.MODEL.ATSS.MATCHER.update(CENTER_EPSILON=0.1, IGNORE_IOA_THRESH=0.4, TOPK=7)
+    cfg.MODEL.ATSS.FOCAL_LOSS_ALPHA, cfg.MODEL.ATSS.BOX_REG_LOSS_TYPE = 0.5, "diou"
+    cfg.MODEL.ATSS.TASK_ALIGNED_CRITERION = CfgNode({"CLS_LOSS_GAMMA": 1.5})
+    model = build_model(cfg)
+    assert model.matcher.warm_up is None
+    assert (model.matcher.topk, model.matcher.ignore_ioa_thresh) == (13, 0.4)
+    cfg.MODEL.ATSS.TASK_ALIGNED_MATCHER.WARM_UP_ITERATIONS = 20
+    model = build_model(cfg)
+    assert (type(model.head), type(model.criterion)) == (TOODHead, TaskAlignedCriterion)
+    assert model.head.anchor_offset == 0.5
+    assert (model.matcher.warm_up_iterations, model.matcher.center_epsilon) == (20, 0.1)
+    assert type(model.matcher.warm_up) is ATSSMatcher
+    assert (model.matcher.warm_up.topk, model.matcher.warm_up.center_epsilon) == (7, 0.1)
+    criterion = model.criterion
+    assert (criterion.focal_loss_alpha, criterion.box_reg_loss_type) == (0.5, "diou")
+    assert criterion.cls_loss_gamma == 1.5
+    cfg.MODEL.ATSS.POINT_DISTANCES.CLAMP = True
+    with pytest.raises(ValueError, match=r"set box2box_transform to PointDistances\(clamp=False"):
+        build_model(cfg)
 
 
 @pytest.mark.parametrize(

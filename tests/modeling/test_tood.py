@@ -7,14 +7,19 @@ from detectron2.layers import ShapeSpec
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 
-from atss_d2.modeling import ATSSMatcher, Targets, TaskAlignedCriterion, TOODHead
+from atss_d2.modeling import (
+    ATSSMatcher,
+    Targets,
+    TaskAlignedCriterion,
+    TaskAlignedMatcher,
+    TOODHead,
+)
 from atss_d2.modeling.box_coding import PointDistances
 from atss_d2.modeling.labels import look_up
 from atss_d2.modeling.postprocess import postprocess
 from atss_d2.modeling.predictions import decode_predictions, predictions_from_maps
 from atss_d2.modeling.scene import scene_of_instances
 from tests.detector import BOXES, image, toy_head
-from tests.extensions.soft import TaskAlignedMatcher
 from tests.reference import (
     binary_cross_entropy,
     centerness,
