@@ -19,6 +19,8 @@ def tood_head(num_levels=2, *, seed=0, std=0.15, **options):
     for part in (head.cls_decomposition, head.bbox_decomposition):
         for conv in part.layer_attention[0:3:2]:
             torch.nn.init.normal_(conv.weight, std=1.0)
+    for part, bias in ((head.cls_score, -1.5), (head.alignment[-1], -1.5), (head.bbox_pred, 0.7)):
+        torch.nn.init.constant_(part.bias, bias)
     return head
 
 
