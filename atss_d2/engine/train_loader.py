@@ -25,7 +25,7 @@ from ..data.seeding import seeded
 from ..data.shared_dataset import SharedDataset
 from ..data.workers import with_default_workers
 from .bad_images import BadImages
-from .data_check import check_images
+from .data_check import check_images, infinite_boxes
 from .datasets import instantiate_dataset, loader_arguments
 
 logger = logging.getLogger(__name__)
@@ -165,8 +165,11 @@ def build_train_loader(
         seed = comm.shared_random_seed() if order_seed is None else order_seed
     skips_bad = bad_images is not None and bad_images.skips
     # Other mappers may read anything.
-    if isinstance(dataset, list) and isinstance(mapper, DatasetMapper) and not skips_bad:
-        check_images(dataset, "training")
+    if isinstance(dataset, list) and isinstance(mapper, DatasetMapper):
+        if not skips_bad:
+            check_images(dataset, "training")
+        for text in infinite_boxes(dataset, "training"):
+            logger.warning(text)
     if isinstance(dataset, IterableDataset):
         _warn_of_new_order(start_iter, "its data set is a stream")
         return build_detection_train_loader(
