@@ -7,7 +7,7 @@ import copy
 import logging
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -52,7 +52,7 @@ from .step import StepTrainer
 from .stopping import ShieldedLoader, StopHook
 from .testing import do_test, summarize, try_evaluation
 from .trackers import build_writers, open_writers
-from .train_loader import instantiate_train_loader
+from .train_loader import check_train_loader, instantiate_train_loader
 from .validation_loss import validation_losses
 
 logger = logging.getLogger(__name__)
@@ -84,7 +84,6 @@ def do_train(cfg: DictConfig, *, resume: bool = False) -> dict[str, Any]:
         return start.results
     resume = start.checkpoint is not None
     writers = build_writers(cfg)
-    check_data(cfg)
     recorded_cfg = copy.deepcopy(cfg)
     recorder = StepRecorder(recorded_cfg, cfg.train.output_dir)
     use_determinism(cfg)
@@ -116,8 +115,6 @@ def do_train(cfg: DictConfig, *, resume: bool = False) -> dict[str, Any]:
     bad_images = BadImages.from_config(cfg)
     if not resume:
         bad_images.forget()
-        with same_weights(cfg.train.init_checkpoint):  # before minutes of checking data
-            pass
     results: dict[str, Any] = {}
     best = None
     if is_enabled(cfg, "best_checkpoint"):
@@ -147,11 +144,10 @@ def do_train(cfg: DictConfig, *, resume: bool = False) -> dict[str, Any]:
                 best.update(results)
         return results
 
-    # Before the first iteration: finds problems of the validation set, and measures its duration.
-    expected_seconds = try_evaluation(cfg, evaluated)
+    evaluation = TimedEvalHook(cfg.train.eval_period, evaluate)
     trainer.register_hooks([StepSeeds(seed), SeenImages()])
     trainer.register_hooks(
-        _build_hooks(cfg, model, checkpointer, ema, best, evaluate, expected_seconds, writers, seed)
+        _build_hooks(cfg, model, checkpointer, ema, best, evaluation, writers, seed)
     )
     trainer.register_hooks([early_stopping, ProfilerHook.from_config(cfg)])
     if resume:
@@ -160,6 +156,10 @@ def do_train(cfg: DictConfig, *, resume: bool = False) -> dict[str, Any]:
     else:
         with same_weights(cfg.train.init_checkpoint) as path:
             checkpointer.resume_or_load(path, resume=False)
+    check_train_loader(cfg.dataloader.train)
+    # What needs no data is known to be right: now minutes of checking data are worth while.
+    check_data(cfg)
+    evaluation.expected_seconds = try_evaluation(cfg, evaluated)
     start_iter = start.iteration
 
     if start_iter and not seed.continues:
@@ -225,15 +225,13 @@ def _build_hooks(
     checkpointer: SafeCheckpointer,
     ema: EMAHook | None,
     best: BestCheckpoint | None,
-    evaluate: Callable[[], dict],
-    expected_seconds: float,
+    evaluation: TimedEvalHook,
     writers: Sequence[EventWriter],
     seed: RunSeed,
 ) -> list:
     """Builds all hooks, in the order in which they run after each step."""
     is_main = comm.is_main_process()
     PathManager.mkdirs(cfg.train.output_dir)
-    evaluation = TimedEvalHook(cfg.train.eval_period, evaluate, expected_seconds=expected_seconds)
     built = [
         hooks.IterationTimer(),
         GradientClippingHook(model, max_norm=cfg.train.clip_gradients.max_norm)
