@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 
 from atss_d2.config import ConfigError
 from atss_d2.data import DataError
+from atss_d2.data.children import can_fork
 from atss_d2.engine import do_train
 from atss_d2.engine.dataset_checks import check_data, on_first_process
 from atss_d2.engine.datasets import load_test_set
@@ -115,6 +116,20 @@ def test_a_wrong_yaml_config_is_found_before_wrong_data(sample, tmp_path, key, v
         run.cfg.merge_from_list([key, value])
         with pytest.raises(ValueError, match=message):
             run.train()
+
+
+@pytest.mark.skipif(not can_fork(), reason="this process reads the annotations itself")
+def test_a_yaml_run_keeps_no_annotations_for_the_check_of_the_evaluator(
+    sample, tmp_path, monkeypatch, caplog
+):
+    sample.write()
+    loaded, get = [], DatasetCatalog.get
+    monkeypatch.setattr(DatasetCatalog, "get", lambda name: loaded.append(name) or get(name))
+    with registered(sample):
+        own = ["DATASETS.TRAIN", ("case_train",), "DATASETS.TEST", ("case_val",)]
+        toy.YamlRun(tmp_path / "yaml", *own).train()
+    assert loaded == []  # in this process
+    assert not [x for x in caplog.records if "equal to the annotations" in x.getMessage()]
 
 
 def test_an_own_function_is_checked_as_it_reads(sample):
