@@ -173,7 +173,7 @@ def test_bad_images_are_listed_and_retried_only_if_asked(run, inputs, tmp_path):
     assert "truncated" in reasons[str(truncated)]
     assert "cannot identify" in reasons[str(page)]
     assert reasons[str(tmp_path / "none.jpg")] == "it does not exist"
-    assert reasons[str(tmp_path)] == reasons[str(pipe)] == "it is no file"
+    assert reasons[str(tmp_path)] == reasons[str(pipe)] == "it is not a file"
     assert "decompression bomb" in reasons[str(huge)]
     shutil.copy(good, truncated)
     code, lines, _ = run(*flags)
