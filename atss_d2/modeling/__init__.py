@@ -7,8 +7,16 @@ from .backbones import (
     build_fpn_with_p6p7,
     make_resnet_stages,
 )
-from .criterion import CRITERION_REGISTRY, ATSSCriterion, Criterion
-from .head import ATSSHead
+from .criterion import (
+    CRITERION_REGISTRY,
+    ATSSCriterion,
+    Criterion,
+    IoUBranchCriterion,
+    SoftTargetCriterion,
+)
+from .distance_distributions import DistanceDistributions
+from .gflv2_head import GFLv2Head
+from .head import HEAD_REGISTRY, ATSSHead
 from .matchers import (
     MATCHER_REGISTRY,
     ATSSMatcher,
@@ -25,6 +33,7 @@ from .torchvision_backbone import TorchvisionBackbone, build_torchvision_fpn_bac
 __all__ = [
     "ATSS",
     "CRITERION_REGISTRY",
+    "HEAD_REGISTRY",
     "MATCHER_REGISTRY",
     "ATSSCriterion",
     "ATSSHead",
@@ -35,11 +44,15 @@ __all__ = [
     "DecodedPredictions",
     "DenseDetectorWithTTA",
     "DenseMatcher",
+    "DistanceDistributions",
+    "GFLv2Head",
+    "IoUBranchCriterion",
     "IoUMatcher",
     "Predictions",
     "ScaleRangeMatcher",
     "Scene",
     "ShiftedAnchorGenerator",
+    "SoftTargetCriterion",
     "Targets",
     "TopKMatcher",
     "TorchvisionBackbone",
