@@ -145,21 +145,25 @@ def do_train(cfg: DictConfig, *, resume: bool = False) -> dict[str, Any]:
         return results
 
     evaluation = TimedEvalHook(cfg.train.eval_period, evaluate)
-    trainer.register_hooks([StepSeeds(seed), SeenImages()])
-    trainer.register_hooks(
-        _build_hooks(cfg, model, checkpointer, ema, best, evaluation, writers, seed)
-    )
-    trainer.register_hooks([early_stopping, ProfilerHook.from_config(cfg)])
+    built = _build_hooks(cfg, model, checkpointer, ema, best, evaluation, seed)
+    profiler = ProfilerHook.from_config(cfg)
+    check_train_loader(cfg.dataloader.train)
+    if not resume:
+        with same_weights(cfg.train.init_checkpoint):
+            pass
+    # What needs no data is known to be right: now minutes of checking data are worth while.
+    check_data(cfg)
+    evaluation.expected_seconds = try_evaluation(cfg, evaluated)
+    # Last, so that it writes what the other hooks log.
+    built.append(_build_writer(cfg, evaluation, writers) if comm.is_main_process() else None)
+    trainer.register_hooks([StepSeeds(seed), SeenImages(), *built, ContinuedMetrics.of(built)])
+    trainer.register_hooks([early_stopping, profiler])
     if resume:
         with same_checkpoint(start.checkpoint.path) as path, same_optimizer(optimizer):
             checkpointer.resume_from(path)
     else:
         with same_weights(cfg.train.init_checkpoint) as path:
             checkpointer.resume_or_load(path, resume=False)
-    check_train_loader(cfg.dataloader.train)
-    # What needs no data is known to be right: now minutes of checking data are worth while.
-    check_data(cfg)
-    evaluation.expected_seconds = try_evaluation(cfg, evaluated)
     start_iter = start.iteration
 
     if start_iter and not seed.continues:
@@ -226,13 +230,10 @@ def _build_hooks(
     ema: EMAHook | None,
     best: BestCheckpoint | None,
     evaluation: TimedEvalHook,
-    writers: Sequence[EventWriter],
     seed: RunSeed,
 ) -> list:
-    """Builds all hooks, in the order in which they run after each step."""
-    is_main = comm.is_main_process()
-    PathManager.mkdirs(cfg.train.output_dir)
-    built = [
+    """Builds all hooks but the writer, in the order in which they run after each step."""
+    return [
         hooks.IterationTimer(),
         GradientClippingHook(model, max_norm=cfg.train.clip_gradients.max_norm)
         if is_enabled(cfg, "clip_gradients")
@@ -243,24 +244,29 @@ def _build_hooks(
         PreciseBN.from_config(cfg, model, seed),
         GatherState(cfg.train.checkpointer.period, cfg.train.eval_period),
         # Before the evaluation, so that the checkpoint is saved even if the evaluation fails.
-        PeriodicCheckpointer(checkpointer, **cfg.train.checkpointer) if is_main else None,
+        PeriodicCheckpointer(checkpointer, **cfg.train.checkpointer)
+        if comm.is_main_process()
+        else None,
         StopHook(checkpointer),
         evaluation,
         best,
-        # Last, so that it writes what the other hooks log.
-        hooks.PeriodicWriter(
-            [
-                ProgressPrinter(cfg.train.max_iter, evaluation.seconds),
-                JSONWriter(os.path.join(cfg.train.output_dir, "metrics.json")),
-                TensorboardXWriter(cfg.train.output_dir),
-                *writers,
-            ],
-            period=cfg.train.log_period,
-        )
-        if is_main
-        else None,
     ]
-    return [*built, ContinuedMetrics.of(built)]
+
+
+def _build_writer(
+    cfg: DictConfig, evaluation: TimedEvalHook, writers: Sequence[EventWriter]
+) -> hooks.PeriodicWriter:
+    """Builds the hook that writes metrics, and opens their files."""
+    PathManager.mkdirs(cfg.train.output_dir)
+    return hooks.PeriodicWriter(
+        [
+            ProgressPrinter(cfg.train.max_iter, evaluation.seconds),
+            JSONWriter(os.path.join(cfg.train.output_dir, "metrics.json")),
+            TensorboardXWriter(cfg.train.output_dir),
+            *writers,
+        ],
+        period=cfg.train.log_period,
+    )
 
 
 def _own_hooks(cfg: DictConfig) -> list[HookBase]:
