@@ -15,6 +15,7 @@ from .matchers import (
     CenterSamplingMatcher,
     DenseMatcher,
     IoUMatcher,
+    PAAMatcher,
     ScaleRangeMatcher,
     TopKMatcher,
 )
@@ -36,6 +37,7 @@ __all__ = [
     "DenseDetectorWithTTA",
     "DenseMatcher",
     "IoUMatcher",
+    "PAAMatcher",
     "Predictions",
     "ScaleRangeMatcher",
     "Scene",

@@ -25,6 +25,7 @@ from atss_d2.modeling import (
     ATSSMatcher,
     CenterSamplingMatcher,
     IoUMatcher,
+    PAAMatcher,
     ScaleRangeMatcher,
     ShiftedAnchorGenerator,
     TopKMatcher,
@@ -131,6 +132,7 @@ NODES = {
     "SCALE_RANGE_MATCHER": (ScaleRangeMatcher, "strides"),
     "CENTER_SAMPLING_MATCHER": (CenterSamplingMatcher, "strides"),
     "TOPK_MATCHER": (TopKMatcher, ""),
+    "PAA_MATCHER": (PAAMatcher, ""),
     "POINT_DISTANCES": (PointDistances, ""),
 }
 SHARED_BY_RULES = ("IGNORE_IOA_THRESH", "CENTER_EPSILON", "INSET")
@@ -150,8 +152,9 @@ def test_keys_and_defaults_are_those_of_the_signatures(name):
         if parameter.default is not parameter.empty and argument not in elsewhere.split()
     }
     if name.endswith("_MATCHER"):
-        shared = {key: defaults.pop(key) for key in SHARED_BY_RULES}
-        assert shared == {key: cfg.MODEL.ATSS.MATCHER[key] for key in SHARED_BY_RULES}
+        shared = {key: defaults.pop(key) for key in SHARED_BY_RULES if key in defaults}
+        assert shared == {key: cfg.MODEL.ATSS.MATCHER[key] for key in shared}
+        assert "IGNORE_IOA_THRESH" in shared
     assert keys == defaults
 
 
@@ -207,6 +210,8 @@ VALUES = {
     "BOX_REG_LOSS_TYPE": "smooth_l1",
     "TEST_SCORE_TYPE": "product",
     "TEST_RANK_BY": "class_score",
+    "TEST_THRESH_ON": "score",
+    "SCORE_VOTING": 0.025,
     "MATCHER.METRIC": "giou",
     "MATCHER.IGNORE_IOA_THRESH": 0.5,
     "IOU_MATCHER.THRESHOLDS": (0.3, 0.6),

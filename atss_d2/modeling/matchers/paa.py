@@ -92,7 +92,10 @@ class PAAMatcher(DenseMatcher):
         rows = torch.arange(matched.numel(), device=matched.device)  # (P,) into N x R
         if matched.device.type == "cpu":
             rows = (matched.flatten() >= 0).nonzero()[:, 0]
-        costs = self.costs(scene, matched, rows)  # (P,)
+        return self.select(scene, matched, rows, self.costs(scene, matched, rows))
+
+    def select(self, scene: Scene, matched: Tensor, rows: Tensor, costs: Tensor) -> Tensor:
+        """Returns which of the matched anchors stay so (N, R), by the costs (P,) of ``rows``."""
         candidates, costs = self._candidates(scene, matched, rows, costs)  # (M, C)
         is_candidate = costs < torch.inf
         mixture = fit_two_gaussians(costs, is_candidate)
@@ -140,10 +143,9 @@ class PAAMatcher(DenseMatcher):
         """Returns the focal loss (P,), summed over classes, of logits (P, K) for classes (P,)."""
         alpha = self.focal_loss_alpha
         weights = (alpha, 1 - alpha) if alpha >= 0 else (1.0, 1.0)
-        own = logits.gather(1, classes[:, None])[:, 0]  # (P,)
-        as_positive, as_background = self._focal_term(-own), self._focal_term(own)
-        background = self._focal_term(logits).sum(dim=1) - as_background
-        return weights[0] * as_positive + weights[1] * background
+        as_positive = self._focal_term(-logits.gather(1, classes[:, None]))[:, 0]  # (P,)
+        others = self._focal_term(logits).scatter_(1, classes[:, None], 0.0)  # (P, K)
+        return weights[0] * as_positive + weights[1] * others.sum(dim=1)
 
     def _focal_term(self, x: Tensor) -> Tensor:
         """Returns p^gamma x -log(1 - p) of negatives, p = sigmoid(x)."""
