@@ -96,7 +96,7 @@ class PAAMatcher(DenseMatcher):
 
     def select(self, scene: Scene, matched: Tensor, rows: Tensor, costs: Tensor) -> Tensor:
         """Returns which of the matched anchors stay so (N, R), by the costs (P,) of ``rows``."""
-        candidates, costs = self._candidates(scene, matched, rows, costs)  # (M, C)
+        candidates, costs = self.candidates(scene, matched, rows, costs)  # (M, C)
         is_candidate = costs < torch.inf
         mixture = fit_two_gaussians(costs, is_candidate)
         positive = separate(mixture, is_candidate, keep_undivided=self.keep_undivided)
@@ -151,7 +151,7 @@ class PAAMatcher(DenseMatcher):
         """Returns p^gamma x -log(1 - p) of negatives, p = sigmoid(x)."""
         return (self.focal_loss_gamma * F.logsigmoid(x)).exp() * F.softplus(x)
 
-    def _candidates(
+    def candidates(
         self, scene: Scene, matched: Tensor, rows: Tensor, costs: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Finds the ``topk`` cheapest anchors of each level for each box.
