@@ -7,7 +7,7 @@ from .backbones import (
     build_fpn_with_p6p7,
     make_resnet_stages,
 )
-from .criterion import CRITERION_REGISTRY, ATSSCriterion, Criterion
+from .criterion import CRITERION_REGISTRY, ATSSCriterion, Criterion, IoUBranchCriterion
 from .head import ATSSHead
 from .matchers import (
     MATCHER_REGISTRY,
@@ -36,6 +36,7 @@ __all__ = [
     "DecodedPredictions",
     "DenseDetectorWithTTA",
     "DenseMatcher",
+    "IoUBranchCriterion",
     "IoUMatcher",
     "PAAMatcher",
     "Predictions",

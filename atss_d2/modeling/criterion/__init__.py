@@ -2,5 +2,6 @@
 
 from .atss import ATSSCriterion
 from .base import CRITERION_REGISTRY, Criterion
+from .iou_branch import IoUBranchCriterion
 
-__all__ = ["CRITERION_REGISTRY", "ATSSCriterion", "Criterion"]
+__all__ = ["CRITERION_REGISTRY", "ATSSCriterion", "Criterion", "IoUBranchCriterion"]

@@ -12,7 +12,7 @@ from fvcore.common.registry import Registry
 from torch import Tensor, nn
 
 from ..nouns import Predictions, Targets
-from .positives import loss_normalizers
+from .positives import DEFAULT_FLOORS, loss_normalizers
 
 CRITERION_REGISTRY = Registry("CRITERION")
 CRITERION_REGISTRY.__doc__ = """Losses by name, for ``MODEL.ATSS.CRITERION.NAME``.
@@ -91,12 +91,14 @@ class Criterion(nn.Module, ABC):
         """
         return None
 
-    def normalizers(self, *totals: Tensor) -> tuple[Tensor, ...]:
+    def normalizers(
+        self, *totals: Tensor, floors: Sequence[float] = DEFAULT_FLOORS
+    ) -> tuple[Tensor, ...]:
         """Returns :func:`loss_normalizers`; within :meth:`normalized_by`, of the whole batch."""
         if self._batch is None:
-            return loss_normalizers(*totals)
+            return loss_normalizers(*totals, floors=floors)
         self._batch.seen.append(totals)
-        return loss_normalizers(*self._batch.totals)
+        return loss_normalizers(*self._batch.totals, floors=floors)
 
     @contextlib.contextmanager
     def normalized_by(self, totals: Sequence[Tensor]) -> Iterator[list[tuple[Tensor, ...]]]:

@@ -21,7 +21,8 @@ from torch import Tensor
 from ..nouns import Predictions, Targets
 from ..precision import widen
 
-_TINY = 1e-6  # minimum of the sum of weights
+# Minimum of the number of positives, and of the sum of weights.
+DEFAULT_FLOORS = (1, 1e-6)
 _IS_LOCAL = ContextVar("is_local", default=False)  # see local_normalizers
 
 
@@ -108,7 +109,9 @@ def positive_rows(is_positive: Tensor) -> Tensor | slice:
     return slice(None)
 
 
-def loss_normalizers(*totals: Tensor, floors: Sequence[float] = (1, _TINY)) -> tuple[Tensor, ...]:
+def loss_normalizers(
+    *totals: Tensor, floors: Sequence[float] = DEFAULT_FLOORS
+) -> tuple[Tensor, ...]:
     """Averages the normalizers of losses over all processes, with one all-reduce.
 
     Dividing each process's summed loss by the averages makes DDP's mean gradient equal to that of
