@@ -147,9 +147,9 @@ def add_atss_config(cfg: CN) -> None:
 
     # -------------------------------------------------------------------------------- losses
     _C.CRITERION = CN()
-    # The losses: "ATSSCriterion", or your own class, registered in CRITERION_REGISTRY. Its
-    # arguments are those of the following keys that it takes, and the keys of the node named after
-    # it, MODEL.ATSS.MY_CRITERION for MyCriterion.
+    # The losses: "ATSSCriterion", "IoUBranchCriterion", or your own class, registered in
+    # CRITERION_REGISTRY. Its arguments are those of the following keys that it takes, and the keys
+    # of the node named after it, MODEL.ATSS.MY_CRITERION for MyCriterion.
     _C.CRITERION.NAME = "ATSSCriterion"
     # Weight of positives in the focal loss.
     _C.FOCAL_LOSS_ALPHA = 0.25
@@ -169,6 +169,15 @@ def add_atss_config(cfg: CN) -> None:
     _C.CENTERNESS_INSET = 0.0
     # Whether an image without positives counts as one positive, as in mmdetection.
     _C.FLOOR_PER_IMAGE = False
+
+    _C.IOU_BRANCH_CRITERION = CN()
+    # Whether the box loss of a positive is weighted by the IoU of its predicted box, as in PAA.
+    _C.IOU_BRANCH_CRITERION.QUALITY_WEIGHTED_BOX_LOSS = False
+    # Weight of the loss of the predicted IoU; 0.5 in PAA.
+    _C.IOU_BRANCH_CRITERION.QUALITY_LOSS_WEIGHT = 1.0
+    # Whether the classification loss is divided by at least the number of images (mmdetection's
+    # PAA).
+    _C.IOU_BRANCH_CRITERION.FLOOR_BY_IMAGES = False
 
     # ----------------------------------------------------------------------------- inference
     # Minimum class score of a detection, before centerness; or minimum score, see TEST_THRESH_ON.
