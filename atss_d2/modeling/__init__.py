@@ -7,8 +7,15 @@ from .backbones import (
     build_fpn_with_p6p7,
     make_resnet_stages,
 )
-from .criterion import CRITERION_REGISTRY, ATSSCriterion, Criterion, IoUBranchCriterion
-from .head import ATSSHead
+from .criterion import (
+    CRITERION_REGISTRY,
+    ATSSCriterion,
+    Criterion,
+    IoUBranchCriterion,
+    SoftTargetCriterion,
+)
+from .distance_distributions import DistanceDistributions
+from .head import HEAD_REGISTRY, ATSSHead
 from .matchers import (
     MATCHER_REGISTRY,
     ATSSMatcher,
@@ -26,6 +33,7 @@ from .torchvision_backbone import TorchvisionBackbone, build_torchvision_fpn_bac
 __all__ = [
     "ATSS",
     "CRITERION_REGISTRY",
+    "HEAD_REGISTRY",
     "MATCHER_REGISTRY",
     "ATSSCriterion",
     "ATSSHead",
@@ -36,6 +44,7 @@ __all__ = [
     "DecodedPredictions",
     "DenseDetectorWithTTA",
     "DenseMatcher",
+    "DistanceDistributions",
     "IoUBranchCriterion",
     "IoUMatcher",
     "PAAMatcher",
@@ -43,6 +52,7 @@ __all__ = [
     "ScaleRangeMatcher",
     "Scene",
     "ShiftedAnchorGenerator",
+    "SoftTargetCriterion",
     "Targets",
     "TopKMatcher",
     "TorchvisionBackbone",

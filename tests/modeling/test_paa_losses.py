@@ -9,11 +9,13 @@ from detectron2.layers import ShapeSpec
 
 from atss_d2.checkpoint.foreign_names import our_names
 from atss_d2.modeling import ATSSHead, IoUBranchCriterion, PAAMatcher
+from atss_d2.modeling.accumulation import knows_totals
 from atss_d2.modeling.labels import look_up
 from atss_d2.modeling.nouns import Predictions, Targets
 from atss_d2.modeling.predictions import decode_predictions, predictions_from_maps
 from atss_d2.modeling.scene import build_scene
 from tests import paa_scene
+from tests.detector import build
 from tests.paa_scene import CODER, LEVELS, numbers, of_images, tensor
 
 MMDET = {"giou_cost_weight": 1.3, "low_quality_override": True, "keep_undivided": False}
@@ -175,3 +177,31 @@ def test_half_precision_is_computed_in_float32(dtype):
     wide = Predictions(*([x.detach().float() for x in part] for part in predictions[:3]))
     torch.testing.assert_close(losses, criterion()(wide, targets), rtol=1e-6, atol=0)
     assert {x.dtype for x in losses.values()} == {torch.float32}
+
+
+@pytest.mark.parametrize("floor_by_images", [False, True])
+def test_micro_batches_are_normalized_together(floor_by_images):
+    """Unless weights of boxes depend on predictions, the whole batch is counted beforehand."""
+    options = {"quality_weighted_box_loss": False, "floor_by_images": floor_by_images}
+    made, (predictions, targets) = criterion(**options), small_batch()
+    assert knows_totals(build(criterion=criterion(**options)))
+    whole = made(predictions, targets)
+    halves = [
+        (
+            Predictions(*([x[i : i + 1] for x in part] for part in predictions[:3])),
+            targets._replace(labels=targets.labels[i : i + 1], boxes=targets.boxes[i : i + 1]),
+        )
+        for i in range(2)
+    ]
+    counts = [made.totals(part, with_quality=True) for _, part in halves]
+    with made.normalized_by([sum(parts) for parts in zip(*counts)]) as seen:
+        parts = [made(*half) for half in halves]
+    assert [[x.item() for x in totals] for totals in seen] == [
+        [x.item() for x in totals] for totals in counts
+    ]
+    for name, loss in whole.items():
+        torch.testing.assert_close(sum(part[name] for part in parts), loss)
+
+    weighted = criterion(floor_by_images=floor_by_images)
+    assert weighted.totals(targets, with_quality=True) is None
+    assert not knows_totals(build(criterion=weighted))

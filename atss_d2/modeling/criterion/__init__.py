@@ -3,5 +3,12 @@
 from .atss import ATSSCriterion
 from .base import CRITERION_REGISTRY, Criterion
 from .iou_branch import IoUBranchCriterion
+from .soft_target import SoftTargetCriterion
 
-__all__ = ["CRITERION_REGISTRY", "ATSSCriterion", "Criterion", "IoUBranchCriterion"]
+__all__ = [
+    "CRITERION_REGISTRY",
+    "ATSSCriterion",
+    "Criterion",
+    "IoUBranchCriterion",
+    "SoftTargetCriterion",
+]

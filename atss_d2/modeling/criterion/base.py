@@ -21,6 +21,8 @@ A class registered by ``@CRITERION_REGISTRY.register()`` is a :class:`Criterion`
 arguments are the keys of the node ``MODEL.ATSS.MY_CRITERION`` that a cfg may have.
 """
 
+_SWITCH = "head.with_centerness"
+
 
 class _Batch(NamedTuple):
     """Totals of all micro-batches, and those that the micro-batches have had so far."""
@@ -39,7 +41,13 @@ class Criterion(nn.Module, ABC):
     Attributes:
         box2box_transform: Box coder of the regression.
         num_classes: K, the label of background.
+        uses_quality: Whether the head must (True) or must not (False) predict a quality; None:
+            either way. A class attribute.
+        totals_need_predictions: Whether :meth:`totals` returns None.
     """
+
+    uses_quality: bool | None = None
+    totals_need_predictions = False
 
     def __init__(self) -> None:
         super().__init__()
@@ -67,9 +75,27 @@ class Criterion(nn.Module, ABC):
 
         Returns:
             Weighted scalars by name, ``loss_<name>``.
+
+        Raises:
+            ValueError: The head predicts a quality that has no loss here, or lacks one.
         """
+        self.check_quality(predictions.quality is not None)
         with torch.autocast(targets.labels.device.type, enabled=False):
             return self.compute(predictions, targets)
+
+    def check_quality(self, is_predicted: bool) -> None:
+        """Checks that the head predicts a quality if and only if it is used.
+
+        Raises:
+            ValueError: Otherwise; the message says what to set.
+        """
+        if self.uses_quality in (None, is_predicted):
+            return
+        if self.uses_quality:
+            says = f"trains a quality, which the head does not predict: set {_SWITCH}=True"
+        else:
+            says = f"has no loss for the quality that the head predicts: set {_SWITCH}=False"
+        raise ValueError(f"{type(self).__name__} {says}")
 
     @abstractmethod
     def compute(self, predictions: Predictions, targets: Targets) -> dict[str, Tensor]:

@@ -64,19 +64,34 @@ class IoUBranchCriterion(ATSSCriterion):
             floor_per_image=floor_per_image,
         )
         self.floor_by_images = floor_by_images
+        self.totals_need_predictions = quality_weighted_box_loss
 
     def loss_normalizers(
         self, targets: Targets, totals: tuple[Tensor, Tensor]
     ) -> tuple[Tensor, Tensor, Tensor]:
         if not self.floor_by_images:
             return super().loss_normalizers(targets, totals)
-        num_images = torch.full_like(totals[0], len(targets.labels))
         num_positives, sum_weights, num_images = self.normalizers(
-            *totals, num_images, floors=(*DEFAULT_FLOORS, 1)
+            *totals, _num_images(targets), floors=(*DEFAULT_FLOORS, 1)
         )
         return torch.maximum(num_positives, num_images), num_positives, sum_weights
+
+    def totals(self, targets: Targets, *, with_quality: bool) -> tuple[Tensor, ...] | None:
+        """Returns None if box losses are weighted, else what :class:`ATSSCriterion` returns.
+
+        With ``floor_by_images``, the number of images follows.
+        """
+        if self.totals_need_predictions:
+            return None
+        totals = super().totals(targets, with_quality=with_quality)
+        return (*totals, _num_images(targets)) if self.floor_by_images else totals
 
     def quality_targets(self, positives: Positives) -> Tensor:
         """Returns the IoU (P,) of the predicted boxes with their targets, no gradient."""
         boxes = self.box2box_transform.apply_deltas(positives.regression, positives.anchors)
         return paired_iou(boxes, positives.boxes)
+
+
+def _num_images(targets: Targets) -> Tensor:
+    """Returns the number of images, 0-dim, without a copy from the host."""
+    return torch.full((), len(targets.labels), device=targets.labels.device)

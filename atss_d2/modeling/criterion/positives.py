@@ -51,14 +51,15 @@ class Positives(NamedTuple):
 
 
 def find_positives(predictions: Predictions, targets: Targets, num_classes: int) -> Positives:
-    """Picks out the positives of a batch.
+    """Picks out the positives of a batch, those of the box losses if they are others.
 
     Args:
         predictions: Predictions of the head.
         targets: Targets of its anchors.
         num_classes: K, the label of background.
     """
-    labels = targets.labels.flatten()  # (N x R,)
+    labels = targets.labels if targets.box_labels is None else targets.box_labels
+    labels = labels.flatten()  # (N x R,)
     mask = is_positive(labels, num_classes)
     rows = positive_rows(mask)
     mask = mask[rows]
