@@ -15,6 +15,7 @@ from .criterion import (
     SoftTargetCriterion,
 )
 from .distance_distributions import DistanceDistributions
+from .gflv2_head import GFLv2Head
 from .head import HEAD_REGISTRY, ATSSHead
 from .matchers import (
     MATCHER_REGISTRY,
@@ -45,6 +46,7 @@ __all__ = [
     "DenseDetectorWithTTA",
     "DenseMatcher",
     "DistanceDistributions",
+    "GFLv2Head",
     "IoUBranchCriterion",
     "IoUMatcher",
     "PAAMatcher",
