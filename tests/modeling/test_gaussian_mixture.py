@@ -70,7 +70,7 @@ def test_fits_are_those_of_scikit_learn(name):
             assert torch.equal(mixture.is_low[i, :size], components[i] == 0)
 
 
-@settings(max_examples=60, derandomize=True, deadline=None)
+@settings(max_examples=30, derandomize=True, deadline=None)
 @given(seed=st.integers(0, 2**31), num=st.integers(1, 4))
 def test_equals_the_loops(seed, num):
     rows = random_rows(seed, num)

@@ -95,7 +95,7 @@ def test_separation_is_that_of_mmdetection(j):
 # -------------------------------------------------------------------------------------- loops
 
 
-@settings(max_examples=60, derandomize=True, deadline=None)
+@settings(max_examples=30, derandomize=True, deadline=None)
 @given(data=st.data(), topk=st.sampled_from([1, 2, 9]), is_mmdet=st.booleans())
 def test_equals_the_loops(data, topk, is_mmdet):
     drawn = data.draw(scenes("iou"))
