@@ -24,7 +24,9 @@ from atss_d2.modeling import (
     ATSSHead,
     ATSSMatcher,
     CenterSamplingMatcher,
+    IoUBranchCriterion,
     IoUMatcher,
+    PAAMatcher,
     ScaleRangeMatcher,
     ShiftedAnchorGenerator,
     TaskAlignedCriterion,
@@ -135,9 +137,12 @@ NODES = {
     "SCALE_RANGE_MATCHER": (ScaleRangeMatcher, "strides"),
     "CENTER_SAMPLING_MATCHER": (CenterSamplingMatcher, "strides"),
     "TOPK_MATCHER": (TopKMatcher, ""),
+    "PAA_MATCHER": (PAAMatcher, ""),
     "POINT_DISTANCES": (PointDistances, ""),
+    "TASK_ALIGNED_CRITERION": (TaskAlignedCriterion, " ".join(arguments_of(ATSSCriterion))),
     "TASK_ALIGNED_MATCHER": (TaskAlignedMatcher, "warm_up"),
     "TOOD_HEAD": (TOODHead, "num_anchors num_box_values norm prior_prob anchor_offset"),
+    "IOU_BRANCH_CRITERION": (IoUBranchCriterion, " ".join(arguments_of(ATSSCriterion))),
 }
 SHARED_BY_RULES = ("IGNORE_IOA_THRESH", "CENTER_EPSILON", "INSET")
 
@@ -158,6 +163,7 @@ def test_keys_and_defaults_are_those_of_the_signatures(name):
     if name.endswith("_MATCHER"):
         shared = {key: defaults.pop(key) for key in SHARED_BY_RULES if key in defaults}
         assert shared == {key: cfg.MODEL.ATSS.MATCHER[key] for key in shared}
+        assert "IGNORE_IOA_THRESH" in shared
     assert keys == defaults
 
 
@@ -218,6 +224,8 @@ VALUES = {
     "BOX_REG_LOSS_TYPE": "smooth_l1",
     "TEST_SCORE_TYPE": "product",
     "TEST_RANK_BY": "class_score",
+    "TEST_THRESH_ON": "score",
+    "SCORE_VOTING": 0.025,
     "MATCHER.METRIC": "giou",
     "MATCHER.IGNORE_IOA_THRESH": 0.5,
     "IOU_MATCHER.THRESHOLDS": (0.3, 0.6),
@@ -258,6 +266,14 @@ EFFECTS = {
     "FPN.P7_RELU": (False, lambda m: type(m.backbone.top_block), LastLevelP6P7WithoutReLU),
     "MATCHER.NAME": ("IoUMatcher", lambda m: type(m.matcher), IoUMatcher),
     "CRITERION.NAME": ("TwiceTheLoss", lambda m: type(m.criterion), TwiceTheLoss),
+    "IOU_BRANCH_CRITERION.QUALITY_WEIGHTED_BOX_LOSS": (
+        *(True, lambda m: m.criterion.centerness_weighted_box_loss, True),
+    ),
+    "IOU_BRANCH_CRITERION.QUALITY_LOSS_WEIGHT": (
+        *(0.5, lambda m: m.criterion.centerness_loss_weight, 0.5),
+    ),
+    "TASK_ALIGNED_CRITERION.CLS_LOSS_GAMMA": (1.5, lambda m: m.criterion.cls_loss_gamma, 1.5),
+    "IOU_BRANCH_CRITERION.FLOOR_BY_IMAGES": (True, lambda m: m.criterion.floor_by_images, True),
     "BOX_CODER": ("PointDistances", lambda m: type(m.box2box_transform), PointDistances),
     "BOX2BOX_TRANSFORM.CLAMP_BOTH_SIDES": (
         *(True, lambda m: type(m.box2box_transform), TwoSidedBox2BoxTransform),
@@ -302,8 +318,10 @@ def test_every_key_has_an_effect(key):
             cfg.MODEL.ATSS.BOX_CODER = name
     if (node := key.partition(".")[0]).endswith("MATCHER"):
         cfg.MODEL.ATSS.MATCHER.NAME = NODES[node][0].__name__
-    if key.startswith(("TASK_ALIGNED_MATCHER.", "TOOD_HEAD.")):
+    if key.startswith(("TASK_ALIGNED_", "TOOD_HEAD.")):
         make_task_aligned(cfg)
+    if node.endswith("_CRITERION"):
+        cfg.MODEL.ATSS.CRITERION.NAME = NODES[node][0].__name__
     if key.startswith("ANCHOR_GENERATOR."):
         cfg.MODEL.ANCHOR_GENERATOR.NAME = "ShiftedAnchorGenerator"
     if key.startswith("FPN."):
@@ -352,7 +370,6 @@ def test_the_parts_of_tood_by_name():
     cfg.MODEL.ATSS.HEAD.NORM = "BN"
     cfg.MODEL.ATSS.MATCHER.update(CENTER_EPSILON=0.1, IGNORE_IOA_THRESH=0.4, TOPK=7)
     cfg.MODEL.ATSS.FOCAL_LOSS_ALPHA, cfg.MODEL.ATSS.BOX_REG_LOSS_TYPE = 0.5, "diou"
-    cfg.MODEL.ATSS.TASK_ALIGNED_CRITERION = CfgNode({"CLS_LOSS_GAMMA": 1.5})
     model = build_model(cfg)
     assert model.matcher.warm_up is None
     assert (model.matcher.topk, model.matcher.ignore_ioa_thresh) == (13, 0.4)
@@ -365,7 +382,6 @@ def test_the_parts_of_tood_by_name():
     assert (model.matcher.warm_up.topk, model.matcher.warm_up.center_epsilon) == (7, 0.1)
     criterion = model.criterion
     assert (criterion.focal_loss_alpha, criterion.box_reg_loss_type) == (0.5, "diou")
-    assert criterion.cls_loss_gamma == 1.5
     cfg.MODEL.ATSS.POINT_DISTANCES.CLAMP = True
     with pytest.raises(ValueError, match=r"set box2box_transform to PointDistances\(clamp=False"):
         build_model(cfg)

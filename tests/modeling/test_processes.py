@@ -10,13 +10,24 @@ from torch.nn.parallel import DistributedDataParallel
 
 from atss_d2 import use_atss
 from atss_d2.engine import leave_process_group
+from atss_d2.modeling import IoUBranchCriterion, PAAMatcher
 from tests import detectron2_models as d2
 from tests.detector import build, image
 from tests.tood import tood
 
 CHANGED = {"retinanet": d2.retinanet, "fcos": d2.fcos}
+
+
+def paa(*, floor_by_images):
+    """A detector whose box loss is weighted by its own predictions."""
+    criterion = IoUBranchCriterion(quality_weighted_box_loss=True, floor_by_images=floor_by_images)
+    return build(matcher=PAAMatcher(), criterion=criterion)
+
+
 DETECTORS = {
     "atss": build,
+    "paa": functools.partial(paa, floor_by_images=False),
+    "paa, mmdetection's": functools.partial(paa, floor_by_images=True),
     "tood": tood,
     "tood, warm-up": functools.partial(tood, warm_up_iterations=1),
 }
