@@ -1,4 +1,4 @@
-"""TOOD is trained, interrupted in its warm-up, and accumulated: the iteration decides the losses."""
+"""TOOD trained, interrupted in its warm-up, and in micro-batches: the iteration decides."""
 
 import pytest
 from detectron2.config import LazyCall as L
