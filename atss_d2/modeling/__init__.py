@@ -7,8 +7,16 @@ from .backbones import (
     build_fpn_with_p6p7,
     make_resnet_stages,
 )
-from .criterion import CRITERION_REGISTRY, ATSSCriterion, Criterion
-from .head import ATSSHead
+from .criterion import (
+    CRITERION_REGISTRY,
+    ATSSCriterion,
+    Criterion,
+    IoUBranchCriterion,
+    SoftTargetCriterion,
+)
+from .distance_distributions import DistanceDistributions
+from .gflv2_head import GFLv2Head
+from .head import HEAD_REGISTRY, ATSSHead
 from .matchers import (
     MATCHER_REGISTRY,
     ATSSMatcher,
@@ -28,6 +36,7 @@ from .torchvision_backbone import TorchvisionBackbone, build_torchvision_fpn_bac
 __all__ = [
     "ATSS",
     "CRITERION_REGISTRY",
+    "HEAD_REGISTRY",
     "MATCHER_REGISTRY",
     "ATSSCriterion",
     "ATSSHead",
@@ -38,13 +47,17 @@ __all__ = [
     "DecodedPredictions",
     "DenseDetectorWithTTA",
     "DenseMatcher",
+    "DistanceDistributions",
     "DynamicSoftLabelMatcher",
+    "GFLv2Head",
+    "IoUBranchCriterion",
     "IoUMatcher",
     "Predictions",
     "ScaleRangeMatcher",
     "Scene",
     "ShiftedAnchorGenerator",
     "SimOTAMatcher",
+    "SoftTargetCriterion",
     "Targets",
     "TaskAlignedMatcher",
     "TopKMatcher",

@@ -17,6 +17,7 @@ from . import (
     postprocess,
     prediction,
     prediction_rules,
+    quality_steps,
     training_step,
 )
 from .step import Step
@@ -32,6 +33,7 @@ CASES: dict[str, ModuleType] = {
     "deployment": deployment,
     "exported_nms": exported_nms,
     "training_step": training_step,
+    "quality_steps": quality_steps,
     "launches": launches,
     "data_path": data_path,
     "prediction": prediction,

@@ -99,7 +99,7 @@ def test_says_what_it_is(name):
     assert title.endswith(".")
     assert f"python train_net.py --config-file configs/{name}.py" in command
     if name in COCO:
-        assert title.startswith("ATSS, Res")
+        assert ", ResNe" in title
         last = docstring.splitlines()[-1]
         assert last.startswith("Quoted COCO") or last.startswith("No AP is quoted")
 
@@ -118,7 +118,6 @@ def test_yaml_says_what_it_is(name):
 
 @pytest.mark.parametrize(("name", "num_parameters"), NUM_PARAMETERS.items())
 def test_the_ten_models_of_the_authors(meta_models, name, num_parameters):
-    assert len(COCO) == len(NUM_PARAMETERS)
     model = meta_models[f"coco/{name}"]
     assert isinstance(model, ATSS)
     assert sum(p.numel() for p in model.parameters()) == num_parameters
