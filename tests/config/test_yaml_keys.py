@@ -24,9 +24,12 @@ from atss_d2.modeling import (
     ATSSHead,
     ATSSMatcher,
     CenterSamplingMatcher,
+    DynamicSoftLabelMatcher,
     IoUMatcher,
     ScaleRangeMatcher,
     ShiftedAnchorGenerator,
+    SimOTAMatcher,
+    TaskAlignedMatcher,
     TopKMatcher,
     TorchvisionBackbone,
     build_fpn_with_p6p7,
@@ -132,6 +135,10 @@ NODES = {
     "SCALE_RANGE_MATCHER": (ScaleRangeMatcher, "strides"),
     "CENTER_SAMPLING_MATCHER": (CenterSamplingMatcher, "strides"),
     "TOPK_MATCHER": (TopKMatcher, ""),
+    # Keys cannot name a rule within a rule.
+    "TASK_ALIGNED_MATCHER": (TaskAlignedMatcher, "warm_up warm_up_iterations"),
+    "SIM_OTA_MATCHER": (SimOTAMatcher, "strides"),
+    "DYNAMIC_SOFT_LABEL_MATCHER": (DynamicSoftLabelMatcher, "strides"),
     "POINT_DISTANCES": (PointDistances, ""),
 }
 SHARED_BY_RULES = ("IGNORE_IOA_THRESH", "CENTER_EPSILON", "INSET")
@@ -151,8 +158,9 @@ def test_keys_and_defaults_are_those_of_the_signatures(name):
         if parameter.default is not parameter.empty and argument not in elsewhere.split()
     }
     if name.endswith("_MATCHER"):
-        shared = {key: defaults.pop(key) for key in SHARED_BY_RULES}
-        assert shared == {key: cfg.MODEL.ATSS.MATCHER[key] for key in SHARED_BY_RULES}
+        shared = {key: defaults.pop(key) for key in SHARED_BY_RULES if key in defaults}
+        assert shared == {key: cfg.MODEL.ATSS.MATCHER[key] for key in shared}
+        assert "IGNORE_IOA_THRESH" in shared
     assert keys == defaults
 
 
