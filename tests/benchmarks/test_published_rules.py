@@ -24,10 +24,11 @@ def test_equals_the_loops(seed):
         [level.tolist() for level in levels],
         *(x.tolist() for x in (boxes, classes, logits, predicted)),
     )
-    expected, _ = task_aligned_match(*scene)
+    expected, expected_soft = task_aligned_match(*scene)
     centers = box_centers(anchors)
-    matched = published_rules.task_aligned(centers, logits, predicted, boxes, classes)
+    matched, soft = published_rules.task_aligned(centers, logits, predicted, boxes, classes)
     assert matched.tolist() == expected
+    assert soft.tolist() == pytest.approx(expected_soft, rel=1e-4, abs=1e-7)
     assert max(expected) >= 0
 
     expected = sim_ota_match(*scene, strides=strides, center_radius=2.5, inside_box=True)

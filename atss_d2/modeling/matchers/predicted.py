@@ -248,7 +248,9 @@ def _search(
     def compare(box_idxs: Tensor, blocks: Tensor) -> tuple[Tensor, Tensor]:
         """Returns the merits and indices (m, n) of all anchors of blocks (m, ...)."""
         anchors = (blocks[..., None] * BLOCK_SIZE + in_block).flatten(1)
-        is_beyond = anchors >= num_anchors  # the last block may be shorter
+        if num_anchors % BLOCK_SIZE == 0:
+            return merits(box_idxs, anchors), anchors
+        is_beyond = anchors >= num_anchors  # the last block is shorter
         anchors = anchors.clamp_(max=num_anchors - 1)
         return merits(box_idxs, anchors).masked_fill_(is_beyond, NO_MERIT), anchors
 
@@ -262,6 +264,10 @@ def _search(
     rows, blocks = ((bounds > NO_MERIT) & (bounds >= least)).nonzero().unbind(dim=1)  # (P,)
     for part in box_chunks(rows, BLOCK_SIZE):
         found, anchors = compare(box_idxs[rows[part]], blocks[part, None])  # (p, BLOCK_SIZE)
+        # k blocks that each have an anchor so good leave no place for worse ones.
+        bounds.fill_(NO_MERIT)[rows[part], blocks[part]] = found.amax(dim=1)
+        if k <= bounds.shape[1]:
+            least = torch.maximum(least, bounds.topk(k, dim=1).values.gather(1, last))
         is_better = (found > NO_MERIT) & (found >= least[rows[part]])
         of_row = rows[part, None].expand_as(found)[is_better]
         best = _merge(best, of_row, _keys(found[is_better], anchors[is_better]))
