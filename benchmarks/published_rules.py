@@ -19,8 +19,8 @@ _OUTSIDE = 1e5  # what an anchor outside the region of a box costs
 
 def task_aligned(
     centers: Tensor, logits: Tensor, predicted: Tensor, boxes: Tensor, classes: Tensor
-) -> Tensor:
-    """Returns the box (R,) of every anchor of one image, or -1, by TOOD's rule.
+) -> tuple[Tensor, Tensor]:
+    """Returns the box (R,) of every anchor of one image, or -1, and soft targets (R,): TOOD's rule.
 
     Args:
         centers: (R, 2) centers of the anchors.
@@ -46,7 +46,17 @@ def task_aligned(
     quality = torch.full_like(ious, _NOT_POSITIVE).t().flatten()  # (M x R,)
     quality[slots] = ious.t().flatten()[slots]
     best, matched = quality.view(num_boxes, num_anchors).max(dim=0)  # (R,)
-    return torch.where(best == _NOT_POSITIVE, -1, matched)
+    matched = torch.where(best == _NOT_POSITIVE, -1, matched)
+
+    soft = torch.zeros_like(best)
+    positives = (matched >= 0).nonzero()[:, 0]  # (P,)
+    of_positives = matched[positives]
+    values, ious = alignments[positives, of_positives], ious[positives, of_positives]
+    for box in of_positives.unique():
+        of_box = of_positives == box
+        scaled = values[of_box] / (values[of_box].max() + 1e-7) * ious[of_box].max()
+        soft[positives[of_box]] = scaled
+    return matched, soft
 
 
 def sim_ota(

@@ -97,10 +97,12 @@ def assignments(scene: MatchingScene) -> list[list[peers.Assignment]]:
 
 def _task_aligned(scene: MatchingScene) -> list[tuple[Tensor, int]]:
     centers = box_centers(torch.cat(scene.anchors))
-    return [
-        (task_aligned(centers, logits, found, scene.boxes[rows], scene.classes[rows]), rows.start)
-        for logits, found, rows in _images(scene)
-    ]
+    results = []
+    for logits, found, rows in _images(scene):
+        boxes, classes = scene.boxes[rows], scene.classes[rows]
+        matched, _ = task_aligned(centers, logits, found, boxes, classes)  # the soft targets
+        results.append((matched, rows.start))
+    return results
 
 
 def _sim_ota(scene: MatchingScene) -> list[tuple[Tensor, int]]:

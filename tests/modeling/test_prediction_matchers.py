@@ -27,6 +27,7 @@ from atss_d2.modeling.predictions import decode_predictions
 from atss_d2.modeling.scene import build_scene
 from tests.allocations import Allocations
 from tests.detector import BOXES, build, image
+from tests.extensions.soft import TaskAlignedMatcher as MatcherOfAUser
 from tests.matching_scenes import grid
 from tests.reference import published_quality
 from tests.reference_prediction_matching import LOOPS
@@ -94,7 +95,7 @@ def test_aligns_the_predictions_of_tood_as_published():
 
     boxes = by_anchor("reg", numbers["strides"].tolist())
     scene, _ = published_scene(by_anchor("cls").double().logit().float(), boxes, [0, 1])
-    matched, soft, stats = TaskAlignedMatcher().assign(scene)
+    matched, soft, stats, _ = TaskAlignedMatcher().assign(scene)
     first = [0, len(numbers["gt_boxes_0"])]
     for n in range(2):
         expected = torch.tensor(numbers[f"tood.tal.assigned_{n}"])
@@ -204,7 +205,7 @@ def draw_scene(data, **options):
 def test_equals_the_loops(rule, data):
     scene, strides = draw_scene(data)
     options = {**data.draw(OPTIONS[rule]), **strides_of(rule, strides)}
-    matched, soft, _ = RULES[rule](**options).assign(scene)
+    matched, soft, *_ = RULES[rule](**options).assign(scene)
     expected, expected_soft = by_loops(rule, scene, **options)
     assert matched.dtype == torch.int64
     assert torch.equal(matched, expected)
@@ -221,13 +222,22 @@ def test_equals_the_loops_in_a_crowd(rule, is_round):
     """Boxes contend, anchors tie, k differs, and blocks are pruned: the loops say which matter."""
     scene, strides = random_scene(1, [25, 0, 14], [(12, 14), (6, 7), (3, 4)], is_round)
     options = strides_of(rule, strides)
-    matched, _, stats = RULES[rule](**options).assign(scene)
+    matched, _, stats, _ = RULES[rule](**options).assign(scene)
     assert torch.equal(matched, by_loops(rule, scene, **options)[0])
     assert len(matched.unique()) > 20
     assert (matched[1] == BACKGROUND).all()
     if rule != "tal":
         assert stats["num_contested"] > 2
         assert 1 < stats["mean_k"] < 10
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_alignment_equals_that_of_all_pairs(seed):
+    """On more anchors than the loops can compare."""
+    scene, _ = random_scene(seed, [40, 3, 25], [(48, 40), (24, 20), (12, 10)], seed == 2)
+    found, expected = TaskAlignedMatcher().assign(scene), MatcherOfAUser().assign(scene)
+    assert (found.matched_idxs >= 0).sum() > 50
+    assert_same(found, expected)
 
 
 # ------------------------------------------------------------- what must change nothing
@@ -295,7 +305,7 @@ def test_images_do_not_see_each_other(rule):
             gt_classes=[scene.classes[r] for r in rows],
             predictions=DecodedPredictions(logits[order], found[order]),
         )
-        matched, soft, _ = matcher.assign(alone)
+        matched, soft, *_ = matcher.assign(alone)
         first = 0
         for row, n in enumerate(order):
             local = torch.where(matched[row] >= 0, matched[row] - first, matched[row])
@@ -311,7 +321,7 @@ def test_images_do_not_see_each_other(rule):
 def test_nothing_to_match(rule):
     for counts in ([], [0], [0, 0]):
         scene, strides = random_scene(0, counts)
-        matched, soft, stats = RULES[rule](**strides_of(rule, strides)).assign(scene)
+        matched, soft, stats, _ = RULES[rule](**strides_of(rule, strides)).assign(scene)
         assert matched.shape == (len(counts), 58)
         assert (matched == BACKGROUND).all()
         assert soft is None or not soft.any()
@@ -381,7 +391,7 @@ def test_predictions_that_are_not_finite_match_nothing(rule, value):
     else:
         logits[:, ::3, :] = math.nan
         poisoned[:, ::3] = True
-    matched, soft, stats = matcher.assign(
+    matched, soft, stats, _ = matcher.assign(
         scene._replace(predictions=DecodedPredictions(logits, found))
     )
     assert soft is None or soft.isfinite().all()
@@ -402,7 +412,7 @@ def test_extreme_predictions(rule, scale):
     scene, strides = random_scene(0, [4, 7])
     logits, found, _ = scene.predictions
     extreme = DecodedPredictions((logits * scale).clamp(-1e4, 1e4), found * scale)
-    matched, soft, stats = RULES[rule](**strides_of(rule, strides)).assign(
+    matched, soft, stats, _ = RULES[rule](**strides_of(rule, strides)).assign(
         scene._replace(predictions=extreme)
     )
     assert matched.min() >= -1
@@ -454,13 +464,13 @@ def test_alignment_by_hand():
     box = [0, 0, 8, 8]
     anchors = [[1, 1, 5, 5], [3, 3, 7, 7], [8, 8, 12, 12]]
     scene = hand_scene(anchors, [box], [0, 0, 0], [box, [0, 0, 8, 4], box])
-    matched, soft, stats = TaskAlignedMatcher(beta=2.0).assign(scene)
+    matched, soft, stats, _ = TaskAlignedMatcher(beta=2.0).assign(scene)
     assert matched.tolist() == [[0, 0, -1]]
     # Alignments 1/2 x 1^2 and 1/2 x (1/2)^2; the best is scaled to the best IoU, 1.
     assert soft[0].tolist() == pytest.approx([1, 1 / 4, 0], rel=1e-5)
     assert stats["sum_soft"] == pytest.approx(1.25, rel=1e-5)
     # The one outside still takes one of the two places.
-    matched, soft, _ = TaskAlignedMatcher(topk=2, beta=2.0).assign(scene)
+    matched, soft, *_ = TaskAlignedMatcher(topk=2, beta=2.0).assign(scene)
     assert matched.tolist() == [[0, -1, -1]]
 
 
@@ -468,7 +478,7 @@ def test_what_is_not_aligned_is_not_positive():
     """Ties at t = 0 are no positives: a box may get none."""
     anchors = [[1, 1, 5, 5], [3, 3, 7, 7]]
     scene = hand_scene(anchors, [[0, 0, 8, 8]], [5, 5], [[9, 9, 12, 12], [0, 0, 0, 0]])
-    matched, soft, _ = TaskAlignedMatcher().assign(scene)
+    matched, soft, *_ = TaskAlignedMatcher().assign(scene)
     assert matched.tolist() == [[-1, -1]]
     assert soft.tolist() == [[0, 0]]
     # exp(-200) is 0 in float32.
@@ -582,7 +592,7 @@ def test_fake_cuda_tensors(rule):
             classes=to_gpu(scene.classes),
             predictions=DecodedPredictions(*map(to_gpu, scene.predictions)),
         )
-        matched, soft, stats = matcher.assign(fake)
+        matched, soft, stats, _ = matcher.assign(fake)
     assert (matched.device.type, matched.dtype, matched.shape) == ("cuda", torch.int64, (3, 58))
     assert soft is None or (soft.device.type, soft.shape) == ("cuda", (3, 58))
     assert all((x.device.type, x.dim()) == ("cuda", 0) for x in stats.values())

@@ -33,6 +33,7 @@ BLOCK_SIZE = 16  # anchors
 _FIRST_BLOCKS = 16  # compared before the others, per box
 _MARGIN = 1e-5  # bounds are looser by this share, much more than float32 rounds
 _LOW_BITS = 2**31 - 1
+_NO_KEY = (NO_MERIT << 32) + _LOW_BITS  # of anchor 0
 
 
 class PredictedPairs:
@@ -242,31 +243,49 @@ def _search(
         last: (m, 1), the place among the k up to which the anchors must be right.
         num_anchors: R.
     """
-    best = torch.full((len(box_idxs), k), (NO_MERIT << 32) + _LOW_BITS)
-    rows = torch.arange(len(box_idxs))  # boxes for which better anchors may be left
-    num_blocks = _FIRST_BLOCKS
-    while len(rows):
-        # Several blocks at once; how many changes nothing but the time.
-        values, blocks = bounds.topk(min(num_blocks, bounds.shape[1]), dim=1)
-        bounds = bounds.scatter(1, blocks, NO_MERIT)
-        anchors = blocks[..., None] * BLOCK_SIZE + torch.arange(BLOCK_SIZE)
-        # The last block may be shorter; blocks without merit may have been compared before.
-        is_new = ((values > NO_MERIT)[..., None] & (anchors < num_anchors)).flatten(1)  # (m, n)
-        anchors = anchors.flatten(1).clamp_(max=num_anchors - 1)
-        keys = _keys(merits(box_idxs[rows], anchors).masked_fill_(~is_new, NO_MERIT), anchors)
-        keys = torch.cat((best[rows], keys), dim=1).topk(k, dim=1).values
-        best[rows] = keys
-        left, least = bounds.amax(dim=1), _merits(keys.gather(1, last[rows]))[:, 0]
-        is_open = (left > NO_MERIT) & (left >= least)  # of equal merit, a lower index may be left
-        rows, bounds = rows[is_open], bounds[is_open]
-        num_blocks = min(2 * num_blocks, _blocks_at_once(rows))
+    in_block = torch.arange(BLOCK_SIZE)
+
+    def compare(box_idxs: Tensor, blocks: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns the merits and indices (m, n) of all anchors of blocks (m, ...)."""
+        anchors = (blocks[..., None] * BLOCK_SIZE + in_block).flatten(1)
+        if num_anchors % BLOCK_SIZE == 0:
+            return merits(box_idxs, anchors), anchors
+        is_beyond = anchors >= num_anchors  # the last block is shorter
+        anchors = anchors.clamp_(max=num_anchors - 1)
+        return merits(box_idxs, anchors).masked_fill_(is_beyond, NO_MERIT), anchors
+
+    # First the blocks of the highest bounds, of each box as many.
+    blocks = bounds.topk(min(_FIRST_BLOCKS, bounds.shape[1]), dim=1).indices
+    none = torch.full((len(box_idxs), k), _NO_KEY)  # there may be fewer than k
+    best = torch.cat((none, _keys(*compare(box_idxs, blocks))), dim=1).topk(k, dim=1).values
+    least = _merits(best.gather(1, last))  # (m, 1)
+    bounds = bounds.scatter(1, blocks, NO_MERIT)
+    # Then all others that may hold an anchor as good as the last: a lower index comes first.
+    rows, blocks = ((bounds > NO_MERIT) & (bounds >= least)).nonzero().unbind(dim=1)  # (P,)
+    for part in box_chunks(rows, BLOCK_SIZE):
+        found, anchors = compare(box_idxs[rows[part]], blocks[part, None])  # (p, BLOCK_SIZE)
+        # k blocks that each have an anchor so good leave no place for worse ones.
+        bounds.fill_(NO_MERIT)[rows[part], blocks[part]] = found.amax(dim=1)
+        if k <= bounds.shape[1]:
+            least = torch.maximum(least, bounds.topk(k, dim=1).values.gather(1, last))
+        is_better = (found > NO_MERIT) & (found >= least[rows[part]])
+        of_row = rows[part, None].expand_as(found)[is_better]
+        best = _merge(best, of_row, _keys(found[is_better], anchors[is_better]))
+        least = _merits(best.gather(1, last))
     return best
 
 
-def _blocks_at_once(rows: Tensor) -> int:
-    """Returns how many blocks of each row fit into a chunk."""
-    chunk = next(box_chunks(rows, 1))
-    return max(1, chunk.stop // (max(len(rows), 1) * BLOCK_SIZE))
+def _merge(best: Tensor, rows: Tensor, keys: Tensor) -> Tensor:
+    """Returns the best (m, k) of keys (m, k) and of further keys (q,) of some rows (q,)."""
+    num_rows, k = best.shape
+    if not len(rows):
+        return best
+    rows = torch.cat((torch.arange(num_rows).repeat_interleave(k), rows))
+    keys, order = torch.cat((best.flatten(), keys)).sort(descending=True)
+    rows, by_row = rows[order].sort(stable=True)
+    counts = torch.bincount(rows, minlength=num_rows)
+    first = (counts.cumsum(0) - counts)[:, None] + torch.arange(k)  # (m, k)
+    return keys[by_row][first]
 
 
 def _merits(keys: Tensor) -> Tensor:

@@ -128,8 +128,7 @@ class TaskAlignedMatcher(DenseMatcher):
         def merits(box_idxs: Tensor, anchors: Tensor) -> Tensor:
             slots = pairs.slots(box_idxs, anchors)
             scores = pairs.logits(box_idxs, slots).sigmoid()
-            values = scores**self.alpha * pairs.ious(box_idxs, slots) ** self.beta
-            return as_merits(values * pairs.has_area[box_idxs])
+            return as_merits(scores**self.alpha * pairs.ious(box_idxs, slots) ** self.beta)
 
         def bounds(box_idxs: Tensor, blocks: Tensor) -> Tensor:
             scores = pairs.logit_bounds(box_idxs, blocks).sigmoid() * _MARGIN
