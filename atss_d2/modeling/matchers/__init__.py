@@ -7,6 +7,7 @@ from .atss import ATSSMatcher
 from .base import MATCHER_REGISTRY, DenseMatcher
 from .center_sampling import CenterSamplingMatcher
 from .iou import IoUMatcher
+from .prediction_aware_atss import DDODMatcher
 from .scale_range import ScaleRangeMatcher
 from .selection import BACKGROUND, IGNORED
 from .topk import TopKMatcher
@@ -17,6 +18,7 @@ __all__ = [
     "MATCHER_REGISTRY",
     "ATSSMatcher",
     "CenterSamplingMatcher",
+    "DDODMatcher",
     "DenseMatcher",
     "IoUMatcher",
     "ScaleRangeMatcher",
