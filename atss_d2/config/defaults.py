@@ -69,8 +69,8 @@ def add_atss_config(cfg: CN) -> None:
     # ----------------------------------------------------------------------- sample selection
     _C.MATCHER = CN()
     # The rule: "ATSSMatcher", "IoUMatcher", "ScaleRangeMatcher", "CenterSamplingMatcher",
-    # "TopKMatcher", "DDODMatcher", or your own rule, registered in MATCHER_REGISTRY. Its arguments are the keys
-    # of the node named after it, MODEL.ATSS.MY_RULE for MyRule.
+    # "TopKMatcher", "DDODMatcher", or your own rule, registered in MATCHER_REGISTRY. Its arguments
+    # are the keys of the node named after it, MODEL.ATSS.MY_RULE for MyRule.
     _C.MATCHER.NAME = "ATSSMatcher"
 
     # For all rules: background anchors are ignored if an ignore region (a crowd) covers more than
@@ -171,10 +171,8 @@ def add_atss_config(cfg: CN) -> None:
     _C.FLOOR_PER_IMAGE = False
 
     _C.DDOD_CRITERION = CN()
-    # L, levels of the head.
+    # DDODCriterion: L, levels of the head.
     _C.DDOD_CRITERION.NUM_LEVELS = 5
-    # Weight of the loss of the quality.
-    _C.DDOD_CRITERION.QUALITY_LOSS_WEIGHT = 1.0
     # Whether one counter of positives serves the weights of all losses, as in mmdetection.
     _C.DDOD_CRITERION.SHARED_COUNTER = False
 

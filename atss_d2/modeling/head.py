@@ -74,7 +74,7 @@ class ATSSHead(nn.Module):
                 ``""`` for none.
             conv_bias: Whether the tower convolutions have a bias, as in the authors' code;
                 mmdetection's have none.
-            deform_first_conv: Whether the first convolution of both towers is a deformable convolution
+            deform_first_conv: Whether the first convolution of both towers is a deformable one
                 without masks, as in DDOD.
             deform_last_conv: Whether the last convolution of both towers is a modulated deformable
                 convolution, as in the authors' DCN models.

@@ -24,6 +24,8 @@ from atss_d2.modeling import (
     ATSSHead,
     ATSSMatcher,
     CenterSamplingMatcher,
+    DDODCriterion,
+    DDODMatcher,
     IoUMatcher,
     ScaleRangeMatcher,
     ShiftedAnchorGenerator,
@@ -121,6 +123,7 @@ def test_nothing_of_detectron2s_is_changed():
     assert "ATSS" not in get_detectron2_cfg().MODEL
 
 
+SHARED_BY_RULES = ("IGNORE_IOA_THRESH", "CENTER_EPSILON", "INSET")
 # Node -> what its keys are arguments of, and the arguments that come from elsewhere.
 NODES = {
     "": (ATSS, "input_format vis_period criterion head_in_features"),
@@ -133,10 +136,11 @@ NODES = {
     "CENTER_SAMPLING_MATCHER": (CenterSamplingMatcher, "strides"),
     "TOPK_MATCHER": (TopKMatcher, ""),
     "POINT_DISTANCES": (PointDistances, ""),
+    "DDOD_MATCHER": (DDODMatcher, "num_anchors topk metric std_factor unbiased_std min_positives"),
+    "DDOD_CRITERION": (
+        *(DDODCriterion, " ".join({*arguments_of(ATSSCriterion), "quality_loss_weight"})),
+    ),
 }
-SHARED_BY_RULES = ("IGNORE_IOA_THRESH", "CENTER_EPSILON", "INSET")
-
-
 @pytest.mark.parametrize("name", NODES)
 def test_keys_and_defaults_are_those_of_the_signatures(name):
     function, elsewhere = NODES[name]
@@ -216,10 +220,11 @@ VALUES = {
     "MATCHER.METRIC": "giou",
     "MATCHER.IGNORE_IOA_THRESH": 0.5,
     "IOU_MATCHER.THRESHOLDS": (0.3, 0.6),
+    "DDOD_MATCHER.BOX_ALPHA": 0.3,
     "CENTER_SAMPLING_MATCHER.TOPK": 5,
     "BOX2BOX_TRANSFORM.WEIGHTS": (1.0, 2.0, 3.0, 4.0),
 }
-PARTS = {"ANCHOR_GENERATOR": "anchor_generator"}
+PARTS = {"ANCHOR_GENERATOR": "anchor_generator", "DDOD_CRITERION": "criterion"}
 PARTS |= dict.fromkeys(
     ("POINT_DISTANCES", "DISTANCE_DISTRIBUTIONS", "BOX2BOX_TRANSFORM"), "box2box_transform"
 )
@@ -242,6 +247,7 @@ EFFECTS = {
     "HEAD.CONV_DIMS": ([64, 32], lambda m: m.head.cls_score.in_channels, 32),
     "HEAD.NORM": ("BN", lambda m: type(m.head.cls_subnet[1]), nn.BatchNorm2d),
     "HEAD.CONV_BIAS": (False, lambda m: m.head.cls_subnet[0].bias, None),
+    "HEAD.DEFORM_FIRST_CONV": (True, lambda m: type(m.head.cls_subnet[0]), ModulatedDeformConvPack),
     "HEAD.DEFORM_LAST_CONV": (True, lambda m: type(m.head.cls_subnet[0]), ModulatedDeformConvPack),
     "HEAD.PRIOR_PROB": (
         *(0.5, lambda m: m.head.cls_score.bias.sigmoid().mean().item(), pytest.approx(0.5)),
@@ -251,6 +257,7 @@ EFFECTS = {
     "HEAD.BBOX_PRED_BIAS": (4.0, lambda m: m.head.bbox_pred.bias.mean().item(), 4.0),
     "FPN.P7_RELU": (False, lambda m: type(m.backbone.top_block), LastLevelP6P7WithoutReLU),
     "MATCHER.NAME": ("IoUMatcher", lambda m: type(m.matcher), IoUMatcher),
+    "DDOD_CRITERION.NUM_LEVELS": (3, lambda m: m.criterion.num_positives.shape[1], 3),
     "CRITERION.NAME": ("TwiceTheLoss", lambda m: type(m.criterion), TwiceTheLoss),
     "BOX_CODER": ("PointDistances", lambda m: type(m.box2box_transform), PointDistances),
     "BOX2BOX_TRANSFORM.CLAMP_BOTH_SIDES": (
@@ -287,6 +294,8 @@ def test_every_key_has_an_effect(key):
             cfg.MODEL.ATSS.BOX_CODER = name
     if (node := key.partition(".")[0]).endswith("MATCHER"):
         cfg.MODEL.ATSS.MATCHER.NAME = NODES[node][0].__name__
+    if node.endswith("_CRITERION"):
+        cfg.MODEL.ATSS.CRITERION.NAME = NODES[node][0].__name__
     if key.startswith("ANCHOR_GENERATOR."):
         cfg.MODEL.ANCHOR_GENERATOR.NAME = "ShiftedAnchorGenerator"
     if key.startswith("FPN."):

@@ -1,36 +1,26 @@
-"""DDOD: numbers of mmdetection, its rule by loops, and its counters of positives."""
-
-import math
+"""DDOD: numbers of mmdetection."""
 
 import numpy as np
 import pytest
 import torch
-from detectron2.config import instantiate
 from detectron2.layers import ShapeSpec
 from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.structures import Boxes, Instances
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from atss_d2 import get_config
 from atss_d2.modeling import (
     ATSSHead,
-    ATSSMatcher,
     DDODCriterion,
     DDODMatcher,
     DecodedPredictions,
-    Predictions,
     Targets,
 )
-from atss_d2.modeling.criterion import positives as positives_module
 from atss_d2.modeling.criterion.ddod import level_weights
 from atss_d2.modeling.geometry import paired_iou
 from atss_d2.modeling.labels import look_up
 from atss_d2.modeling.postprocess import postprocess
 from atss_d2.modeling.predictions import decode_predictions, predictions_from_maps
-from atss_d2.modeling.scene import build_scene, scene_of_instances
-from tests import loss_loops
-from tests.reference import as_float32, box_iou, published_quality, sigmoid
+from atss_d2.modeling.scene import scene_of_instances
+from tests.reference import published_quality
 
 NUM_CLASSES = 5
 NAMES = {
@@ -166,18 +156,99 @@ def test_losses_and_counters_of_mmdetection(anchors):
     predictions = published_predictions()
     _, _, targets = labeled(anchors, predictions)
     criterion = mmdets_criterion()
-    for case in ("ddod", "ddod.step2"):
+    of_cls, of_boxes = torch.zeros(2, 5, dtype=torch.int64)
+    for step, case in enumerate(("ddod", "ddod.step2"), start=1):
         assert_mmdets_losses(criterion(predictions, targets), case)
-        first, second = criterion.num_positives.clone()
-        for name, counts in (("cls", first + (second // 2 if case[-1] == "2" else 0)), ("reg", first + second)):
+        of_cls = criterion.num_positives[0]
+        for name, counts in (("cls", of_cls + of_boxes), ("reg", criterion.num_positives.sum(0))):
             expected = numbers(f"{case}.level_weights_{name}")
             torch.testing.assert_close(level_weights(counts), expected, rtol=0, atol=1e-9)
-        if case == "ddod":
-            assert torch.equal((first + second).double(), numbers("ddod.counter"))
+        of_boxes = criterion.num_positives[1].clone()
+        assert torch.equal((of_cls + of_boxes).double(), step * numbers("ddod.counter"))
 
 
-@pytest.mark.parametrize(("case", "with_boxes"), [("empty0", (False, True)), ("empty", (False,) * 2)])
+@pytest.mark.parametrize(
+    ("case", "with_boxes"), [("empty0", (False, True)), ("empty", (False, False))]
+)
 def test_losses_of_mmdetection_without_boxes(anchors, case, with_boxes):
     predictions = published_predictions()
     _, _, targets = labeled(anchors, predictions, with_boxes)
     assert_mmdets_losses(mmdets_criterion()(predictions, targets), f"ddod.{case}")
+
+
+def test_losses_of_mmdetection_leave_out_ignored_anchors(anchors):
+    """It leaves out anchors beyond an image's own padding; here, they are ignored."""
+    predictions = published_predictions()
+    decoded = decode_predictions(predictions, anchors, CODER)
+    is_used = numbers("gfl.own_pad.label_weights") > 0  # (2, R), the same in all heads
+    sizes = [len(level) for level in anchors]
+    labels, box_labels, matched = [], [], []
+    for i, scale in enumerate((1.0, 0.6)):
+        used = is_used[i]
+        scene = scene_of_instances(
+            [x[u] for x, u in zip(anchors, used.split(sizes))],
+            [
+                Instances(
+                    (288, 224),
+                    gt_boxes=Boxes(numbers(f"gt_boxes_{i}") * scale),
+                    gt_classes=numbers(f"gt_classes_{i}"),
+                )
+            ],
+            None,
+            num_classes=NUM_CLASSES,
+            predictions=DecodedPredictions(
+                *(x[i : i + 1, used] for x in (decoded.logits, decoded.boxes))
+            ),
+        )
+        assignment = DDODMatcher(num_anchors=1).assign(scene)
+        found = look_up(assignment, scene, num_classes=NUM_CLASSES)
+        for everything, values in ((labels, found.labels), (box_labels, found.box_labels)):
+            everything.append(torch.full((len(used),), -1))
+            everything[-1][used] = values[0]
+        matched.append(torch.cat(anchors))
+        matched[-1][used] = found.boxes[0]
+    targets = Targets(
+        torch.cat(anchors),
+        torch.stack(labels),
+        torch.stack(matched),
+        box_labels=torch.stack(box_labels),
+    )
+    assert (targets.labels == -1).any()
+    assert_mmdets_losses(mmdets_criterion()(predictions, targets), "ddod.own_pad")
+
+
+def test_gradients_of_mmdetection(head, anchors):
+    head.zero_grad()
+    features = [level.requires_grad_() for level in levels("feat")]
+    predictions = as_predictions(head(features))
+    _, _, targets = labeled(anchors, predictions)
+    losses = mmdets_criterion()(predictions, targets)
+    sum(losses.values()).backward()
+    parameters = dict(head.named_parameters())
+    for key, expected in zip(published_quality()["ddod.grad_names"], numbers("ddod.grad_norms")):
+        parameter = parameters[our_name(str(key))]
+        torch.testing.assert_close(parameter.grad.double().norm(), expected, rtol=1e-4, atol=1e-7)
+    for level in (2, 3, 4):
+        expected = numbers(f"ddod.grad_feat_{level}")
+        torch.testing.assert_close(features[level].grad, expected, rtol=1e-3, atol=1e-6)
+
+
+def test_detections_of_mmdetection(anchors):
+    found = postprocess(
+        published_predictions(),
+        anchors,
+        [(int(h), int(w)) for w, h in numbers("sizes_wh")],
+        score_type="product",
+        nms_thresh=0.6,
+        max_detections=100,
+        box2box_transform=CODER,
+    )
+    for i, detections in enumerate(found):
+        theirs = [numbers(f"ddod.det_{part}_{i}") for part in ("boxes", "scores", "classes")]
+        order, their_order = (
+            x[1].argsort(descending=True, stable=True) for x in (detections, theirs)
+        )
+        for part, tolerance in enumerate((1e-3, 1e-5, 0)):
+            torch.testing.assert_close(
+                detections[part][order], theirs[part][their_order], rtol=0, atol=tolerance
+            )

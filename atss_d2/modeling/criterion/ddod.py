@@ -143,7 +143,9 @@ class DDODCriterion(IoUBranchCriterion):
             Both normalizers, 0-dim, and the positives (2, L) int64.
         """
         per_level = [
-            level.sum() for x in labels for level in is_positive(x, self.num_classes).split(sizes, 1)
+            level.sum()
+            for x in labels
+            for level in is_positive(x, self.num_classes).split(sizes, 1)
         ]
         if self.floor_per_image:
             totals = [count_with_floor(x, self.num_classes) for x in labels]
