@@ -141,6 +141,8 @@ NODES = {
         *(DDODCriterion, " ".join({*arguments_of(ATSSCriterion), "quality_loss_weight"})),
     ),
 }
+
+
 @pytest.mark.parametrize("name", NODES)
 def test_keys_and_defaults_are_those_of_the_signatures(name):
     function, elsewhere = NODES[name]

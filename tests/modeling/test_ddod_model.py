@@ -21,7 +21,7 @@ from atss_d2 import get_config
 from atss_d2.checkpoint import SafeCheckpointer
 from atss_d2.engine import leave_process_group
 from atss_d2.engine.step import StepTrainer
-from atss_d2.export import Metadata, export_onnx, export_pt2, export_torchscript, load_exported
+from atss_d2.export import Metadata, export_onnx, export_torchscript, load_exported
 from atss_d2.modeling import (
     ATSSHead,
     ATSSMatcher,
@@ -424,12 +424,8 @@ def test_torchscript_files_detect_the_same(method, tmp_path):
 
 
 @needs_graphs
-def test_pt2_files_detect_the_same(tmp_path):
-    check_exported(tmp_path / "model.pt2", export_pt2)
-
-
-@needs_graphs
 def test_onnx_files_detect_the_same(tmp_path):
+    """Their graph is also that of a .pt2 file."""
     for package in ("onnx", "onnxscript", "onnxruntime"):
         pytest.importorskip(package)
     check_exported(tmp_path / "model.onnx", export_onnx)
