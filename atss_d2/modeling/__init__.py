@@ -25,6 +25,7 @@ from .matchers import (
     DDODMatcher,
     DenseMatcher,
     IoUMatcher,
+    PAAMatcher,
     ScaleRangeMatcher,
     TopKMatcher,
 )
@@ -52,6 +53,7 @@ __all__ = [
     "GFLv2Head",
     "IoUBranchCriterion",
     "IoUMatcher",
+    "PAAMatcher",
     "Predictions",
     "ScaleRangeMatcher",
     "Scene",

@@ -7,6 +7,7 @@ from .atss import ATSSMatcher
 from .base import MATCHER_REGISTRY, DenseMatcher
 from .center_sampling import CenterSamplingMatcher
 from .iou import IoUMatcher
+from .paa import PAAMatcher
 from .prediction_aware_atss import DDODMatcher
 from .scale_range import ScaleRangeMatcher
 from .selection import BACKGROUND, IGNORED
@@ -21,6 +22,7 @@ __all__ = [
     "DDODMatcher",
     "DenseMatcher",
     "IoUMatcher",
+    "PAAMatcher",
     "ScaleRangeMatcher",
     "TopKMatcher",
 ]
