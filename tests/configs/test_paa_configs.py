@@ -34,7 +34,7 @@ def test_the_model_of_the_authors(configs):
 def test_they_differ_from_atss_in_three_parts_only(configs):
     for name, parent in (
         ("coco/paa_R_50_FPN_1x", "coco/atss_R_50_FPN_1x"),
-        ("demo/paa_mobilenetv2_shapes", "demo/atss_mobilenetv2_shapes"),
+        ("demo/paa_shapes_wide", "demo/atss_shapes_wide"),
     ):
         cfg, atss = copy.deepcopy(configs[name]), copy.deepcopy(configs[parent])
         assert cfg.model.score_voting == 0.025
