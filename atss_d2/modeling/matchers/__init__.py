@@ -7,6 +7,7 @@ from .atss import ATSSMatcher
 from .base import MATCHER_REGISTRY, DenseMatcher
 from .center_sampling import CenterSamplingMatcher
 from .iou import IoUMatcher
+from .paa import PAAMatcher
 from .scale_range import ScaleRangeMatcher
 from .selection import BACKGROUND, IGNORED
 from .sim_ota import SimOTAMatcher
@@ -23,6 +24,7 @@ __all__ = [
     "DenseMatcher",
     "DynamicSoftLabelMatcher",
     "IoUMatcher",
+    "PAAMatcher",
     "ScaleRangeMatcher",
     "SimOTAMatcher",
     "TaskAlignedMatcher",
