@@ -2,8 +2,8 @@
 
 What SimOTA (YOLOX) and the dynamic soft labels of RTMDet have in common; they differ in the cost.
 
-Shapes: N images, Ri anchors of level i, R = sum(Ri), B blocks of anchors, K classes, M boxes of the batch, m
-boxes of a chunk, C candidates of one box, P pairs.
+Shapes: N images, Ri anchors of level i, R = sum(Ri), B blocks of anchors, K classes, M boxes of the
+batch, m boxes of a chunk, C candidates of one box, P pairs.
 """
 
 from __future__ import annotations
