@@ -69,18 +69,20 @@ def add_atss_config(cfg: CN) -> None:
     # ----------------------------------------------------------------------- sample selection
     _C.MATCHER = CN()
     # The rule: "ATSSMatcher", "IoUMatcher", "ScaleRangeMatcher", "CenterSamplingMatcher",
-    # "TopKMatcher", "DDODMatcher", "PAAMatcher", or your own rule, registered in MATCHER_REGISTRY.
-    # Its arguments are the keys of the node named after it, MODEL.ATSS.MY_RULE for MyRule.
+    # "TopKMatcher", "PAAMatcher", "DDODMatcher", "TaskAlignedMatcher", "SimOTAMatcher",
+    # "DynamicSoftLabelMatcher", or your own rule, registered in MATCHER_REGISTRY. Its arguments are
+    # the keys of the node named after it, MODEL.ATSS.MY_RULE for MyRule.
     _C.MATCHER.NAME = "ATSSMatcher"
 
     # For all rules: background anchors are ignored if an ignore region (a crowd) covers more than
     # this fraction of their area. None: they stay background.
     _C.MATCHER.IGNORE_IOA_THRESH = None
-    # For all rules: a center is inside a box if it is farther than this from all four sides, in
-    # pixels. None (ATSSMatcher and TopKMatcher): a positive need not have its center in its box.
+    # For all rules but SimOTAMatcher and DynamicSoftLabelMatcher: a center is inside a box if it is
+    # farther than this from all four sides, in pixels. None (ATSSMatcher and TopKMatcher): a
+    # positive need not have its center in its box.
     _C.MATCHER.CENTER_EPSILON = 0.01
-    # For all rules: pixels subtracted from each of these distances. 0 is continuous geometry, 0.5
-    # gives the labels of the authors' inclusive corners.
+    # For all rules that do not see predictions: pixels subtracted from each of these distances. 0
+    # is continuous geometry, 0.5 gives the labels of the authors' inclusive corners.
     _C.MATCHER.INSET = 0.0
 
     # ATSSMatcher: k, candidates per level and per anchor at a location (Sec. 3.2).
@@ -119,6 +121,34 @@ def add_atss_config(cfg: CN) -> None:
     _C.TOPK_MATCHER = CN()
     # Anchors per box, over all levels.
     _C.TOPK_MATCHER.TOPK = 9
+
+    _C.TASK_ALIGNED_MATCHER = CN()
+    # Candidates per box, over all levels.
+    _C.TASK_ALIGNED_MATCHER.TOPK = 13
+    # Exponent of the score.
+    _C.TASK_ALIGNED_MATCHER.ALPHA = 1.0
+    # Exponent of the IoU.
+    _C.TASK_ALIGNED_MATCHER.BETA = 6.0
+
+    # "SimOTAMatcher" of YOLOX.
+    _C.SIM_OTA_MATCHER = CN()
+    # Number of the highest IoUs whose sum is the number of positives.
+    _C.SIM_OTA_MATCHER.TOPK = 10
+    # Half the side of the square in which positives lie, in strides; 2.5 in mmdetection.
+    _C.SIM_OTA_MATCHER.CENTER_RADIUS = 1.5
+    # Whether they must also lie inside the box, as in mmdetection.
+    _C.SIM_OTA_MATCHER.INSIDE_BOX = False
+    # Weight of the logarithm of the IoU in the cost.
+    _C.SIM_OTA_MATCHER.IOU_WEIGHT = 3.0
+
+    # "DynamicSoftLabelMatcher" of RTMDet.
+    _C.DYNAMIC_SOFT_LABEL_MATCHER = CN()
+    # Number of the highest IoUs whose sum is the number of positives.
+    _C.DYNAMIC_SOFT_LABEL_MATCHER.TOPK = 13
+    # Distance from the center of a box at which it costs 1, in strides.
+    _C.DYNAMIC_SOFT_LABEL_MATCHER.CENTER_RADIUS = 3.0
+    # Weight of the logarithm of the IoU in the cost.
+    _C.DYNAMIC_SOFT_LABEL_MATCHER.IOU_WEIGHT = 3.0
 
     _C.DDOD_MATCHER = CN()
     # Besides the keys of ATSSMatcher but METRIC: a of the samples of the classification, from 0

@@ -11,6 +11,9 @@ from .paa import PAAMatcher
 from .prediction_aware_atss import DDODMatcher
 from .scale_range import ScaleRangeMatcher
 from .selection import BACKGROUND, IGNORED
+from .sim_ota import SimOTAMatcher
+from .soft_label import DynamicSoftLabelMatcher
+from .task_aligned import TaskAlignedMatcher
 from .topk import TopKMatcher
 
 __all__ = [
@@ -21,8 +24,11 @@ __all__ = [
     "CenterSamplingMatcher",
     "DDODMatcher",
     "DenseMatcher",
+    "DynamicSoftLabelMatcher",
     "IoUMatcher",
     "PAAMatcher",
     "ScaleRangeMatcher",
+    "SimOTAMatcher",
+    "TaskAlignedMatcher",
     "TopKMatcher",
 ]
