@@ -2,8 +2,8 @@
 
 What SimOTA (YOLOX) and the dynamic soft labels of RTMDet have in common; they differ in the cost.
 
-Shapes: N images, R anchors of all levels, B blocks of anchors, K classes, M boxes of the batch, m
-boxes of a chunk, C candidates of one box, P pairs.
+Shapes: N images, Ri anchors of level i, R = sum(Ri), B blocks of anchors, K classes, M boxes of the
+batch, m boxes of a chunk, C candidates of one box, P pairs.
 """
 
 from __future__ import annotations
@@ -56,10 +56,7 @@ class PairCosts(PredictedPairs):
 
     @abstractmethod
     def regions(self, rows: slice, level: int) -> Tensor:
-        """Returns boxes (m, 4) whose insides are candidates of a level, for a slice of the boxes.
-
-        Several for each box: (S, m, 4).
-        """
+        """Returns the boxes (S, m, 4), S for each box of a slice, inside which candidates lie."""
 
     @abstractmethod
     def other_costs(self, box_idxs: Tensor, slots: Tensor, ious: Tensor) -> Tensor:
@@ -127,8 +124,8 @@ class PairCosts(PredictedPairs):
                 scene.num_images, len(centers), dtype=torch.int32, device=centers.device
             )
             for rows in box_chunks(scene.boxes, len(centers)):
-                inside = is_inside(centers, self.regions(rows, level)[..., None, :])  # (.., m, Ri)
-                inside = inside.flatten(0, -3).any(dim=0) if inside.dim() > 2 else inside
+                regions = self.regions(rows, level)[:, :, None]  # (S, m, 1, 4)
+                inside = is_inside(centers, regions).any(dim=0)  # (m, Ri)
                 inside = inside & self.has_area[rows, None]
                 count.index_add_(0, scene.image_idxs[rows], inside.int())
             counts.append(count)

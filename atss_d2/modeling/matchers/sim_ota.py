@@ -88,7 +88,7 @@ class _Costs(PairCosts):
     def regions(self, rows: slice, level: int) -> Tensor:
         boxes = self.scene.boxes[rows]
         squares = _square(boxes, self.radius * self.level_strides[level])
-        return torch.stack((squares, boxes)) if self.inside_box else squares
+        return torch.stack((squares, boxes) if self.inside_box else (squares,))
 
     def other_costs(self, box_idxs: Tensor, slots: Tensor, ious: Tensor) -> Tensor:
         # float64: the logit of a confident class is most of the sum that it is subtracted from.

@@ -81,7 +81,7 @@ class _Costs(PairCosts):
         self._most_strides = block_max(self.strides, 0)
 
     def regions(self, rows: slice, level: int) -> Tensor:
-        return self.scene.boxes[rows]
+        return self.scene.boxes[None, rows]
 
     def other_costs(self, box_idxs: Tensor, slots: Tensor, ious: Tensor) -> Tensor:
         logits, anchors = self.logits(box_idxs, slots), slots % self.num_anchors
