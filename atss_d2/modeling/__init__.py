@@ -8,6 +8,7 @@ from .backbones import (
     make_resnet_stages,
 )
 from .criterion import CRITERION_REGISTRY, ATSSCriterion, Criterion
+from .dyhead import DyHead
 from .head import ATSSHead
 from .matchers import (
     MATCHER_REGISTRY,
@@ -35,6 +36,7 @@ __all__ = [
     "DecodedPredictions",
     "DenseDetectorWithTTA",
     "DenseMatcher",
+    "DyHead",
     "IoUMatcher",
     "Predictions",
     "ScaleRangeMatcher",
