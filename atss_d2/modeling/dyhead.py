@@ -21,8 +21,7 @@ from detectron2.modeling import Backbone
 from torch import Tensor, nn
 
 from .choices import check_choice
-from .deform_conv import DeformConv2d
-from .precision import widen
+from .deform_conv import DeformConv2d, split_offset_and_mask
 
 __all__ = ["DyHead", "DyHeadBlock", "DyReLU"]
 
@@ -115,9 +114,7 @@ class DyHeadBlock(nn.Module):
         """Maps L maps (N, in_channels, Hi, Wi), finest first, to L maps (N, C, Hi, Wi)."""
         outputs: list[Tensor] = []
         for level, feature in enumerate(features):
-            prediction = self.offset(feature)  # (N, 27, H, W)
-            offset = prediction[:, : 2 * _POINTS]
-            mask = widen(prediction[:, 2 * _POINTS :]).sigmoid()
+            offset, mask = split_offset_and_mask(self.offset(feature), True)  # 18 and 9 channels
             mixed = self._weighted(self.same(feature, offset, mask))
             count = 1
             if level > 0:
