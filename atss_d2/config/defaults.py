@@ -34,6 +34,9 @@ def add_atss_config(cfg: CN) -> None:
 
     # ------------------------------------------------------------------------------- the head
     _C.HEAD = CN()
+    # The head: "ATSSHead", or another one of HEAD_REGISTRY. Its arguments are the following keys,
+    # and those of the node named after it, MODEL.ATSS.MY_HEAD for MyHead.
+    _C.HEAD.NAME = "ATSSHead"
     # Channels of each convolution of a tower.
     _C.HEAD.CONV_DIMS = (256, 256, 256, 256)
     # Norm after each tower convolution: "GN", "BN", "SyncBN", ...; "" for none.
@@ -116,7 +119,8 @@ def add_atss_config(cfg: CN) -> None:
     _C.TOPK_MATCHER.TOPK = 9
 
     # ---------------------------------------------------------------------------- regression
-    # "Box2BoxTransform": deltas from an anchor; "PointDistances": distances from its center.
+    # "Box2BoxTransform": deltas from an anchor; "PointDistances": distances from its center;
+    # "DistanceDistributions": distributions of these distances.
     _C.BOX_CODER = "Box2BoxTransform"
     _C.BOX2BOX_TRANSFORM = CN()
     # Factors of (dx, dy, dw, dh).
@@ -128,6 +132,11 @@ def add_atss_config(cfg: CN) -> None:
     _C.POINT_DISTANCES.ANCHOR_SCALE = 8.0
     # Pixels subtracted from each of the four distances.
     _C.POINT_DISTANCES.INSET = 0.0
+    _C.DISTANCE_DISTRIBUTIONS = CN()
+    # Bins of a side: distances of 0 to NUM_BINS - 1 strides.
+    _C.DISTANCE_DISTRIBUTIONS.NUM_BINS = 17
+    # Side of an anchor, in strides.
+    _C.DISTANCE_DISTRIBUTIONS.ANCHOR_SCALE = 8.0
 
     # -------------------------------------------------------------------------------- losses
     _C.CRITERION = CN()

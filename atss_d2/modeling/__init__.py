@@ -7,9 +7,16 @@ from .backbones import (
     build_fpn_with_p6p7,
     make_resnet_stages,
 )
-from .criterion import CRITERION_REGISTRY, ATSSCriterion, Criterion
+from .criterion import (
+    CRITERION_REGISTRY,
+    ATSSCriterion,
+    Criterion,
+    IoUBranchCriterion,
+    SoftTargetCriterion,
+)
+from .distance_distributions import DistanceDistributions
 from .dyhead import DyHead
-from .head import ATSSHead
+from .head import HEAD_REGISTRY, ATSSHead
 from .matchers import (
     MATCHER_REGISTRY,
     ATSSMatcher,
@@ -26,6 +33,7 @@ from .torchvision_backbone import TorchvisionBackbone, build_torchvision_fpn_bac
 __all__ = [
     "ATSS",
     "CRITERION_REGISTRY",
+    "HEAD_REGISTRY",
     "MATCHER_REGISTRY",
     "ATSSCriterion",
     "ATSSHead",
@@ -36,12 +44,15 @@ __all__ = [
     "DecodedPredictions",
     "DenseDetectorWithTTA",
     "DenseMatcher",
+    "DistanceDistributions",
     "DyHead",
+    "IoUBranchCriterion",
     "IoUMatcher",
     "Predictions",
     "ScaleRangeMatcher",
     "Scene",
     "ShiftedAnchorGenerator",
+    "SoftTargetCriterion",
     "Targets",
     "TopKMatcher",
     "TorchvisionBackbone",

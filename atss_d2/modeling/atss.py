@@ -163,6 +163,7 @@ class ATSS(DenseDetector):
             matcher=self.matcher,
             box2box_transform=self.box2box_transform,
             num_classes=self.num_classes,
+            criterion=self.criterion,
         )
         if self.input_format not in ("BGR", "RGB"):
             raise ValueError(f'input_format must be "BGR" or "RGB", got "{self.input_format}"')

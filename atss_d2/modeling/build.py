@@ -19,7 +19,8 @@ from torch import nn
 from ..config.arguments import arguments_of, kwargs_from, node_name
 from .box_coding import PointDistances, TwoSidedBox2BoxTransform, num_box_values
 from .criterion import CRITERION_REGISTRY, ATSSCriterion, Criterion
-from .head import ATSSHead
+from .distance_distributions import DistanceDistributions
+from .head import HEAD_REGISTRY
 from .matchers import MATCHER_REGISTRY, ATSSMatcher, DenseMatcher, IoUMatcher, TopKMatcher
 
 logger = logging.getLogger(__name__)
@@ -45,6 +46,7 @@ def _box2box_transform(
 BOX_CODERS = {
     "Box2BoxTransform": ("BOX2BOX_TRANSFORM", _box2box_transform),
     "PointDistances": ("POINT_DISTANCES", PointDistances),
+    "DistanceDistributions": ("DISTANCE_DISTRIBUTIONS", DistanceDistributions),
 }
 
 
@@ -175,6 +177,7 @@ def build_parts(cfg: CfgNode, meta_architecture: type) -> dict:
         )
     coder_key, coder = BOX_CODERS[node.BOX_CODER]
     coder = coder(**kwargs_from(node[coder_key], coder))
+    head = _registered(HEAD_REGISTRY, "HEAD", node)
     kwargs = kwargs_from(node, meta_architecture)
     if ATSSCriterion.__name__ != node.CRITERION.NAME:
         kwargs = {k: v for k, v in kwargs.items() if k not in arguments_of(ATSSCriterion)}
@@ -182,12 +185,12 @@ def build_parts(cfg: CfgNode, meta_architecture: type) -> dict:
     parts = {
         **kwargs,
         "backbone": backbone,
-        "head": ATSSHead(
+        "head": head(
             input_shape=input_shape,
             num_classes=node.NUM_CLASSES,
             num_anchors=anchor_generator.num_anchors[0],
             num_box_values=num_box_values(coder),
-            **kwargs_from(node.HEAD, ATSSHead),
+            **{**kwargs_from(node.HEAD, head), **_own_kwargs(node, head)},
         ),
         "anchor_generator": anchor_generator,
         "box2box_transform": coder,
@@ -212,6 +215,7 @@ def check_parts(
     matcher: DenseMatcher,
     box2box_transform,
     num_classes: int,
+    criterion: Criterion | None = None,
 ) -> None:
     """Checks that the parts of a detector fit together, and binds the matcher to the others.
 
@@ -251,6 +255,9 @@ def check_parts(
         raise ValueError(
             f"num_classes={num_classes}, but the head was built for {head_classes} classes"
         )
+    predicts_quality = getattr(head, "predicts_quality", None)
+    if criterion is not None and predicts_quality is not None:
+        criterion.check_quality(predicts_quality)
     num_values = num_box_values(box2box_transform)
     head_values = getattr(head, "num_box_values", num_values)
     if head_values != num_values:

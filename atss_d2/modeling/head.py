@@ -10,9 +10,19 @@ from collections.abc import Sequence
 
 import torch
 from detectron2.layers import ShapeSpec, get_norm
+from fvcore.common.registry import Registry
 from torch import Tensor, nn
 
 from .deform_conv import DeformConv2d, ModulatedDeformConvPack
+
+HEAD_REGISTRY = Registry("HEAD")
+HEAD_REGISTRY.__doc__ = """Dense heads by name, for ``MODEL.ATSS.HEAD.NAME``.
+
+The keyword arguments of a class registered by ``@HEAD_REGISTRY.register()`` are the keys of
+``MODEL.ATSS.HEAD``, and those of the node ``MODEL.ATSS.MY_HEAD`` that a cfg may have for
+``MyHead``; ``input_shape``, ``num_classes``, ``num_anchors`` and ``num_box_values`` come from the
+other parts.
+"""
 
 
 class Scale(nn.Module):
@@ -26,6 +36,7 @@ class Scale(nn.Module):
         return x * self.scale
 
 
+@HEAD_REGISTRY.register()
 class ATSSHead(nn.Module):
     """RetinaNet's head with GroupNorm, a centerness predictor and per-level scalars (Sec. 3.1).
 
@@ -102,6 +113,7 @@ class ATSSHead(nn.Module):
         self.num_classes = num_classes
         self.num_anchors = num_anchors
         self.num_box_values = num_box_values
+        self.predicts_quality = with_centerness
 
         tower = (in_channels, conv_dims, norm, conv_bias, deform_last_conv)
         self.cls_subnet = _make_tower(*tower)

@@ -26,16 +26,28 @@ def look_up(
         anchors: (R, 4) anchors of the targets. Default: those of the scene.
     """
     anchors = torch.cat(scene.anchors) if anchors is None else anchors
-    matched_idxs = assignment.matched_idxs
     # Row 0 stands for "no box", so that a batch without boxes needs no branch.
-    rows = _rows(matched_idxs)  # (N, R)
     background = torch.full((1,), num_classes, dtype=torch.int64, device=anchors.device)
     classes = torch.cat((background, scene.classes))  # (1 + M,)
     boxes = torch.cat((anchors.new_zeros(1, 4), scene.boxes.to(anchors)))
-    labels = torch.where(matched_idxs == IGNORED, -1, classes[rows])  # (N, R)
+    labels = _labels(assignment.matched_idxs, classes)
+    box_idxs, box_labels = assignment.matched_idxs, None
+    if assignment.box_matched_idxs is not None:
+        box_idxs = assignment.box_matched_idxs
+        box_labels = _labels(box_idxs, classes)
+    rows = _rows(box_idxs)  # (N, R)
     return Targets(
-        anchors, labels, torch.where((rows > 0)[..., None], boxes[rows], anchors), assignment.soft
+        anchors,
+        labels,
+        torch.where((rows > 0)[..., None], boxes[rows], anchors),
+        assignment.soft,
+        box_labels,
     )
+
+
+def _labels(matched_idxs: Tensor, classes: Tensor) -> Tensor:
+    """Returns the labels (N, R) of matched boxes (N, R), from the classes (1 + M,) of all boxes."""
+    return torch.where(matched_idxs == IGNORED, -1, classes[_rows(matched_idxs)])
 
 
 def _rows(matched_idxs: Tensor) -> Tensor:

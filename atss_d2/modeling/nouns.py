@@ -21,11 +21,14 @@ class Predictions(NamedTuple):
         regression: L x (N, Ri, D), as the box coder takes them.
         quality: L x (N, Ri) logits of a second score, such as centerness; None if the head has
             none.
+        first_regression: L x (N, Ri, D) of the boxes that a head refines to ``regression``, for
+            their loss in training; None if the head predicts boxes once.
     """
 
     logits: list[Tensor]
     regression: list[Tensor]
     quality: list[Tensor] | None = None
+    first_regression: list[Tensor] | None = None
 
 
 class DecodedPredictions(NamedTuple):
@@ -77,11 +80,14 @@ class Assignment(NamedTuple):
         soft: (N, R) float32 target quality of a positive, 0 for all other anchors; None for a rule
             with hard labels only.
         stats: 0-dim tensors to log as ``atss/<name>``.
+        box_matched_idxs: Like ``matched_idxs``, for the losses of boxes and their quality, of a
+            rule that selects their samples separately; None: they have the same samples.
     """
 
     matched_idxs: Tensor
     soft: Tensor | None = None
     stats: Mapping[str, Tensor] = MappingProxyType({})
+    box_matched_idxs: Tensor | None = None
 
 
 class Targets(NamedTuple):
@@ -92,9 +98,12 @@ class Targets(NamedTuple):
         labels: (N, R) int64: class, K for background, -1 for ignored anchors.
         boxes: (N, R, 4) the matched box; for an anchor without one, the anchor.
         soft: (N, R), see :class:`Assignment`.
+        box_labels: Like ``labels``, for the losses of boxes and their quality, if a rule selects
+            their samples separately; then ``boxes`` are those of these samples.
     """
 
     anchors: Tensor
     labels: Tensor
     boxes: Tensor
     soft: Tensor | None = None
+    box_labels: Tensor | None = None

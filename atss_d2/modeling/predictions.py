@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .nouns import DecodedPredictions, Predictions
 
-_OUTPUTS = ("class logits", "box regression", "quality")
+_OUTPUTS = ("class logits", "box regression", "quality", "first box regression")
 
 
 def predictions_from_maps(
@@ -27,8 +27,9 @@ def predictions_from_maps(
     """Rearranges the maps of a head by anchor.
 
     Args:
-        maps: Two or three lists of L maps: class logits (N, A K, Hi, Wi), box regression (N, A D,
-            Hi, Wi) and, optionally, quality logits (N, A, Hi, Wi).
+        maps: Two to four lists of L maps: class logits (N, A K, Hi, Wi), box regression (N, A D,
+            Hi, Wi) and, optionally, quality logits (N, A, Hi, Wi) and the regression (N, A D, Hi,
+            Wi) of first boxes. A list without maps stands for an output that the head lacks.
         num_anchors: A of the L levels.
         num_classes: K.
         num_box_values: D.
@@ -37,13 +38,17 @@ def predictions_from_maps(
         ValueError: The number of outputs, levels or channels is wrong; the message names both
             numbers.
     """
-    if len(maps) not in (2, 3):
+    if not 2 <= len(maps) <= len(_OUTPUTS):
         raise ValueError(
-            f"the head gives {len(maps)} outputs, but a detector takes 2 or 3: "
-            f"{', '.join(_OUTPUTS[:2])} and, optionally, {_OUTPUTS[2]}"
+            f"the head gives {len(maps)} outputs, but a detector takes 2 to {len(_OUTPUTS)}: "
+            f"{', '.join(_OUTPUTS[:2])} and, optionally, {' and '.join(_OUTPUTS[2:])}"
         )
     flat = []
-    for name, levels, width in zip(_OUTPUTS, maps, (num_classes, num_box_values, 1)):
+    widths = (num_classes, num_box_values, 1, num_box_values)
+    for name, levels, width in zip(_OUTPUTS, maps, widths):
+        if name in _OUTPUTS[2:] and not len(levels):
+            flat.append(None)
+            continue
         if len(levels) != len(num_anchors):
             raise ValueError(
                 f"the head gives {name} for {len(levels)} levels, but there are "
@@ -56,10 +61,10 @@ def predictions_from_maps(
                     f"location with {width} values each need {count * width}"
                 )
         flat.append([permute_to_N_HWA_K(level, width) for level in levels])
-    logits, regression, *quality = flat
-    return Predictions(
-        logits, regression, [level.squeeze(2) for level in quality[0]] if quality else None
-    )
+    logits, regression, quality, first_regression = flat + [None] * (len(_OUTPUTS) - len(flat))
+    if quality is not None:
+        quality = [level.squeeze(2) for level in quality]
+    return Predictions(logits, regression, quality, first_regression)
 
 
 @torch.no_grad()

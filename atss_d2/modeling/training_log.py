@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from detectron2.utils.events import get_event_storage, has_event_storage
 from torch import Tensor
@@ -10,6 +12,9 @@ from torch import Tensor
 def training_iteration() -> int | None:
     """Returns the training iteration, which a resumed trainer restores; None outside training."""
     return get_event_storage().iter if has_event_storage() else None
+
+
+_Watch = Callable[[dict[str, float]], None] | None
 
 
 class TrainingLog:
@@ -21,13 +26,18 @@ class TrainingLog:
     """
 
     def __init__(self) -> None:
-        self._pending: tuple[list[str], Tensor, torch.cuda.Event | None] | None = None
+        self._pending: tuple[list[str], Tensor, _Watch, torch.cuda.Event | None] | None = None
 
     def __getstate__(self) -> dict:
         return {"_pending": None}  # events cannot be copied or pickled
 
-    def put(self, scalars: dict[str, Tensor]) -> None:
-        """Logs ``scalars``: at once from the CPU, with the next call from a GPU."""
+    def put(self, scalars: dict[str, Tensor], watch: _Watch = None) -> None:
+        """Logs ``scalars``: at once from the CPU, with the next call from a GPU.
+
+        Args:
+            scalars: 0-dim tensors by name.
+            watch: Is called with the numbers when they are written.
+        """
         if not scalars or not has_event_storage():
             return
         names = list(scalars)
@@ -38,15 +48,18 @@ class TrainingLog:
             event = torch.cuda.Event()
             # Of the values' GPU, which need not be the current one ("cuda:1").
             event.record(torch.cuda.current_stream(values.device))
-            self._pending = (names, host, event)
+            self._pending = (names, host, watch, event)
             if previous is not None:
-                previous[2].synchronize()
-                self._write(previous[0], previous[1])
+                previous[3].synchronize()
+                self._write(*previous[:3])
         else:
-            self._write(names, values)
+            self._write(names, values, watch)
 
     @staticmethod
-    def _write(names: list[str], values: Tensor) -> None:
+    def _write(names: list[str], values: Tensor, watch: _Watch) -> None:
         storage = get_event_storage()
-        for name, value in zip(names, values.tolist()):
+        numbers = dict(zip(names, values.tolist()))
+        for name, value in numbers.items():
             storage.put_scalar(f"atss/{name}", value)
+        if watch is not None:
+            watch(numbers)

@@ -39,6 +39,7 @@ from atss_d2.modeling.box_coding import (
 from atss_d2.modeling.build import BOX_CODERS
 from atss_d2.modeling.criterion import CRITERION_REGISTRY, ATSSCriterion
 from atss_d2.modeling.deform_conv import ModulatedDeformConvPack
+from atss_d2.modeling.head import HEAD_REGISTRY
 from atss_d2.modeling.matchers import BACKGROUND, MATCHER_REGISTRY, DenseMatcher
 from tools import write_yaml_keys
 
@@ -167,6 +168,11 @@ def test_the_document_lists_the_keys():
     assert document == write_yaml_keys.document(), "run python tools/write_yaml_keys.py"
 
 
+@HEAD_REGISTRY.register()
+class HeadOfOnesOwn(ATSSHead):
+    pass
+
+
 @CRITERION_REGISTRY.register()
 class TwiceTheLoss(ATSSCriterion):
     """Losses of one's own, with an argument more."""
@@ -214,7 +220,9 @@ VALUES = {
     "BOX2BOX_TRANSFORM.WEIGHTS": (1.0, 2.0, 3.0, 4.0),
 }
 PARTS = {"ANCHOR_GENERATOR": "anchor_generator"}
-PARTS |= dict.fromkeys(("POINT_DISTANCES", "BOX2BOX_TRANSFORM"), "box2box_transform")
+PARTS |= dict.fromkeys(
+    ("POINT_DISTANCES", "DISTANCE_DISTRIBUTIONS", "BOX2BOX_TRANSFORM"), "box2box_transform"
+)
 
 
 def attribute(model, key):
@@ -230,6 +238,7 @@ def attribute(model, key):
 # Keys that are not attributes of the model -> (another value, what the built model then has).
 EFFECTS = {
     "NUM_CLASSES": (7, lambda m: (m.num_classes, m.head.cls_score.out_channels), (7, 7)),
+    "HEAD.NAME": ("HeadOfOnesOwn", lambda m: type(m.head), HeadOfOnesOwn),
     "HEAD.CONV_DIMS": ([64, 32], lambda m: m.head.cls_score.in_channels, 32),
     "HEAD.NORM": ("BN", lambda m: type(m.head.cls_subnet[1]), nn.BatchNorm2d),
     "HEAD.CONV_BIAS": (False, lambda m: m.head.cls_subnet[0].bias, None),

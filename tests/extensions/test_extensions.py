@@ -460,7 +460,7 @@ def test_alignment_equals_the_loops(topk, alpha, beta, chunk, monkeypatch):
     for seed, counts in enumerate([(4, 7), (0, 3), (5, 0, 2), (0, 0), (12,)]):
         scene = random_scene(seed, counts)
         matcher = soft.TaskAlignedMatcher(topk=topk, alpha=alpha, beta=beta)
-        matched, soft_targets, _ = matcher.assign(scene)
+        matched, soft_targets, *_ = matcher.assign(scene)
         expected, expected_soft, contested = aligned_by_loops(scene, topk, alpha, beta)
         assert torch.equal(matched, expected)
         torch.testing.assert_close(soft_targets, expected_soft)
@@ -479,7 +479,7 @@ def test_alignment_by_hand():
         torch.zeros(1, 3, 1), torch.tensor([[[0.0, 0, 8, 8], [0, 0, 8, 4], [0, 0, 8, 8]]])
     )
     scene = build_scene([anchors], [box], gt_classes=[torch.tensor([0])], predictions=predictions)
-    matched, soft_targets, stats = soft.TaskAlignedMatcher(beta=2.0).assign(scene)
+    matched, soft_targets, stats, _ = soft.TaskAlignedMatcher(beta=2.0).assign(scene)
     assert matched.tolist() == [[0, 0, -1]]  # the third anchor's center is outside
     # Alignments 1/2 x 1^2 and 1/2 x (1/2)^2; the best is scaled to the best IoU, 1.
     assert soft_targets[0].tolist() == pytest.approx([1, 1 / 4, 0], rel=1e-5)
@@ -490,7 +490,7 @@ def test_predictions_that_overflowed_align_with_nothing():
     scene = random_scene(0, (4, 7))
     logits, boxes, _ = scene.predictions
     logits[:, ::3], boxes[:, 1::3] = math.nan, torch.tensor([-math.inf, 0, math.inf, math.nan])
-    matched, soft_targets, _ = soft.TaskAlignedMatcher().assign(scene)
+    matched, soft_targets, *_ = soft.TaskAlignedMatcher().assign(scene)
     assert soft_targets.isfinite().all()
     assert (matched >= 0).any()
     assert (matched[:, ::3] == -1).all()

@@ -94,8 +94,11 @@ class Maps(nn.Module):
         ((3, 68), r"box regression of 68 channels, but 1 anchors .* 4 values each need 4"),
         ((5, 4, 1), r"class logits of 5 channels, but 1 anchors .* 3 values each need 3"),
         ((3, 4, 2), r"quality of 2 channels, but 1 anchors .* 1 values each need 1"),
-        ((3, 4, 1, 4), "the head gives 4 outputs, but a detector takes 2 or 3: class logits, box"),
-        ((3,), "the head gives 1 outputs, but a detector takes 2 or 3"),
+        (
+            (3, 4, 1, 4, 4),
+            "the head gives 5 outputs, but a detector takes 2 to 4: class",
+        ),
+        ((3,), "the head gives 1 outputs, but a detector takes 2 to 4"),
     ],
     ids=str,
 )

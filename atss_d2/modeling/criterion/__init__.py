@@ -2,5 +2,13 @@
 
 from .atss import ATSSCriterion
 from .base import CRITERION_REGISTRY, Criterion
+from .iou_branch import IoUBranchCriterion
+from .soft_target import SoftTargetCriterion
 
-__all__ = ["CRITERION_REGISTRY", "ATSSCriterion", "Criterion"]
+__all__ = [
+    "CRITERION_REGISTRY",
+    "ATSSCriterion",
+    "Criterion",
+    "IoUBranchCriterion",
+    "SoftTargetCriterion",
+]

@@ -12,7 +12,7 @@ from fvcore.common.registry import Registry
 from torch import Tensor, nn
 
 from ..nouns import Predictions, Targets
-from .positives import loss_normalizers
+from .positives import DEFAULT_FLOORS, loss_normalizers
 
 CRITERION_REGISTRY = Registry("CRITERION")
 CRITERION_REGISTRY.__doc__ = """Losses by name, for ``MODEL.ATSS.CRITERION.NAME``.
@@ -20,6 +20,8 @@ CRITERION_REGISTRY.__doc__ = """Losses by name, for ``MODEL.ATSS.CRITERION.NAME`
 A class registered by ``@CRITERION_REGISTRY.register()`` is a :class:`Criterion`; its keyword
 arguments are the keys of the node ``MODEL.ATSS.MY_CRITERION`` that a cfg may have.
 """
+
+_SWITCH = "head.with_centerness"
 
 
 class _Batch(NamedTuple):
@@ -39,7 +41,11 @@ class Criterion(nn.Module, ABC):
     Attributes:
         box2box_transform: Box coder of the regression.
         num_classes: K, the label of background.
+        uses_quality: Whether the head must (True) or must not (False) predict a quality; None:
+            either way. A class attribute.
     """
+
+    uses_quality: bool | None = None
 
     def __init__(self) -> None:
         super().__init__()
@@ -67,9 +73,27 @@ class Criterion(nn.Module, ABC):
 
         Returns:
             Weighted scalars by name, ``loss_<name>``.
+
+        Raises:
+            ValueError: The head predicts a quality that has no loss here, or lacks one.
         """
+        self.check_quality(predictions.quality is not None)
         with torch.autocast(targets.labels.device.type, enabled=False):
             return self.compute(predictions, targets)
+
+    def check_quality(self, is_predicted: bool) -> None:
+        """Checks that the head predicts a quality if and only if it is used.
+
+        Raises:
+            ValueError: Otherwise; the message says what to set.
+        """
+        if self.uses_quality in (None, is_predicted):
+            return
+        if self.uses_quality:
+            says = f"trains a quality, which the head does not predict: set {_SWITCH}=True"
+        else:
+            says = f"has no loss for the quality that the head predicts: set {_SWITCH}=False"
+        raise ValueError(f"{type(self).__name__} {says}")
 
     @abstractmethod
     def compute(self, predictions: Predictions, targets: Targets) -> dict[str, Tensor]:
@@ -91,12 +115,14 @@ class Criterion(nn.Module, ABC):
         """
         return None
 
-    def normalizers(self, *totals: Tensor) -> tuple[Tensor, ...]:
+    def normalizers(
+        self, *totals: Tensor, floors: Sequence[float] = DEFAULT_FLOORS
+    ) -> tuple[Tensor, ...]:
         """Returns :func:`loss_normalizers`; within :meth:`normalized_by`, of the whole batch."""
         if self._batch is None:
-            return loss_normalizers(*totals)
+            return loss_normalizers(*totals, floors=floors)
         self._batch.seen.append(totals)
-        return loss_normalizers(*self._batch.totals)
+        return loss_normalizers(*self._batch.totals, floors=floors)
 
     @contextlib.contextmanager
     def normalized_by(self, totals: Sequence[Tensor]) -> Iterator[list[tuple[Tensor, ...]]]:

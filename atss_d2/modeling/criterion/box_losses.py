@@ -82,12 +82,12 @@ def _aspect_angle(boxes: Tensor, eps: float) -> Tensor:
 
 
 # Losses (R,) of decoded boxes (R, 4) and their targets (R, 4), by the name that configs use.
-_BOX_IOU_LOSSES = {
+BOX_IOU_LOSSES = {
     "giou": giou_loss,
     "diou": diou_loss,
     "ciou": ciou_loss,
 }
-BOX_REG_LOSS_TYPES = ("smooth_l1", *_BOX_IOU_LOSSES)
+BOX_REG_LOSS_TYPES = ("smooth_l1", *BOX_IOU_LOSSES)
 
 
 def box_reg_loss(
@@ -113,4 +113,4 @@ def box_reg_loss(
     if loss_type == "smooth_l1":
         targets = box2box_transform.get_deltas(anchors, boxes)
         return F.smooth_l1_loss(deltas, targets, beta=smooth_l1_beta, reduction="none").sum(dim=1)
-    return _BOX_IOU_LOSSES[loss_type](box2box_transform.apply_deltas(deltas, anchors), boxes)
+    return BOX_IOU_LOSSES[loss_type](box2box_transform.apply_deltas(deltas, anchors), boxes)

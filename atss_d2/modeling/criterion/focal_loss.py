@@ -63,7 +63,7 @@ def _by_definition(
     labels = labels[:, None]  # (R, 1)
     is_positive = labels == torch.arange(logits.shape[1], device=logits.device)  # (R, K)
     x = widen(logits).masked_fill(labels < 0, -torch.inf)
-    term, _ = _term(torch.where(is_positive, -x, x), gamma)
+    term, _ = background_term(torch.where(is_positive, -x, x), gamma)
     return (torch.where(is_positive, positive_weight, negative_weight) * term).sum()
 
 
@@ -106,20 +106,14 @@ def _fast_loss(
     grad: Tensor | None,
 ) -> Tensor:
     """Computes the loss and fills ``grad`` (R, K) with its gradient, in units of :func:`_unit`."""
-    background = _sum_background(logits, labels, gamma, grad)
+    background = sum_background(logits, labels, gamma, grad)
     if grad is not None and not negative_weight:
         grad.zero_()
 
-    is_positive = (labels >= 0) & (labels < logits.shape[1])  # (R,)
-    if _is_on_cpu(logits):  # on a GPU, the host would wait for their number
-        rows = is_positive.nonzero()[:, 0]
-    else:
-        rows = torch.arange(len(labels), device=labels.device)
-    is_positive = is_positive[rows]  # (P,), as all from here on
-    columns = torch.where(is_positive, labels[rows], 0)
+    rows, is_positive, columns = positive_logits(labels, logits.shape[1])
     target = widen(logits[rows, columns])
-    as_positive, positive_slope = _term(-target, gamma)
-    as_background, _ = _term(target, gamma)
+    as_positive, positive_slope = background_term(-target, gamma)
+    as_background, _ = background_term(target, gamma)
     correction = positive_weight * as_positive - negative_weight * as_background
     if grad is not None:
         slope = (-positive_weight / _unit(negative_weight) * positive_slope).to(grad.dtype)
@@ -128,7 +122,27 @@ def _fast_loss(
     return negative_weight * background + torch.where(is_positive, correction, 0.0).sum()
 
 
-def _term(x: Tensor, gamma: float) -> tuple[Tensor, Tensor]:
+def positive_logits(labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns where the logits of positives are.
+
+    Args:
+        labels: (R,), see :func:`sigmoid_focal_loss`.
+        num_classes: K.
+
+    Returns:
+        rows (P,), whether they are positives (P,), and columns (P,). On a CPU all are; on a GPU,
+        where the host would wait for their number, P is R.
+    """
+    is_positive = (labels >= 0) & (labels < num_classes)  # (R,)
+    if _is_on_cpu(labels):
+        rows = is_positive.nonzero()[:, 0]
+    else:
+        rows = torch.arange(len(labels), device=labels.device)
+    is_positive = is_positive[rows]  # (P,)
+    return rows, is_positive, torch.where(is_positive, labels[rows], 0)
+
+
+def background_term(x: Tensor, gamma: float) -> tuple[Tensor, Tensor]:
     """Computes p^gamma * -log(1 - p), p = sigmoid(x), of negatives, and its derivative."""
     p, cross_entropy = x.sigmoid(), F.softplus(x)
     # Not `p ** gamma`, whose gradient is NaN at p = 0.
@@ -136,11 +150,11 @@ def _term(x: Tensor, gamma: float) -> tuple[Tensor, Tensor]:
     return factor * cross_entropy, factor * (gamma * (1 - p) * cross_entropy + p)
 
 
-def _sum_background(logits: Tensor, labels: Tensor, gamma: float, grad: Tensor | None) -> Tensor:
+def sum_background(logits: Tensor, labels: Tensor, gamma: float, grad: Tensor | None) -> Tensor:
     """Sums the terms of all logits of anchors not ignored; writes their derivatives to ``grad``.
 
-    The formulas are those of :func:`_term`, with the fewest and fastest operations and without new
-    tensors.
+    The formulas are those of :func:`background_term`, with the fewest and fastest operations and
+    without new tensors.
     """
     wide = torch.promote_types(logits.dtype, torch.float32)
     smallest = torch.finfo(wide).tiny

@@ -21,7 +21,8 @@ from torch import Tensor
 from ..nouns import Predictions, Targets
 from ..precision import widen
 
-_TINY = 1e-6  # minimum of the sum of weights
+# Minimum of the number of positives, and of the sum of weights.
+DEFAULT_FLOORS = (1, 1e-6)
 _IS_LOCAL = ContextVar("is_local", default=False)  # see local_normalizers
 
 
@@ -50,14 +51,15 @@ class Positives(NamedTuple):
 
 
 def find_positives(predictions: Predictions, targets: Targets, num_classes: int) -> Positives:
-    """Picks out the positives of a batch.
+    """Picks out the positives of a batch, those of the box losses if they are others.
 
     Args:
         predictions: Predictions of the head.
         targets: Targets of its anchors.
         num_classes: K, the label of background.
     """
-    labels = targets.labels.flatten()  # (N x R,)
+    labels = targets.labels if targets.box_labels is None else targets.box_labels
+    labels = labels.flatten()  # (N x R,)
     mask = is_positive(labels, num_classes)
     rows = positive_rows(mask)
     mask = mask[rows]
@@ -108,7 +110,9 @@ def positive_rows(is_positive: Tensor) -> Tensor | slice:
     return slice(None)
 
 
-def loss_normalizers(*totals: Tensor, floors: Sequence[float] = (1, _TINY)) -> tuple[Tensor, ...]:
+def loss_normalizers(
+    *totals: Tensor, floors: Sequence[float] = DEFAULT_FLOORS
+) -> tuple[Tensor, ...]:
     """Averages the normalizers of losses over all processes, with one all-reduce.
 
     Dividing each process's summed loss by the averages makes DDP's mean gradient equal to that of
