@@ -189,7 +189,7 @@ class ModulatedDeformConvPack(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (N, in_channels, H, W) to (N, out_channels, Ho, Wo)."""
-        offset, mask = split_offset_and_mask(self.offset(x), self.modulated)
+        offset, mask = _split_offset_and_mask(self.offset(x), self.modulated)
         return self.conv(x, offset, mask)
 
 
@@ -242,7 +242,7 @@ class DeformBottleneckBlock(BottleneckBlock):
     def forward(self, x: Tensor) -> Tensor:
         """Maps (N, in_channels, H, W) to (N, out_channels, H / stride, W / stride)."""
         out = F.relu_(self.conv1(x))
-        offset, mask = split_offset_and_mask(self.conv2_offset(out), self.deform_modulated)
+        offset, mask = _split_offset_and_mask(self.conv2_offset(out), self.deform_modulated)
         out = F.relu_(self.conv2(out, offset, mask))
         out = self.conv3(out)
         out += x if self.shortcut is None else self.shortcut(x)
@@ -266,7 +266,7 @@ def _make_offset_conv(
     return conv
 
 
-def split_offset_and_mask(prediction: Tensor, modulated: bool) -> tuple[Tensor, Tensor | None]:
+def _split_offset_and_mask(prediction: Tensor, modulated: bool) -> tuple[Tensor, Tensor | None]:
     """Splits the output of an offset convolution, see the top of this module."""
     if not modulated:
         return prediction, None

@@ -21,11 +21,11 @@ from detectron2.modeling import Backbone
 from torch import Tensor, nn
 
 from .choices import check_choice
-from .deform_conv import DeformConv2d, split_offset_and_mask
+from .deform_conv import DeformConv2d
+from .precision import widen
 
 __all__ = ["DyHead", "DyHeadBlock", "DyReLU"]
 
-_POINTS = 9  # of a 3x3 kernel
 _OFFSETS_OF_UPPER_LEVEL = ("resize", "flattened")
 
 
@@ -90,7 +90,7 @@ class DyHeadBlock(nn.Module):
                 f"channels={channels} cannot be divided into norm_groups={norm_groups}"
             )
         self.reads_flattened = offsets_of_upper_level == "flattened"
-        self.offset = nn.Conv2d(in_channels, 3 * _POINTS, kernel_size=3, padding=1)
+        self.offset = nn.Conv2d(in_channels, 27, kernel_size=3, padding=1)
         self.same, self.lower, self.upper = (
             DeformConv2d(
                 *(in_channels, channels, 3),
@@ -114,7 +114,8 @@ class DyHeadBlock(nn.Module):
         """Maps L maps (N, in_channels, Hi, Wi), finest first, to L maps (N, C, Hi, Wi)."""
         outputs: list[Tensor] = []
         for level, feature in enumerate(features):
-            offset, mask = split_offset_and_mask(self.offset(feature), True)  # 18 and 9 channels
+            prediction = self.offset(feature)  # of 9 points: (dy, dx) each, then the masks
+            offset, mask = prediction[:, :18], widen(prediction[:, 18:]).sigmoid()
             mixed = self._weighted(self.same(feature, offset, mask))
             count = 1
             if level > 0:

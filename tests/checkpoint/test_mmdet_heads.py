@@ -3,7 +3,10 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from detectron2.config import LazyCall as L
 from detectron2.config import LazyConfig, instantiate
+from detectron2.layers import ShapeSpec
+from detectron2.structures import Boxes, ImageList, Instances, pairwise_iou
 from torchvision.ops import deform_conv2d
 
 from atss_d2 import Predictor, get_config
@@ -17,13 +20,17 @@ from atss_d2.checkpoint.mmdet_heads import MMDET_HEADS
 from atss_d2.commands import convert_weights
 from atss_d2.engine import load_weights
 from tests import foreign_checkpoints as foreign
-from tests.checkpoint.test_conversion import build, fpn, load_resnet, resnet_maps
+from tests import reference
+from tests.checkpoint.test_conversion import NoBackbone, build, fpn, load_resnet, resnet_maps
 
+published = reference.published_quality()
+# Detector -> its published maps, in the order of our head's.
+HEADS_WITH_NUMBERS = {"gfl": ("gfl.cls", "gfl.reg")}
 # Its "simple" model has 3x3 predictors, the one that follows the authors 1x1.
 DYHEAD = {"dyhead_blocks": 6, "tower_length": 0}
+GFL = {"class_predictor": "gfl_cls", "predictors": [("gfl_reg", 68)]}
 # Options of the checkpoint, its detector, its config, and the settings in which it differs.
 MODELS = {
-    "dyhead": (DYHEAD, "atss", "coco/atss_dyhead_R_50_FPN_1x", {"head.pred_kernel_size": 3}),
     "dyhead 1x1": (
         {**DYHEAD, "predictor_side": 1},
         *("atss", "coco/atss_dyhead_R_50_FPN_1x", {}),
@@ -40,6 +47,17 @@ MODELS = {
             **{f"head.input_shape.{level}.channels": 64 for level in range(5)},
         },
     ),
+    "gfl": (GFL, "gfl", "coco/gfl_R_50_FPN_1x", {}),
+    "gfl, 9 bins": (
+        {**GFL, "predictors": [("gfl_reg", 36)], "num_classes": 7, "dcn_in_tower": True},
+        *("gfl", "coco/gfl_R_50_FPN_1x"),
+        {
+            "num_classes": 7,
+            "head.deform_last_conv": True,
+            "box2box_transform.num_bins": 9,
+            "head.num_box_values": 36,
+        },
+    ),
 }
 
 
@@ -47,6 +65,8 @@ MODELS = {
 def test_every_key_finds_its_place(name):
     options, detector, config, settings = MODELS[name]
     theirs = foreign.mmdet(**options, device="meta")
+    if detector == "gfl":
+        theirs["bbox_head.integral.project"] = torch.empty(17, device="meta")
     weights, report = convert_state_dict(theirs)
     architecture = report.architecture
     assert (architecture.detector, architecture.config) == (detector, config)
@@ -66,6 +86,75 @@ def test_every_detector_has_its_configs(detector):
         if name is not None:
             assert apply_convention(get_config(name), "mmdet").model.input_format == "RGB"
     assert ("auto", *MMDET_HEADS) == convert_weights._DETECTORS
+
+
+# ---------------------------------------------------------------------------- public numbers
+
+
+def published_model(detector):
+    """A model of the convention with the published weights of a head."""
+    cfg = get_config(MMDET_HEADS[detector].config).model
+    cfg.backbone = L(NoBackbone)()
+    cfg.num_classes = 5
+    cfg.head.update(input_shape=[ShapeSpec(channels=32)] * 5, conv_dims=[32] * 4)
+    model = instantiate(apply_convention(cfg, "mmdet"))
+    prefix = f"{detector}.sd."
+    theirs = {k.removeprefix(prefix): x for k, x in published.items() if k.startswith(prefix)}
+    weights, _ = convert_state_dict(theirs, "mmdet", detector=detector, expected=model)
+    model.load_state_dict(weights)
+    return model.eval()
+
+
+def maps(*names):
+    """Lists of L maps of both images."""
+    return [[torch.from_numpy(published[f"{name}_{i}"]) for i in range(5)] for name in names]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("detector", HEADS_WITH_NUMBERS)
+def test_heads_compute_what_theirs_do(detector):
+    model, features = published_model(detector), maps("feat")[0]
+    outputs = model.head(features)
+    for found, expected in zip(outputs, maps(*HEADS_WITH_NUMBERS[detector]), strict=True):
+        for x, y in zip(found, expected, strict=True):
+            torch.testing.assert_close(x, y, rtol=0, atol=1e-4)
+    images = ImageList(
+        torch.zeros(2, 3, 288, 224), [(int(h), int(w)) for w, h in published["sizes_wh"]]
+    )
+    for i, instances in enumerate(model.forward_inference(images, features, outputs)):
+        boxes, scores, classes = (
+            torch.from_numpy(published[f"{detector}.det_{name}_{i}"])
+            for name in ("boxes", "scores", "classes")
+        )
+        assert len(instances) == len(boxes) == 100
+        # Scores may be closer than the last bits of a sum: matched as sets.
+        likeness = pairwise_iou(Boxes(boxes), instances.pred_boxes)
+        likeness -= 10 * (scores[:, None] - instances.scores).abs()
+        likeness[classes.long()[:, None] != instances.pred_classes] = -99
+        partners = likeness.argmax(dim=1)
+        assert sorted(partners.tolist()) == list(range(100))
+        found = instances[partners]
+        torch.testing.assert_close(found.pred_boxes.tensor, boxes, rtol=0, atol=1e-3)
+        torch.testing.assert_close(found.scores, scores, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("detector", HEADS_WITH_NUMBERS)
+@pytest.mark.parametrize("boxes_in", [(True, True), (False, True), (False, False)])
+def test_losses_are_theirs(detector, boxes_in):
+    """With boxes in both images, in the second only, and in none."""
+    model, features = published_model(detector), maps("feat")[0]
+    instances = []
+    for i, has_boxes in enumerate(boxes_in):
+        gt = Instances((288, 224))
+        gt.gt_boxes = Boxes(torch.from_numpy(published[f"gt_boxes_{i}"]).float())
+        gt.gt_classes = torch.from_numpy(published[f"gt_classes_{i}"]).long()
+        instances.append(gt if has_boxes else gt[:0])
+    losses = model.train().forward_training(None, features, model.head(features), instances)
+    case = {(True, True): "", (False, True): "empty0.", (False, False): "empty."}[boxes_in]
+    names = {"loss_cls": "loss_cls", "loss_box_reg": "loss_bbox", "loss_dfl": "loss_dfl"}
+    for ours, theirs in names.items():
+        expected = published[f"{detector}.{case}{theirs}"].item()
+        assert losses[ours].item() == pytest.approx(expected, rel=1e-5, abs=1e-7), ours
 
 
 # ------------------------------------------------------------------------------------ DyHead
