@@ -20,9 +20,9 @@ class MMDetHead:
     Attributes:
         title: Its name in sentences.
         config: Our config of it with ResNet-50 and FPN.
-        sign: Module that a checkpoint of it has. Two rows may share one: then the first is taken,
-            unless the other is asked for by its key.
         modules: Pattern of a module's name -> ours.
+        sign: Module by which a checkpoint of it is recognized. None: its names are those of ATSS
+            (as PAA's are), and it has to be asked for by its key.
         left: Pattern of a key that is not a weight -> why it is skipped.
         parts: Key of a model's part -> name of its class; models with these parts are of this row.
         settings: Returns keys below ``model`` and the values that shapes tell beyond those of all
@@ -34,8 +34,8 @@ class MMDetHead:
 
     title: str
     config: str
-    sign: str
     modules: Mapping[str, str]
+    sign: str | None = None
     left: Mapping[str, str] = field(default_factory=dict)
     parts: Mapping[str, str] = field(default_factory=dict)
     settings: Callable[[Callable[[str], Shape]], dict[str, Any]] = lambda shape: {}
@@ -52,7 +52,6 @@ MMDET_HEADS: Mapping[str, MMDetHead] = {
     "atss": MMDetHead(
         title="ATSS",
         config="coco/atss_R_50_FPN_1x",
-        sign="bbox_head.atss_cls",
         modules={
             r"bbox_head\.atss_cls": "head.cls_score",
             r"bbox_head\.atss_reg": "head.bbox_pred",
@@ -63,11 +62,11 @@ MMDET_HEADS: Mapping[str, MMDetHead] = {
     "gfl": MMDetHead(
         title="GFL",
         config="coco/gfl_R_50_FPN_1x",
-        sign="bbox_head.gfl_cls",
         modules={
             r"bbox_head\.gfl_cls": "head.cls_score",
             r"bbox_head\.gfl_reg": "head.bbox_pred",
         },
+        sign="bbox_head.gfl_cls",
         left={r"bbox_head\.integral\.project": "computed anew"},
         parts={"box2box_transform": "DistanceDistributions", "criterion": "SoftTargetCriterion"},
         settings=_bins,
@@ -76,7 +75,7 @@ MMDET_HEADS: Mapping[str, MMDetHead] = {
 
 
 def recognize_detector(names: Iterable[str]) -> str:
-    """Returns the key of the first row whose sign is there; ``"atss"`` if there is none."""
+    """Returns the key of the row whose sign is among the names; ``"atss"`` if there is none."""
     modules = {key.rpartition(".")[0] for key in names}
     return next((name for name, head in MMDET_HEADS.items() if head.sign in modules), "atss")
 
