@@ -11,5 +11,4 @@ from .atss_mobilenetv2_shapes import dataloader, lr_multiplier, model, optimizer
 
 model.backbone = L(DyHead)(backbone=model.backbone, channels=96, num_blocks=1, size_divisibility=64)
 model.head.update(conv_dims=[], pred_kernel_size=1)
-optimizer.params.lr_factor_func.prefix = "backbone.backbone.bottom_up."
 train.output_dir = "output/shapes_dyhead"

@@ -40,9 +40,11 @@ def test_it_differs_from_atss_in_neck_and_head_only(configs):
     assert cfg == atss
 
 
-@pytest.mark.parametrize("name", ["demo/atss_dyhead_mobilenetv2_shapes"])
+@pytest.mark.parametrize(
+    "name", ["demo/atss_dyhead_mobilenetv2_shapes", "demo/atss_dyhead_shapes_wide"]
+)
 def test_the_pretrained_part_learns_slowly(configs, name):
-    """Its prefix in names of parameters is another one than without DyHead."""
+    """Although its names begin otherwise than without DyHead."""
     cfg = configs[name]
     with torch.device("meta"):
         model = instantiate(cfg.model)
