@@ -16,6 +16,7 @@ from .criterion import (
     SoftTargetCriterion,
 )
 from .distance_distributions import DistanceDistributions
+from .dyhead import DyHead
 from .gflv2_head import GFLv2Head
 from .head import HEAD_REGISTRY, ATSSHead
 from .matchers import (
@@ -50,6 +51,7 @@ __all__ = [
     "DenseDetectorWithTTA",
     "DenseMatcher",
     "DistanceDistributions",
+    "DyHead",
     "GFLv2Head",
     "IoUBranchCriterion",
     "IoUMatcher",
