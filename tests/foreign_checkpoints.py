@@ -179,6 +179,7 @@ def mmdet(
     width: int = 64,
     dcn: Sequence[bool] = NO_DCN,
     dcn_in_tower: bool = False,
+    dcn_first_in_tower: bool = False,
     name_of_offset: str = "conv2.conv_offset",
     num_classes: int = 80,
     channels: int = 256,
@@ -210,6 +211,8 @@ def mmdet(
             weights.conv(f"{name}.conv", channels, channels, 3)
             if dcn_in_tower and index == 3:
                 weights.offset_conv(f"{name}.conv.conv_offset", channels)
+            elif dcn_first_in_tower and index == 0:
+                weights.offset_conv(f"{name}.conv.conv_offset", channels, 18)
             weights.group_norm(f"{name}.gn", channels)
     for name, out_channels in ((class_predictor, num_classes), *predictors):
         weights.conv(f"bbox_head.{name}", out_channels, channels, predictor_side, bias=True)

@@ -234,7 +234,8 @@ def _neck_and_head(shape: _Shapes, detector: str) -> dict[str, Any]:
     settings = {
         "num_classes": predictor[0],
         "backbone.out_channels": channels,
-        "head.deform_last_conv": f"head.cls_subnet.{3 * len(dims) - 3}.offset.weight" in shape,
+        "head.deform_first_conv": _is_deformable(shape, 0, 2),
+        "head.deform_last_conv": _is_deformable(shape, len(dims) - 1, 3),
         "head.conv_dims": dims,
         "head.pred_kernel_size": predictor[2],
         **own,
@@ -243,6 +244,12 @@ def _neck_and_head(shape: _Shapes, detector: str) -> dict[str, Any]:
     if channels != 256:
         settings |= {f"head.input_shape.{level}.channels": channels for level in range(5)}
     return settings
+
+
+def _is_deformable(shape: _Shapes, index: int, values: int) -> bool:
+    """Returns whether a tower's convolution has 2 values a point, offsets, or 3, with masks."""
+    name = f"head.cls_subnet.{3 * index}.offset.weight"
+    return name in shape and shape.conv(name)[0] == values * _POINTS
 
 
 def _tower_conv(shape: _Shapes, index: int) -> str:

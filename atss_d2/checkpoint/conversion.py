@@ -130,7 +130,8 @@ def _checked(
         + [
             KeyReport("missing", None, name, tuple(value.shape))
             for name, value in expected.items()
-            if name not in converted
+            # What losses have counted is not a weight.
+            if name not in converted and not name.startswith("criterion.")
         ],
         architecture,
     )

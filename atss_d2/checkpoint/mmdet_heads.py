@@ -88,6 +88,18 @@ MMDET_HEADS: Mapping[str, MMDetHead] = {
             "test_rank_by": "score",
         },
     ),
+    "ddod": MMDetHead(
+        title="DDOD",
+        config="coco/ddod_R_50_FPN_1x",
+        modules={
+            r"bbox_head\.atss_cls": "head.cls_score",
+            r"bbox_head\.atss_reg": "head.bbox_pred",
+            r"bbox_head\.atss_iou": "head.ctrness",
+        },
+        sign="bbox_head.atss_iou",
+        parts={"matcher": "DDODMatcher", "criterion": "DDODCriterion"},
+        convention={"criterion.shared_counter": True},
+    ),
 }
 
 
