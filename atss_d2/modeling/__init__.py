@@ -17,6 +17,7 @@ from .criterion import (
     TaskAlignedCriterion,
 )
 from .distance_distributions import DistanceDistributions
+from .dyhead import DyHead
 from .gflv2_head import GFLv2Head
 from .head import HEAD_REGISTRY, ATSSHead
 from .matchers import (
@@ -55,6 +56,7 @@ __all__ = [
     "DenseDetectorWithTTA",
     "DenseMatcher",
     "DistanceDistributions",
+    "DyHead",
     "DynamicSoftLabelMatcher",
     "GFLv2Head",
     "IoUBranchCriterion",

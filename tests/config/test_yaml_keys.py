@@ -275,6 +275,7 @@ EFFECTS = {
     "HEAD.WITH_SCALES": (False, lambda m: len(list(m.head.scales.parameters())), 0),
     "HEAD.BBOX_PRED_BIAS": (4.0, lambda m: m.head.bbox_pred.bias.mean().item(), 4.0),
     "TOOD_HEAD.CONV_DIMS": ([64, 64], lambda m: len(m.head.shared_convs), 2),
+    "HEAD.PRED_KERNEL_SIZE": (1, lambda m: m.head.cls_score.kernel_size, (1, 1)),
     "FPN.P7_RELU": (False, lambda m: type(m.backbone.top_block), LastLevelP6P7WithoutReLU),
     "MATCHER.NAME": ("IoUMatcher", lambda m: type(m.matcher), IoUMatcher),
     "DDOD_CRITERION.NUM_LEVELS": (3, lambda m: m.criterion.num_positives.shape[1], 3),

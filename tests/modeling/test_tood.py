@@ -1,11 +1,14 @@
 """TOOD: numbers of mmdetection, and losses before and after the warm-up."""
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
 from detectron2.layers import ShapeSpec
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
+from torch._subclasses import FakeTensorMode
 
 from atss_d2.modeling import (
     ATSSMatcher,
@@ -13,13 +16,16 @@ from atss_d2.modeling import (
     TaskAlignedCriterion,
     TaskAlignedMatcher,
     TOODHead,
+    anchor_generator,
+    atss,
 )
 from atss_d2.modeling.box_coding import PointDistances
 from atss_d2.modeling.labels import look_up
+from atss_d2.modeling.matchers import grid
 from atss_d2.modeling.postprocess import postprocess
 from atss_d2.modeling.predictions import decode_predictions, predictions_from_maps
 from atss_d2.modeling.scene import scene_of_instances
-from tests.detector import BOXES, image, toy_head
+from tests.detector import BOXES, CHANNELS, image, toy_head
 from tests.reference import (
     binary_cross_entropy,
     centerness,
@@ -429,6 +435,28 @@ def test_gradients_are_finite_at_extreme_predictions(warm_up_iterations, bias):
     assert all(loss.isfinite() for loss in losses.values())
     for name, parameter in model.named_parameters():
         assert parameter.grad.isfinite().all(), name
+
+
+@torch.no_grad()  # fake tensors have no gradients on a machine without a GPU
+@pytest.mark.parametrize("warm_up_iterations", [0, 1])
+def test_no_value_is_read_on_a_gpu(warm_up_iterations, monkeypatch):
+    """A fake tensor has a device, but no values: what reads one, or mixes devices, fails."""
+    grid._cached_grid.cache_clear()
+    monkeypatch.setattr(atss, "training_iteration", lambda: 0)
+    with warnings.catch_warnings(), FakeTensorMode(), torch.device("cuda"):
+        warnings.filterwarnings("ignore", "User provided device_type of 'cuda'")
+        model = tood(warm_up_iterations=warm_up_iterations).train()
+        # Read once, before the first iteration.
+        anchor_generator._HAS_CENTERED_CELLS[model.anchor_generator] = True
+        with torch.device("cpu"):
+            batch = [image(BOXES)["instances"], image()["instances"]]
+        features = [torch.zeros(2, CHANNELS, *size) for size in ((8, 12), (4, 6))]
+        maps = model.head(features)
+        losses = model.forward_training(None, features, maps, [x.to("cuda") for x in batch])
+        assert list(losses) == ["loss_cls", "loss_box_reg"]
+        for loss in losses.values():
+            assert (loss.device.type, loss.dtype, loss.dim()) == ("cuda", torch.float32, 0)
+    grid._cached_grid.cache_clear()
 
 
 def test_a_head_that_does_not_fit_is_refused():
