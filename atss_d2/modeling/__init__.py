@@ -13,6 +13,7 @@ from .criterion import (
     Criterion,
     IoUBranchCriterion,
     SoftTargetCriterion,
+    VFNetCriterion,
 )
 from .distance_distributions import DistanceDistributions
 from .head import HEAD_REGISTRY, ATSSHead
@@ -28,6 +29,7 @@ from .matchers import (
 from .nouns import Assignment, DecodedPredictions, Predictions, Scene, Targets
 from .test_time_augmentation import DenseDetectorWithTTA
 from .torchvision_backbone import TorchvisionBackbone, build_torchvision_fpn_backbone
+from .vfnet_head import VFNetHead
 
 __all__ = [
     "ATSS",
@@ -54,6 +56,8 @@ __all__ = [
     "Targets",
     "TopKMatcher",
     "TorchvisionBackbone",
+    "VFNetCriterion",
+    "VFNetHead",
     "build_atss_resnet_fpn_backbone",
     "build_fpn_with_p6p7",
     "build_torchvision_fpn_backbone",

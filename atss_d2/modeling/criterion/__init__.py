@@ -4,6 +4,7 @@ from .atss import ATSSCriterion
 from .base import CRITERION_REGISTRY, Criterion
 from .iou_branch import IoUBranchCriterion
 from .soft_target import SoftTargetCriterion
+from .vfnet import VFNetCriterion
 
 __all__ = [
     "CRITERION_REGISTRY",
@@ -11,4 +12,5 @@ __all__ = [
     "Criterion",
     "IoUBranchCriterion",
     "SoftTargetCriterion",
+    "VFNetCriterion",
 ]
