@@ -34,6 +34,7 @@ from atss_d2.warning_filters import filter_third_party_warnings
 
 from . import (
     DATA,
+    QUALITY_ROWS,
     ROWS,
     Run,
     collect,
@@ -159,8 +160,8 @@ def count_positives(args: argparse.Namespace) -> None:
 
 
 def list_rows(args: argparse.Namespace) -> None:
-    """Prints every row of Tables 1 to 7."""
-    rows = select_rows(args.rows) if args.rows else ROWS
+    """Prints every row."""
+    rows = select_rows(args.rows) if args.rows else (*ROWS, *QUALITY_ROWS)
     measurements = collect(
         read_results(args.output, args.data), args.data, rows=rows, overrides=args.overrides
     )

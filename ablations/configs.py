@@ -35,6 +35,8 @@ def load_row_config(row: Row, data: str, overrides: Sequence[str] = ()) -> DictC
     """
     if data not in DATA:
         raise ValueError(f"data must be one of {', '.join(DATA)}, got '{data}'")
+    if data == "shapes" and row.small_config is not None:
+        return apply_overrides(get_config(row.small_config), overrides)
     cfg = get_config(row.config)
     override_file = DATA[data]
     if override_file is not None:

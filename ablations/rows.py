@@ -17,21 +17,25 @@ class Row:
         name: Table and row, as below ``configs/ablations/``: ``"table4/k9"``.
         label: Name of the row in a document.
         quoted_ap: Box AP on COCO val2017 that the paper reports; None if it gives no number.
+        coco_config: Name of its config; default: that below ``configs/ablations/``.
+        small_config: Name of its config for ``--data shapes``; default: its COCO config, adapted.
     """
 
     name: str
     label: str
     quoted_ap: float | None
+    coco_config: str | None = None
+    small_config: str | None = None
 
     @property
     def table(self) -> str:
-        """``"table1"`` to ``"table7"``."""
+        """``"table1"`` to ``"table7"``, or ``"quality"``."""
         return self.name.split("/")[0]
 
     @property
     def config(self) -> str:
         """Name of the config for :func:`atss_d2.get_config`."""
-        return f"ablations/{self.name}"
+        return self.coco_config or f"ablations/{self.name}"
 
 
 TABLES = {
@@ -80,6 +84,25 @@ ROWS = (
     Row("table7/atss_1x1", "+ ATSS (1 x 1)", 39.3),
 )
 
+BASELINE = Row("quality/atss", "ATSS", 39.3, "coco/atss_R_50_FPN_1x", "demo/atss_shapes_wide")
+
+
+def _quality(name: str, label: str, quoted_ap: float | None, *, on_coco: bool = True) -> Row:
+    small = f"demo/{name}_shapes_wide"
+    return Row(
+        f"quality/{name}", label, quoted_ap, f"coco/{name}_R_50_FPN_1x" if on_coco else small, small
+    )
+
+
+# What grew out of ATSS, see docs/quality.md and ablations/quality.py.
+QUALITY_ROWS = (
+    BASELINE,
+    _quality("atss_iou", "ATSS, IoU branch", 39.4),
+    _quality("atss_vfl", "ATSS, varifocal loss", 40.2),
+    _quality("gfl", "GFL", 40.2),
+    _quality("gflv2", "GFLv2", 41.0),
+)
+
 
 def select_rows(patterns: Sequence[str]) -> list[Row]:
     """Returns the rows whose names match one of the patterns, in the order of the paper.
@@ -90,7 +113,8 @@ def select_rows(patterns: Sequence[str]) -> list[Row]:
     Raises:
         ValueError: A pattern matches no row; the message names the nearest rows.
     """
-    names = [row.name for row in ROWS]
+    rows = (*ROWS, *QUALITY_ROWS)
+    names = [row.name for row in rows]
     selected = set()
     for pattern in patterns:
         found = fnmatch.filter(names, pattern)
@@ -99,7 +123,7 @@ def select_rows(patterns: Sequence[str]) -> list[Row]:
             hint = did_you_mean(pattern, [*names, *TABLES], cutoff=0.4, otherwise=otherwise)
             raise ValueError(f"no row fits '{pattern}'; {hint}")
         selected.update(found)
-    return [row for row in ROWS if row.name in selected]
+    return [row for row in rows if row.name in selected]
 
 
 def find_row(name: str) -> Row:

@@ -16,6 +16,7 @@ from .criterion import (
     VFNetCriterion,
 )
 from .distance_distributions import DistanceDistributions
+from .gflv2_head import GFLv2Head
 from .head import HEAD_REGISTRY, ATSSHead
 from .matchers import (
     MATCHER_REGISTRY,
@@ -46,6 +47,7 @@ __all__ = [
     "DenseDetectorWithTTA",
     "DenseMatcher",
     "DistanceDistributions",
+    "GFLv2Head",
     "IoUBranchCriterion",
     "IoUMatcher",
     "Predictions",

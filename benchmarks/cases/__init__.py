@@ -16,6 +16,7 @@ from . import (
     nms,
     postprocess,
     prediction,
+    quality_steps,
     training_step,
 )
 from .step import Step
@@ -30,6 +31,7 @@ CASES: dict[str, ModuleType] = {
     "deployment": deployment,
     "exported_nms": exported_nms,
     "training_step": training_step,
+    "quality_steps": quality_steps,
     "launches": launches,
     "data_path": data_path,
     "prediction": prediction,

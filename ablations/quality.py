@@ -1,0 +1,273 @@
+"""What grew out of ATSS on the generated scenes, paired by seed with ATSS: docs/quality.md.
+
+python -m ablations --data shapes --rows 'quality/*' --seeds 0 1 2 3 4    # trains; resumable
+python -m ablations.quality --cost                    # milliseconds of a step and a detection
+python -m ablations.quality --report                  # fills docs/quality.md
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import functools
+import io
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from detectron2.config import instantiate
+from detectron2.data import MetadataCatalog
+from detectron2.utils.events import EventStorage
+from detectron2.utils.file_io import PathManager
+from matplotlib.figure import Figure
+from pycocotools.coco import COCO
+
+from atss_d2.commands.errors import Parser, one_sentence
+from atss_d2.data import DataError
+from atss_d2.plain.files import replacing
+from atss_d2.warning_filters import filter_third_party_warnings
+from benchmarks.settings import Settings
+from benchmarks.timing import Contestant, race
+
+from .document import fill_blocks
+from .paired import (
+    average_precision,
+    calibration_error,
+    draw_images,
+    interval_of_difference,
+    match,
+)
+from .report import Measurement, collect
+from .rows import BASELINE, QUALITY_ROWS, Row
+from .runs import read_results
+
+ROOT = Path(__file__).resolve().parents[1]
+DATA = "shapes"
+_COST = "quality_cost.json"
+_NUM_DRAWS = 1000
+_METRICS = ("AP75", "APs", "APm", "APl")
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Parses the command line."""
+    parser = Parser(
+        prog="python -m ablations.quality",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--output", type=Path, default=Path("output/ablations"), help="folder")
+    parser.add_argument("--cost", action="store_true", help="measure time on one thread")
+    parser.add_argument("--seconds", type=float, default=60.0, help="of each race, with --cost")
+    parser.add_argument("--report", action="store_true", help="fill the document, draw the picture")
+    parser.add_argument("--document", type=Path, default=ROOT / "docs" / "quality.md")
+    args = parser.parse_args(argv)
+    if not (args.cost or args.report):
+        parser.error("what to do? Give --cost or --report")
+    return args
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Does what the command line asks for; returns the exit code."""
+    args = parse(argv)
+    filter_third_party_warnings()
+    try:
+        if args.cost:
+            print(write_cost(args.output, seconds=args.seconds))
+        if args.report:
+            for path in write_report(args.document, args.output):
+                print(path)
+    except (DataError, OSError, KeyError, ValueError) as error:
+        sys.exit(f"ablations.quality: {one_sentence(error)}")
+    return 0
+
+
+def write_cost(output: Path, *, seconds: float = 60.0, rows: Sequence[Row] = QUALITY_ROWS) -> Path:
+    """Times a training step and a detection of every row, in turns, and saves the medians."""
+    torch.set_num_threads(1)
+    steps, detections = [], []
+    for row in rows:
+        step, detect = _contestants(row)
+        steps.append(Contestant(row.name, step))
+        detections.append(Contestant(row.name, detect))
+    settings = Settings(seconds=seconds)
+    found = {
+        kind: {name: 1000 * float(np.median(x)) for name, x in race(racers, settings).items()}
+        for kind, racers in (("step_ms", steps), ("detection_ms", detections))
+    }
+    path = output / DATA / _COST
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(found, indent=1) + "\n")
+    return path
+
+
+def _contestants(row: Row):
+    """Returns calls of a training step, without the optimizer, and of the detection of an image."""
+    from .configs import load_row_config
+
+    cfg = load_row_config(row, DATA)
+    torch.manual_seed(0)
+    model = instantiate(cfg.model).to(memory_format=torch.channels_last)
+    batch = next(iter(instantiate(cfg.dataloader.train)))
+    image = next(iter(instantiate(cfg.dataloader.test)))
+
+    def step():
+        model.train()
+        # The rules after their warm-up.
+        with EventStorage(cfg.train.max_iter):
+            sum(model(batch).values()).backward()
+        model.zero_grad()
+
+    @torch.no_grad()
+    def detect():
+        return model.eval()(image)
+
+    return step, detect
+
+
+def write_report(document: Path, output: Path) -> list[Path]:
+    """Fills the table and draws the picture of gain against cost.
+
+    Returns:
+        The picture and the document.
+
+    Raises:
+        ValueError: The baseline was not measured, or the document lacks the block.
+    """
+    measurements = collect(read_results(output, DATA), DATA, rows=QUALITY_ROWS)
+    if not measurements[BASELINE.name].results:
+        raise ValueError(
+            f"{BASELINE.name} has no results in {output}: run python -m ablations --data {DATA} "
+            "--rows 'quality/*' --seeds 0 1 2 3 4 first"
+        )
+    path = output / DATA / _COST
+    cost = json.loads(path.read_text()) if path.exists() else {}
+    compared = {
+        name: compare(measurement, measurements[BASELINE.name], output)
+        for name, measurement in measurements.items()
+        if measurement.results
+    }
+    picture = document.parent / "images" / "quality_gain_and_cost.png"
+    picture.parent.mkdir(parents=True, exist_ok=True)
+    draw(measurements, compared, cost, picture)
+    table = table_of(measurements, compared, cost)
+    image = f"![Gain over ATSS against the time of a step](images/{picture.name})"
+    fill_blocks(document, {"quality rows": f"{table}\n\n{image}"})
+    return [picture, document]
+
+
+def compare(row: Measurement, baseline: Measurement, output: Path) -> dict:
+    """Compares a row with the baseline on the seeds that both have.
+
+    Returns:
+        ``seeds``, ``gain`` and ``gain75`` (mean, low, high) in points of AP, and ``calibration``.
+    """
+    seeds = sorted({x.seed for x in row.results} & {x.seed for x in baseline.results})
+    if not seeds:
+        raise ValueError(f"{row.row.name} and {baseline.row.name} have no seed in common")
+    ours = [_matches(output, _result(row, seed)) for seed in seeds]
+    theirs = [_matches(output, _result(baseline, seed)) for seed in seeds]
+    draws = draw_images(len(ours[0][0].num_objects), _NUM_DRAWS)
+    found = {"seeds": seeds, "calibration": float(np.mean([calibration_error(x) for x in ours]))}
+    for name, thresholds in (("gain", slice(None)), ("gain75", slice(5, 6))):
+        aps = [_drawn_aps(runs, draws, thresholds) for runs in (ours, theirs)]
+        full = [_drawn_aps(runs, np.ones_like(draws[:1]), thresholds) for runs in (ours, theirs)]
+        low, high = interval_of_difference(*aps)
+        found[name] = (float((full[0] - full[1]).mean()), low, high)
+    return found
+
+
+def _drawn_aps(runs, draws: np.ndarray, thresholds: slice) -> np.ndarray:
+    """Returns AP (S, B) of each run on each draw of images."""
+    return np.array(
+        [[average_precision(run, draw)[thresholds].mean() for draw in draws] for run in runs]
+    )
+
+
+def _result(measurement: Measurement, seed: int):
+    return next(x for x in measurement.results if x.seed == seed)
+
+
+@functools.cache
+def _annotations() -> COCO:
+    from .configs import load_row_config
+
+    name = load_row_config(BASELINE, DATA).dataloader.test.dataset.names
+    instantiate(load_row_config(BASELINE, DATA).dataloader.test.dataset)  # draws them if need be
+    with contextlib.redirect_stdout(io.StringIO()):
+        return COCO(PathManager.get_local_path(MetadataCatalog.get(name).json_file))
+
+
+def _matches(output: Path, result):
+    (folder,) = Path(output, DATA).glob(f"*_{result.config}/seed{result.seed}")
+    return match(_annotations(), folder / "inference" / "coco_instances_results.json")
+
+
+def table_of(measurements: dict, compared: dict, cost: dict) -> str:
+    """Returns the table of all rows in markdown."""
+    header = [
+        "row",
+        "quoted AP, COCO",
+        "AP",
+        "AP - ATSS [95 %]",
+        "AP75 - ATSS [95 %]",
+        *_METRICS,
+    ]
+    header += ["calibration error", "step, ms", "detection, ms", "seeds"]
+    lines = [header, ["---"] * len(header)]
+    for name, measurement in measurements.items():
+        row = measurement.row
+        quoted = "" if row.quoted_ap is None else f"{row.quoted_ap:.1f}"
+        label = f"[{row.label}](../configs/{row.small_config}.py)"
+        if name not in compared:
+            lines.append([label, quoted, "not measured", *[""] * (len(header) - 3)])
+            continue
+        found = compared[name]
+        gains = ["", ""] if row == BASELINE else [_gain(found["gain"]), _gain(found["gain75"])]
+        means = [f"{measurement.mean(metric):.1f}" for metric in _METRICS]
+        times = [
+            f"{cost[kind][name]:.0f}" if name in cost.get(kind, {}) else ""
+            for kind in ("step_ms", "detection_ms")
+        ]
+        spread = measurement.spread()
+        mean = f"{measurement.mean():.1f}" + ("" if spread is None else f" ± {spread:.1f}")
+        calibration = f"{found['calibration']:.1f}"
+        lines.append([label, quoted, mean, *gains, *means, calibration, *times])
+        lines[-1].append(str(len(found["seeds"])))
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _gain(values: tuple[float, float, float]) -> str:
+    mean, low, high = values
+    text = f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]"
+    return f"**{text}**" if low > 0 or high < 0 else text
+
+
+def draw(measurements: dict, compared: dict, cost: dict, path: Path) -> None:
+    """Draws the gain over ATSS, with its interval, against the time of a training step."""
+    figure = Figure(figsize=(9, 5.5), layout="constrained", dpi=120)
+    axes = figure.subplots()
+    steps = cost.get("step_ms", {})
+    for name, found in compared.items():
+        if name not in steps or BASELINE.name not in steps:
+            continue
+        mean, low, high = found["gain"]
+        ratio = steps[name] / steps[BASELINE.name]
+        if name == BASELINE.name:
+            mean = low = high = 0.0
+        axes.errorbar(ratio, mean, [[mean - low], [high - mean]], fmt="o", capsize=3)
+        axes.annotate(
+            measurements[name].row.label, (ratio, mean), (6, 4), textcoords="offset points"
+        )
+    axes.axhline(0, color="tab:gray", linewidth=1)
+    axes.set(xlabel="time of a training step / ATSS's", ylabel="AP - ATSS's (bar: 95 % interval)")
+    axes.grid(alpha=0.3)
+    axes.margins(x=0.15)
+    figure.savefig(path)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
