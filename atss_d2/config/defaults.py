@@ -54,9 +54,9 @@ def add_atss_config(cfg: CN) -> None:
     # Initial bias of the box predictor: 0 for Box2BoxTransform, 4 for PointDistances.
     _C.HEAD.BBOX_PRED_BIAS = 0.0
 
-    # VFNetHead, which also takes HEAD.NORM and HEAD.PRIOR_PROB.
     _C.VF_NET_HEAD = CN()
-    # Channels of each convolution of a tower; the branch of the first box has one more.
+    # VFNetHead, which also takes HEAD.NORM and HEAD.PRIOR_PROB: channels of each convolution of a
+    # tower; the branch of the first box has one more.
     _C.VF_NET_HEAD.CONV_DIMS = (256, 256, 256)
     # Whether the tower convolutions have a bias.
     _C.VF_NET_HEAD.CONV_BIAS = False
@@ -172,9 +172,9 @@ def add_atss_config(cfg: CN) -> None:
     # Whether an image without positives counts as one positive, as in mmdetection.
     _C.FLOOR_PER_IMAGE = False
 
-    # VFNetCriterion, which also takes BOX_REG_LOSS_TYPE and BOX_REG_LOSS_WEIGHT.
     _C.VF_NET_CRITERION = CN()
-    # Weight of the background in the varifocal loss.
+    # VFNetCriterion, which also takes BOX_REG_LOSS_TYPE and BOX_REG_LOSS_WEIGHT: weight of the
+    # background in the varifocal loss.
     _C.VF_NET_CRITERION.VARIFOCAL_ALPHA = 0.75
     # Exponent of the varifocal loss.
     _C.VF_NET_CRITERION.VARIFOCAL_GAMMA = 2.0

@@ -29,6 +29,8 @@ from atss_d2.modeling import (
     ShiftedAnchorGenerator,
     TopKMatcher,
     TorchvisionBackbone,
+    VFNetCriterion,
+    VFNetHead,
     build_fpn_with_p6p7,
 )
 from atss_d2.modeling.backbones import LastLevelP6P7WithoutReLU
@@ -133,6 +135,8 @@ NODES = {
     "CENTER_SAMPLING_MATCHER": (CenterSamplingMatcher, "strides"),
     "TOPK_MATCHER": (TopKMatcher, ""),
     "POINT_DISTANCES": (PointDistances, ""),
+    "VF_NET_HEAD": (VFNetHead, "num_anchors num_box_values norm prior_prob"),
+    "VF_NET_CRITERION": (VFNetCriterion, "box_reg_loss_type box_reg_loss_weight"),
 }
 SHARED_BY_RULES = ("IGNORE_IOA_THRESH", "CENTER_EPSILON", "INSET")
 
@@ -219,7 +223,11 @@ VALUES = {
     "CENTER_SAMPLING_MATCHER.TOPK": 5,
     "BOX2BOX_TRANSFORM.WEIGHTS": (1.0, 2.0, 3.0, 4.0),
 }
-PARTS = {"ANCHOR_GENERATOR": "anchor_generator"}
+PARTS = {
+    "ANCHOR_GENERATOR": "anchor_generator",
+    "VF_NET_HEAD": "head",
+    "VF_NET_CRITERION": "criterion",
+}
 PARTS |= dict.fromkeys(
     ("POINT_DISTANCES", "DISTANCE_DISTRIBUTIONS", "BOX2BOX_TRANSFORM"), "box2box_transform"
 )
@@ -249,6 +257,8 @@ EFFECTS = {
     "HEAD.WITH_CENTERNESS": (False, lambda m: m.head.ctrness, None),
     "HEAD.WITH_SCALES": (False, lambda m: len(list(m.head.scales.parameters())), 0),
     "HEAD.BBOX_PRED_BIAS": (4.0, lambda m: m.head.bbox_pred.bias.mean().item(), 4.0),
+    "VF_NET_HEAD.CONV_DIMS": ([32], lambda m: m.head.cls_score.in_channels, 32),
+    "VF_NET_HEAD.CONV_BIAS": (True, lambda m: m.head.first_subnet[0].bias is not None, True),
     "FPN.P7_RELU": (False, lambda m: type(m.backbone.top_block), LastLevelP6P7WithoutReLU),
     "MATCHER.NAME": ("IoUMatcher", lambda m: type(m.matcher), IoUMatcher),
     "CRITERION.NAME": ("TwiceTheLoss", lambda m: type(m.criterion), TwiceTheLoss),
@@ -287,6 +297,9 @@ def test_every_key_has_an_effect(key):
             cfg.MODEL.ATSS.BOX_CODER = name
     if (node := key.partition(".")[0]).endswith("MATCHER"):
         cfg.MODEL.ATSS.MATCHER.NAME = NODES[node][0].__name__
+    if node.startswith("VF_NET_"):
+        cfg.MODEL.ATSS.BOX_CODER = "PointDistances"
+        cfg.MODEL.ATSS.HEAD.NAME, cfg.MODEL.ATSS.CRITERION.NAME = "VFNetHead", "VFNetCriterion"
     if key.startswith("ANCHOR_GENERATOR."):
         cfg.MODEL.ANCHOR_GENERATOR.NAME = "ShiftedAnchorGenerator"
     if key.startswith("FPN."):

@@ -209,9 +209,8 @@ def by_loops(predictions, targets):
                     p = reference.sigmoid(logit)
                     cls += 0.75 * p**2 * reference.binary_cross_entropy(logit, 0)
     losses = {"loss_cls": cls / max(count, 1)}
-    for (name, found), key, weight in zip(
-        boxes.items(), ("loss_box_reg", "loss_first_box_reg"), (2.0, 1.5)
-    ):
+    weights = {"loss_box_reg": 2.0, "loss_first_box_reg": 1.5}
+    for found, (key, weight) in zip(boxes.values(), weights.items()):
         total = sum(loss * iou for loss, iou in found)
         losses[key] = weight * total / max(sum(iou for _, iou in found), 1)
     return losses
