@@ -32,6 +32,7 @@ _CONFIG = "coco/atss_R_50_FPN_1x"
 FAMILY = {
     "GFL": "coco/gfl_R_50_FPN_1x",
     "GFLv2": "coco/gflv2_R_50_FPN_1x",
+    "PAA": "coco/paa_R_50_FPN_1x",
 }
 _ZOO = {
     FCOS: "COCO-Detection/fcos_R_50_FPN_1x.py",

@@ -24,6 +24,7 @@ from .matchers import (
     CenterSamplingMatcher,
     DenseMatcher,
     IoUMatcher,
+    PAAMatcher,
     ScaleRangeMatcher,
     TopKMatcher,
 )
@@ -50,6 +51,7 @@ __all__ = [
     "GFLv2Head",
     "IoUBranchCriterion",
     "IoUMatcher",
+    "PAAMatcher",
     "Predictions",
     "ScaleRangeMatcher",
     "Scene",

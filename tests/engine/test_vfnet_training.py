@@ -1,4 +1,4 @@
-"""VFNet in the trainer: it learns, and keeps averages; the losses on the test set have all boxes."""
+"""VFNet in the trainer: it learns; averages are evaluated; validation losses have all boxes."""
 
 import pytest
 from detectron2.config import LazyCall as L
