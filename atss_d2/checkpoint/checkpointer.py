@@ -17,6 +17,7 @@ from .agreement import convention_differences
 from .atomic_checkpointer import AtomicCheckpointer
 from .conversion import convert_state_dict
 from .loading import CheckpointError, load_file
+from .mmdet_heads import detector_of
 from .run_folder import is_remote, newest_checkpoint
 from .sources import HOW_TO_NAME, check_checkpoint, local_checkpoint, split_convention
 
@@ -179,7 +180,10 @@ class SafeCheckpointer(AtomicCheckpointer):
                 f"{type(self.model).__name__}"
             )
         try:
-            weights, report = convert_state_dict(checkpoint, self._convention)
+            detector = "auto"
+            if self._convention == "mmdet":  # the names of some are those of others
+                detector = detector_of(lambda part: type(getattr(self.model, part)).__name__)
+            weights, report = convert_state_dict(checkpoint, self._convention, detector=detector)
         except CheckpointError as error:
             raise CheckpointError(f"'{self._source}' is refused: {error}") from None
         logger.info(f"{report}")

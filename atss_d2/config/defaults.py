@@ -53,6 +53,8 @@ def add_atss_config(cfg: CN) -> None:
     _C.HEAD.WITH_SCALES = True
     # Initial bias of the box predictor: 0 for Box2BoxTransform, 4 for PointDistances.
     _C.HEAD.BBOX_PRED_BIAS = 0.0
+    # Side of the kernels of the predictors.
+    _C.HEAD.PRED_KERNEL_SIZE = 3
 
     _C.VF_NET_HEAD = CN()
     # VFNetHead, which also takes HEAD.NORM and HEAD.PRIOR_PROB: channels of each convolution of a

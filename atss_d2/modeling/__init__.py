@@ -16,6 +16,7 @@ from .criterion import (
     VFNetCriterion,
 )
 from .distance_distributions import DistanceDistributions
+from .dyhead import DyHead
 from .gflv2_head import GFLv2Head
 from .head import HEAD_REGISTRY, ATSSHead
 from .matchers import (
@@ -48,6 +49,7 @@ __all__ = [
     "DenseDetectorWithTTA",
     "DenseMatcher",
     "DistanceDistributions",
+    "DyHead",
     "GFLv2Head",
     "IoUBranchCriterion",
     "IoUMatcher",

@@ -264,6 +264,7 @@ EFFECTS = {
     "HEAD.WITH_CENTERNESS": (False, lambda m: m.head.ctrness, None),
     "HEAD.WITH_SCALES": (False, lambda m: len(list(m.head.scales.parameters())), 0),
     "HEAD.BBOX_PRED_BIAS": (4.0, lambda m: m.head.bbox_pred.bias.mean().item(), 4.0),
+    "HEAD.PRED_KERNEL_SIZE": (1, lambda m: m.head.cls_score.kernel_size, (1, 1)),
     "VF_NET_HEAD.CONV_DIMS": ([32], lambda m: m.head.cls_score.in_channels, 32),
     "VF_NET_HEAD.CONV_BIAS": (True, lambda m: m.head.first_subnet[0].bias is not None, True),
     "FPN.P7_RELU": (False, lambda m: type(m.backbone.top_block), LastLevelP6P7WithoutReLU),
