@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import re
+import math
 
 import numpy as np
 import torch
 from detectron2.layers import ShapeSpec
 from torch import Tensor, nn
 
+from atss_d2.checkpoint.foreign_names import our_names
 from atss_d2.modeling import ATSS, VFNetCriterion, VFNetHead
 from atss_d2.modeling.box_coding import PointDistances
 from tests.detector import CHANNELS, build
@@ -16,16 +17,11 @@ from tests.reference import published_quality
 
 LEVELS = range(5)
 STRIDES = published_quality()["strides"].tolist()
-# mmdetection's names in the head -> ours.
-NAMES = {
-    r"vfnet_cls_dconv": "cls_star",
-    r"vfnet_cls": "cls_score",
-    r"vfnet_reg_conv\.conv": "first_subnet.0",
-    r"vfnet_reg_conv\.gn": "first_subnet.1",
-    r"vfnet_reg": "bbox_pred",
-    r"vfnet_reg_refine_dconv": "bbox_star",
-    r"vfnet_reg_refine": "refined_pred",
-    r"scales_refine\.(\d)": r"refined_scales.\1",
+# Our losses -> mmdetection's.
+LOSSES = {
+    "loss_cls": "loss_cls",
+    "loss_box_reg": "loss_bbox_rf",
+    "loss_first_box_reg": "loss_bbox",
 }
 
 
@@ -49,15 +45,10 @@ def anchors() -> list[Tensor]:
 
 def our_name(theirs: str) -> str:
     """Our name of a parameter of mmdetection's head."""
-    module, _, parameter = theirs.removeprefix("bbox_head.").rpartition(".")
-    for pattern, ours in NAMES.items():
-        if re.fullmatch(pattern, module):
-            return f"{re.sub(pattern, ours, module)}.{parameter}"
-    tower = re.fullmatch(r"(cls|reg)_convs\.(\d)\.(conv|gn)", module)
-    if tower is None:
-        return f"{module}.{parameter}"
-    place = 3 * int(tower[2]) + (tower[3] == "gn")
-    return f"{dict(cls='cls', reg='bbox')[tower[1]]}_subnet.{place}.{parameter}"
+    (name,) = our_names(
+        [f"bbox_head.{theirs.removeprefix('bbox_head.')}"], "mmdet", "vfnet"
+    ).values()
+    return name.removeprefix("head.")
 
 
 def published_head() -> VFNetHead:
@@ -69,6 +60,23 @@ def published_head() -> VFNetHead:
     keys = [key for key in published_quality() if key.startswith(prefix)]
     head.load_state_dict({our_name(key.removeprefix(prefix)): tensor(key) for key in keys})
     return head
+
+
+def assert_published_detections(
+    prefix: str, i: int, boxes: Tensor, scores: Tensor, classes: Tensor
+) -> None:
+    """Detections are the published ones of an image, as sets."""
+    expected_boxes, expected_scores, expected_classes = (
+        tensor(f"{prefix}.det_{x}_{i}") for x in ("boxes", "scores", "classes")
+    )
+    assert len(boxes) == len(expected_boxes) == 100
+    costs = (boxes[:, None] - expected_boxes).abs().amax(dim=2)
+    costs += 1e3 * (scores[:, None] - expected_scores).abs()
+    costs[classes[:, None] != expected_classes] = math.inf
+    partners = costs.argmin(dim=1)
+    assert sorted(partners.tolist()) == list(range(100))
+    torch.testing.assert_close(boxes, expected_boxes[partners], rtol=0, atol=1e-3)
+    torch.testing.assert_close(scores, expected_scores[partners], rtol=0, atol=1e-5)
 
 
 def toy_head(num_levels: int = 2, num_classes: int = 3, **options) -> VFNetHead:

@@ -57,8 +57,8 @@ def add_atss_config(cfg: CN) -> None:
     _C.HEAD.PRED_KERNEL_SIZE = 3
 
     _C.VF_NET_HEAD = CN()
-    # VFNetHead, which also takes HEAD.NORM and HEAD.PRIOR_PROB: channels of each convolution of a
-    # tower; the branch of the first box has one more.
+    # VFNetHead, which also takes HEAD.NORM, HEAD.DEFORM_LAST_CONV and HEAD.PRIOR_PROB: channels of
+    # each convolution of a tower; the branch of the first box has one more.
     _C.VF_NET_HEAD.CONV_DIMS = (256, 256, 256)
     # Whether the tower convolutions have a bias.
     _C.VF_NET_HEAD.CONV_BIAS = False

@@ -39,6 +39,7 @@ class VFNetHead(ATSSHead):
         conv_dims: Sequence[int] = (256, 256, 256),
         norm: str = "GN",
         conv_bias: bool = False,
+        deform_last_conv: bool = False,
         prior_prob: float = 0.01,
         unit_distance: float = 8.0,
         star_gradient: float = 0.1,
@@ -53,6 +54,7 @@ class VFNetHead(ATSSHead):
                 more like the last.
             norm: See there.
             conv_bias: See there.
+            deform_last_conv: See there; the layer of the first box stays as it is.
             prior_prob: See there.
             unit_distance: First distance that is predicted as 0 = log(1), in strides.
             star_gradient: Factor of the gradient that reaches the first box through the places of
@@ -67,6 +69,7 @@ class VFNetHead(ATSSHead):
             conv_dims=conv_dims,
             norm=norm,
             conv_bias=conv_bias,
+            deform_last_conv=deform_last_conv,
             prior_prob=prior_prob,
             with_centerness=False,
         )

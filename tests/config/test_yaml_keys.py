@@ -139,7 +139,7 @@ NODES = {
     "PAA_MATCHER": (PAAMatcher, ""),
     "POINT_DISTANCES": (PointDistances, ""),
     "IOU_BRANCH_CRITERION": (IoUBranchCriterion, " ".join(arguments_of(ATSSCriterion))),
-    "VF_NET_HEAD": (VFNetHead, "num_anchors num_box_values norm prior_prob"),
+    "VF_NET_HEAD": (VFNetHead, "num_anchors num_box_values norm deform_last_conv prior_prob"),
     "VF_NET_CRITERION": (VFNetCriterion, "box_reg_loss_type box_reg_loss_weight"),
 }
 SHARED_BY_RULES = ("IGNORE_IOA_THRESH", "CENTER_EPSILON", "INSET")

@@ -18,12 +18,6 @@ from tests import reference, vfnet
 from tests.detector import build, image, toy_head
 from tests.reference import published_quality
 
-NAMES = {
-    "loss_cls": "loss_cls",
-    "loss_box_reg": "loss_bbox_rf",
-    "loss_first_box_reg": "loss_bbox",
-}
-
 
 def criterion(**options):
     made = VFNetCriterion(**options)
@@ -84,10 +78,10 @@ def published_scenes():
 @pytest.mark.parametrize("name", ["vfnet", "vfnet.empty0", "vfnet.empty", "vfnet.own_pad"])
 def test_losses_are_those_of_mmdetection(name):
     losses = criterion()(published_predictions(), published_scenes()[name])
-    assert list(losses) == list(NAMES)
+    assert list(losses) == list(vfnet.LOSSES)
     # Of background of low scores alone, 1 - p is rounded before its logarithm is taken.
     rel = 1e-5 if name == "vfnet.empty" else 1e-6
-    for ours, theirs in NAMES.items():
+    for ours, theirs in vfnet.LOSSES.items():
         expected = vfnet.tensor(f"{name}.{theirs}").item()
         assert losses[ours].item() == pytest.approx(expected, rel=rel, abs=1e-9), ours
 
@@ -152,19 +146,9 @@ def test_detections_are_those_of_mmdetection():
     sizes = [(h, w) for w, h in vfnet.tensor("sizes_wh").tolist()]
     images = [(i, *x) for i, x in enumerate(detections(predictions, sizes))]
     images.append(("own", *detections(predictions, [sizes[0], (175, 140)])[1]))
-    for i, boxes, scores, classes in images:
+    for i, *found in images:
         prefix, i = ("vfnet.own_pad", 1) if i == "own" else ("vfnet", i)
-        expected_boxes, expected_scores, expected_classes = (
-            vfnet.tensor(f"{prefix}.det_{x}_{i}") for x in ("boxes", "scores", "classes")
-        )
-        assert len(boxes) == len(expected_boxes) == 100
-        costs = (boxes[:, None] - expected_boxes).abs().amax(dim=2)
-        costs += 1e3 * (scores[:, None] - expected_scores).abs()
-        costs[classes[:, None] != expected_classes] = math.inf
-        partners = costs.argmin(dim=1)
-        assert sorted(partners.tolist()) == list(range(100))
-        torch.testing.assert_close(boxes, expected_boxes[partners], rtol=0, atol=1e-3)
-        torch.testing.assert_close(scores, expected_scores[partners], rtol=0, atol=1e-5)
+        vfnet.assert_published_detections(prefix, i, *found)
 
 
 # ------------------------------------------------------------------------------ definitions
@@ -330,7 +314,7 @@ def test_the_detector_without_boxes():
     for boxes in (([], BOXES), ([], [])):
         model = vfnet.toy_vfnet()
         losses = model([image(x, seed=i) for i, x in enumerate(boxes)])
-        assert list(losses) == list(NAMES)
+        assert list(losses) == list(vfnet.LOSSES)
         sum(losses.values()).backward()
         for name, parameter in model.named_parameters():
             assert parameter.grad is not None, name
