@@ -70,10 +70,10 @@ def _settings(model: ATSS, convention: Convention) -> Iterator[tuple[str, Any, A
         stride_in_1x1 = any(block.conv1.stride != (1, 1) for block in blocks)
         needed = convention.stride_in_1x1 and is_resnet
         yield f"{prefix}.bottom_up.stages.stride_in_1x1", stride_in_1x1, needed
-    score_type = own.convention.get("test_score_type", convention.score_type)
-    yield "test_score_type", model.test_score_type, score_type
-    rank_by = own.convention.get("test_rank_by", convention.rank_by)
-    yield "test_rank_by", model.test_rank_by, rank_by
+    needed = {"test_score_type": convention.score_type, "test_rank_by": convention.rank_by}
+    needed |= {key: x for key, x in own.convention.items() if key.startswith("test_")}
+    for key, value in needed.items():
+        yield key, getattr(model, key), value
     for name in ("pixel_mean", "pixel_std"):
         values = [round(value, 4) for value in getattr(model, name).flatten().tolist()]
         yield name, values, list(getattr(convention, name))

@@ -50,15 +50,16 @@ def _bins(shape: Callable[[str], Shape]) -> dict[str, Any]:
     return {"box2box_transform.num_bins": num_values // 4, "head.num_box_values": num_values}
 
 
+_OF_ATSS = {
+    r"bbox_head\.atss_cls": "head.cls_score",
+    r"bbox_head\.atss_reg": "head.bbox_pred",
+    r"bbox_head\.atss_centerness": "head.ctrness",
+}
 MMDET_HEADS: Mapping[str, MMDetHead] = {
     "atss": MMDetHead(
         title="ATSS",
         config="coco/atss_R_50_FPN_1x",
-        modules={
-            r"bbox_head\.atss_cls": "head.cls_score",
-            r"bbox_head\.atss_reg": "head.bbox_pred",
-            r"bbox_head\.atss_centerness": "head.ctrness",
-        },
+        modules=_OF_ATSS,
         config_with_dyhead="coco/atss_dyhead_R_50_FPN_1x",
     ),
     "gfl": MMDetHead(
@@ -72,6 +73,22 @@ MMDET_HEADS: Mapping[str, MMDetHead] = {
         left={r"bbox_head\.integral\.project": "computed anew"},
         parts={"box2box_transform": "DistanceDistributions", "criterion": "SoftTargetCriterion"},
         settings=_bins,
+    ),
+    "paa": MMDetHead(
+        title="PAA",
+        config="coco/paa_R_50_FPN_1x",
+        modules=_OF_ATSS,  # whose centerness predicts IoU
+        parts={"matcher": "PAAMatcher", "criterion": "IoUBranchCriterion"},
+        convention={
+            "matcher.low_quality_override": True,
+            "matcher.giou_cost_weight": 1.3,
+            "matcher.keep_undivided": False,
+            "criterion.floor_per_image": False,
+            "criterion.floor_by_images": True,
+            "test_thresh_on": "score",
+            "test_score_type": "sqrt",
+            "test_rank_by": "score",
+        },
     ),
     "vfnet": MMDetHead(
         title="VFNet",
