@@ -43,6 +43,8 @@ def add_atss_config(cfg: CN) -> None:
     _C.HEAD.NORM = "GN"
     # Whether the tower convolutions have a bias, as in the authors' code; mmdetection's have none.
     _C.HEAD.CONV_BIAS = True
+    # Whether the first convolution of both towers is a deformable one without masks (DDOD).
+    _C.HEAD.DEFORM_FIRST_CONV = False
     # Whether the last convolution of both towers is a modulated deformable one (DCN models).
     _C.HEAD.DEFORM_LAST_CONV = False
     # Initial score of every class.
@@ -80,8 +82,8 @@ def add_atss_config(cfg: CN) -> None:
     # ----------------------------------------------------------------------- sample selection
     _C.MATCHER = CN()
     # The rule: "ATSSMatcher", "IoUMatcher", "ScaleRangeMatcher", "CenterSamplingMatcher",
-    # "TopKMatcher", "PAAMatcher", or your own rule, registered in MATCHER_REGISTRY. Its arguments
-    # are the keys of the node named after it, MODEL.ATSS.MY_RULE for MyRule.
+    # "TopKMatcher", "DDODMatcher", "PAAMatcher", or your own rule, registered in MATCHER_REGISTRY.
+    # Its arguments are the keys of the node named after it, MODEL.ATSS.MY_RULE for MyRule.
     _C.MATCHER.NAME = "ATSSMatcher"
 
     # For all rules: background anchors are ignored if an ignore region (a crowd) covers more than
@@ -130,6 +132,13 @@ def add_atss_config(cfg: CN) -> None:
     _C.TOPK_MATCHER = CN()
     # Anchors per box, over all levels.
     _C.TOPK_MATCHER.TOPK = 9
+
+    _C.DDOD_MATCHER = CN()
+    # Besides the keys of ATSSMatcher but METRIC: a of the samples of the classification, from 0
+    # (selected by score alone) to 1 (by IoU alone).
+    _C.DDOD_MATCHER.CLS_ALPHA = 0.8
+    # a of the samples of boxes and their quality.
+    _C.DDOD_MATCHER.BOX_ALPHA = 0.5
 
     _C.PAA_MATCHER = CN()
     # Candidates per box and level.
@@ -191,6 +200,12 @@ def add_atss_config(cfg: CN) -> None:
     _C.CENTERNESS_INSET = 0.0
     # Whether an image without positives counts as one positive, as in mmdetection.
     _C.FLOOR_PER_IMAGE = False
+
+    _C.DDOD_CRITERION = CN()
+    # DDODCriterion: L, levels of the head.
+    _C.DDOD_CRITERION.NUM_LEVELS = 5
+    # Whether one counter of positives serves the weights of all losses, as in mmdetection.
+    _C.DDOD_CRITERION.SHARED_COUNTER = False
 
     _C.IOU_BRANCH_CRITERION = CN()
     # Whether the box loss of a positive is weighted by the IoU of its predicted box, as in PAA.

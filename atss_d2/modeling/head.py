@@ -56,6 +56,7 @@ class ATSSHead(nn.Module):
         conv_dims: Sequence[int] = (256, 256, 256, 256),
         norm: str = "GN",
         conv_bias: bool = True,
+        deform_first_conv: bool = False,
         deform_last_conv: bool = False,
         prior_prob: float = 0.01,
         with_centerness: bool = True,
@@ -74,6 +75,8 @@ class ATSSHead(nn.Module):
                 ``""`` for none.
             conv_bias: Whether the tower convolutions have a bias, as in the authors' code;
                 mmdetection's have none.
+            deform_first_conv: Whether the first convolution of both towers is a deformable one
+                without masks, as in DDOD.
             deform_last_conv: Whether the last convolution of both towers is a modulated deformable
                 convolution, as in the authors' DCN models.
             prior_prob: Initial score of every class.
@@ -107,15 +110,18 @@ class ATSSHead(nn.Module):
                 "the head is shared by all levels, which must have the same number of channels, "
                 f"got {[shape.channels for shape in input_shape]}"
             )
-        if deform_last_conv and not len(conv_dims):
-            raise ValueError("deform_last_conv needs at least one convolution in conv_dims, got []")
+        for name, value in (("first", deform_first_conv), ("last", deform_last_conv)):
+            if value and not len(conv_dims):
+                raise ValueError(
+                    f"deform_{name}_conv needs at least one convolution in conv_dims, got []"
+                )
         in_channels = channels.pop()
         self.num_classes = num_classes
         self.num_anchors = num_anchors
         self.num_box_values = num_box_values
         self.predicts_quality = with_centerness
 
-        tower = (in_channels, conv_dims, norm, conv_bias, deform_last_conv)
+        tower = (in_channels, conv_dims, norm, conv_bias, deform_first_conv, deform_last_conv)
         self.cls_subnet = _make_tower(*tower)
         self.bbox_subnet = _make_tower(*tower)
         out_channels = conv_dims[-1] if len(conv_dims) else in_channels
@@ -176,12 +182,16 @@ def _make_tower(
     conv_dims: Sequence[int],
     norm: str,
     conv_bias: bool,
+    deform_first_conv: bool,
     deform_last_conv: bool,
 ) -> nn.Sequential:
     layers: list[nn.Module] = []
     for i, out_channels in enumerate(conv_dims):
-        if deform_last_conv and i == len(conv_dims) - 1:
-            conv = ModulatedDeformConvPack(in_channels, out_channels, padding=1, bias=conv_bias)
+        is_modulated = deform_last_conv and i == len(conv_dims) - 1
+        if is_modulated or (deform_first_conv and i == 0):
+            conv = ModulatedDeformConvPack(
+                in_channels, out_channels, padding=1, bias=conv_bias, modulated=is_modulated
+            )
         else:
             conv = _conv(in_channels, out_channels, bias=conv_bias)
         layers.append(conv)

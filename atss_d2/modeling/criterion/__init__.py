@@ -2,6 +2,7 @@
 
 from .atss import ATSSCriterion
 from .base import CRITERION_REGISTRY, Criterion
+from .ddod import DDODCriterion
 from .iou_branch import IoUBranchCriterion
 from .soft_target import SoftTargetCriterion
 from .vfnet import VFNetCriterion
@@ -10,6 +11,7 @@ __all__ = [
     "CRITERION_REGISTRY",
     "ATSSCriterion",
     "Criterion",
+    "DDODCriterion",
     "IoUBranchCriterion",
     "SoftTargetCriterion",
     "VFNetCriterion",

@@ -8,6 +8,7 @@ from .base import MATCHER_REGISTRY, DenseMatcher
 from .center_sampling import CenterSamplingMatcher
 from .iou import IoUMatcher
 from .paa import PAAMatcher
+from .prediction_aware_atss import DDODMatcher
 from .scale_range import ScaleRangeMatcher
 from .selection import BACKGROUND, IGNORED
 from .topk import TopKMatcher
@@ -18,6 +19,7 @@ __all__ = [
     "MATCHER_REGISTRY",
     "ATSSMatcher",
     "CenterSamplingMatcher",
+    "DDODMatcher",
     "DenseMatcher",
     "IoUMatcher",
     "PAAMatcher",
