@@ -92,15 +92,16 @@ def toy_head(num_levels: int = 2, num_classes: int = 3, **options) -> VFNetHead:
 def toy_vfnet(seed: int = 0, **options) -> ATSS:
     """A toy VFNet with weights that give scores, and boxes, of all sizes."""
     torch.manual_seed(seed)
-    head = toy_head()
     model = build(
         **{
-            "head": head,
+            "head": toy_head(),
             "box2box_transform": PointDistances(anchor_scale=4),
             "criterion": VFNetCriterion(),
             **options,
         }
     )
-    for module in (head.first_subnet[0], head.cls_star, head.bbox_star, head.refined_pred):
-        nn.init.normal_(module.weight, std=0.05)
+    head = model.head
+    if isinstance(head, VFNetHead):
+        for module in (head.first_subnet[0], head.cls_star, head.bbox_star, head.refined_pred):
+            nn.init.normal_(module.weight, std=0.05)
     return model
