@@ -14,6 +14,7 @@ from .criterion import (
     DDODCriterion,
     IoUBranchCriterion,
     SoftTargetCriterion,
+    VFNetCriterion,
 )
 from .distance_distributions import DistanceDistributions
 from .dyhead import DyHead
@@ -36,6 +37,7 @@ from .matchers import (
 from .nouns import Assignment, DecodedPredictions, Predictions, Scene, Targets
 from .test_time_augmentation import DenseDetectorWithTTA
 from .torchvision_backbone import TorchvisionBackbone, build_torchvision_fpn_backbone
+from .vfnet_head import VFNetHead
 
 __all__ = [
     "ATSS",
@@ -70,6 +72,8 @@ __all__ = [
     "TaskAlignedMatcher",
     "TopKMatcher",
     "TorchvisionBackbone",
+    "VFNetCriterion",
+    "VFNetHead",
     "build_atss_resnet_fpn_backbone",
     "build_fpn_with_p6p7",
     "build_torchvision_fpn_backbone",

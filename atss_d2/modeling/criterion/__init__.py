@@ -5,6 +5,7 @@ from .base import CRITERION_REGISTRY, Criterion
 from .ddod import DDODCriterion
 from .iou_branch import IoUBranchCriterion
 from .soft_target import SoftTargetCriterion
+from .vfnet import VFNetCriterion
 
 __all__ = [
     "CRITERION_REGISTRY",
@@ -13,4 +14,5 @@ __all__ = [
     "DDODCriterion",
     "IoUBranchCriterion",
     "SoftTargetCriterion",
+    "VFNetCriterion",
 ]
