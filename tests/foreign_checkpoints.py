@@ -210,7 +210,7 @@ def mmdet(
         for index in range(tower_length):
             name = f"bbox_head.{tower}.{index}"
             weights.conv(f"{name}.conv", channels, channels, 3)
-            if dcn_in_tower and index == 3:
+            if dcn_in_tower and index == tower_length - 1:
                 weights.offset_conv(f"{name}.conv.conv_offset", channels)
             elif dcn_first_in_tower and index == 0:
                 weights.offset_conv(f"{name}.conv.conv_offset", channels, 18)

@@ -62,7 +62,8 @@ def _settings(model: ATSS, convention: Convention) -> Iterator[tuple[str, Any, A
     top_block = getattr(backbone, "top_block", None)
     if isinstance(top_block, LastLevelP6P7):
         has_relu = not isinstance(top_block, LastLevelP6P7WithoutReLU)
-        yield f"{prefix}.p7_relu", has_relu, convention.p7_relu
+        p7_relu = convention.p7_relu if own.p7_relu is None else own.p7_relu
+        yield f"{prefix}.p7_relu", has_relu, p7_relu
     blocks = [m for m in backbone.modules() if isinstance(m, BottleneckBlock)]
     if any(block.stride > 1 for block in blocks):
         is_resnet = all(block.conv2.groups == 1 for block in blocks)

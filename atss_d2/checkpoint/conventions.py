@@ -214,7 +214,8 @@ def _lazy_settings(cfg: DictConfig, name: str) -> dict[str, Any]:
         settings["backbone.offsets_of_upper_level"] = "flattened"
         settings["backbone.size_divisibility"] = convention.dyhead_divisibility
     if "p7_relu" in arguments_of(target_of(OmegaConf.select(node, pyramid))):
-        settings[f"{pyramid}.p7_relu"] = convention.p7_relu
+        p7_relu = convention.p7_relu if own.p7_relu is None else own.p7_relu
+        settings[f"{pyramid}.p7_relu"] = p7_relu
     stages = OmegaConf.select(node, f"{pyramid}.bottom_up.stages")
     if isinstance(stages, DictConfig) and "stride_in_1x1" in arguments_of(target_of(stages)):
         is_resnet = stages.get("num_groups", 1) == 1
@@ -276,6 +277,9 @@ def _yaml_settings(cfg: CfgNode, name: str) -> dict[str, Any]:
         )
     is_resnet = cfg.MODEL.RESNETS.NUM_GROUPS == 1
     generator = known[1] if convention.center_shift else cfg.MODEL.ANCHOR_GENERATOR.NAME
+    node = cfg.MODEL.ATSS
+    names = {"head": node.HEAD.NAME, "criterion": node.CRITERION.NAME}
+    own = MMDET_HEADS[detector_of({**names, "box2box_transform": node.BOX_CODER}.get)]
     return {
         "MODEL.ANCHOR_GENERATOR.NAME": generator,
         "MODEL.ANCHOR_GENERATOR.OFFSET": convention.anchor_offset,
@@ -283,7 +287,7 @@ def _yaml_settings(cfg: CfgNode, name: str) -> dict[str, Any]:
         "MODEL.ATSS.BOX2BOX_TRANSFORM.CLAMP_BOTH_SIDES": convention.clamp_both_sides,
         "MODEL.ATSS.MATCHER.INSET": convention.inset,
         "MODEL.ATSS.POINT_DISTANCES.INSET": convention.inset,
-        "MODEL.ATSS.FPN.P7_RELU": convention.p7_relu,
+        "MODEL.ATSS.FPN.P7_RELU": convention.p7_relu if own.p7_relu is None else own.p7_relu,
         "MODEL.RESNETS.STRIDE_IN_1X1": convention.stride_in_1x1 and is_resnet,
         "MODEL.ATSS.HEAD.CONV_BIAS": convention.conv_bias,
         "MODEL.ATSS.CENTERNESS_INSET": convention.inset,

@@ -29,6 +29,7 @@ class MMDetHead:
             heads. It is given a function that returns the shape of the weight of a convolution.
         convention: Keys below ``model`` and their values under the convention "mmdet" where these
             differ from those of ATSS.
+        p7_relu: Whether P7 is made from ReLU(P6); None: as in ATSS.
         config_with_dyhead: Our config of it with DyHead, if there is one.
     """
 
@@ -40,6 +41,7 @@ class MMDetHead:
     parts: Mapping[str, str] = field(default_factory=dict)
     settings: Callable[[Callable[[str], Shape]], dict[str, Any]] = lambda shape: {}
     convention: Mapping[str, Any] = field(default_factory=dict)
+    p7_relu: bool | None = None
     config_with_dyhead: str | None = None
 
 
@@ -104,6 +106,23 @@ MMDET_HEADS: Mapping[str, MMDetHead] = {
         sign="bbox_head.atss_iou",
         parts={"matcher": "DDODMatcher", "criterion": "DDODCriterion"},
         convention={"criterion.shared_counter": True},
+    ),
+    "vfnet": MMDetHead(
+        title="VFNet",
+        config="coco/vfnet_R_50_FPN_1x",
+        modules={
+            r"bbox_head\.vfnet_cls_dconv": "head.cls_star",
+            r"bbox_head\.vfnet_cls": "head.cls_score",
+            r"bbox_head\.vfnet_reg_conv\.conv": "head.first_subnet.0",
+            r"bbox_head\.vfnet_reg_conv\.gn": "head.first_subnet.1",
+            r"bbox_head\.vfnet_reg": "head.bbox_pred",
+            r"bbox_head\.vfnet_reg_refine_dconv": "head.bbox_star",
+            r"bbox_head\.vfnet_reg_refine": "head.refined_pred",
+            r"bbox_head\.scales_refine\.(\d+)": r"head.refined_scales.\1",
+        },
+        sign="bbox_head.vfnet_cls",
+        parts={"head": "VFNetHead"},
+        p7_relu=True,
     ),
     "tood": MMDetHead(
         title="TOOD",

@@ -62,6 +62,17 @@ def add_atss_config(cfg: CN) -> None:
     # Channels of each shared convolution of "TOODHead", all equal. Its other keys are those above.
     _C.TOOD_HEAD.CONV_DIMS = (256, 256, 256, 256, 256, 256)
 
+    _C.VF_NET_HEAD = CN()
+    # VFNetHead, which also takes HEAD.NORM, HEAD.DEFORM_LAST_CONV and HEAD.PRIOR_PROB: channels of
+    # each convolution of a tower; the branch of the first box has one more.
+    _C.VF_NET_HEAD.CONV_DIMS = (256, 256, 256)
+    # Whether the tower convolutions have a bias.
+    _C.VF_NET_HEAD.CONV_BIAS = False
+    # First distance that is predicted as 0 = log(1), in strides.
+    _C.VF_NET_HEAD.UNIT_DISTANCE = 8.0
+    # Factor of the gradient that reaches the first box through the places of the samples.
+    _C.VF_NET_HEAD.STAR_GRADIENT = 0.1
+
     # Whether P7 is computed from ReLU(P6); mmdetection computes it from P6 itself.
     _C.FPN = CN()
     _C.FPN.P7_RELU = True
@@ -246,6 +257,15 @@ def add_atss_config(cfg: CN) -> None:
     _C.TASK_ALIGNED_CRITERION = CN()
     # Exponent of the quality focal loss.
     _C.TASK_ALIGNED_CRITERION.CLS_LOSS_GAMMA = 2.0
+
+    _C.VF_NET_CRITERION = CN()
+    # VFNetCriterion, which also takes BOX_REG_LOSS_TYPE and BOX_REG_LOSS_WEIGHT: weight of the
+    # background in the varifocal loss.
+    _C.VF_NET_CRITERION.VARIFOCAL_ALPHA = 0.75
+    # Exponent of the varifocal loss.
+    _C.VF_NET_CRITERION.VARIFOCAL_GAMMA = 2.0
+    # Weight of the loss of first boxes.
+    _C.VF_NET_CRITERION.FIRST_BOX_REG_LOSS_WEIGHT = 1.5
 
     # ----------------------------------------------------------------------------- inference
     # Minimum class score of a detection, before centerness; or minimum score, see TEST_THRESH_ON.

@@ -15,6 +15,7 @@ from .criterion import (
     IoUBranchCriterion,
     SoftTargetCriterion,
     TaskAlignedCriterion,
+    VFNetCriterion,
 )
 from .distance_distributions import DistanceDistributions
 from .dyhead import DyHead
@@ -38,6 +39,7 @@ from .nouns import Assignment, DecodedPredictions, Predictions, Scene, Targets
 from .test_time_augmentation import DenseDetectorWithTTA
 from .tood_head import TOODHead
 from .torchvision_backbone import TorchvisionBackbone, build_torchvision_fpn_backbone
+from .vfnet_head import VFNetHead
 
 __all__ = [
     "ATSS",
@@ -74,6 +76,8 @@ __all__ = [
     "TaskAlignedMatcher",
     "TopKMatcher",
     "TorchvisionBackbone",
+    "VFNetCriterion",
+    "VFNetHead",
     "build_atss_resnet_fpn_backbone",
     "build_fpn_with_p6p7",
     "build_torchvision_fpn_backbone",

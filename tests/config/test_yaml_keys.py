@@ -38,6 +38,8 @@ from atss_d2.modeling import (
     TOODHead,
     TopKMatcher,
     TorchvisionBackbone,
+    VFNetCriterion,
+    VFNetHead,
     build_fpn_with_p6p7,
 )
 from atss_d2.modeling.backbones import LastLevelP6P7WithoutReLU
@@ -154,6 +156,8 @@ NODES = {
         *(DDODCriterion, " ".join({*arguments_of(ATSSCriterion), "quality_loss_weight"})),
     ),
     "IOU_BRANCH_CRITERION": (IoUBranchCriterion, " ".join(arguments_of(ATSSCriterion))),
+    "VF_NET_HEAD": (VFNetHead, "num_anchors num_box_values norm deform_last_conv prior_prob"),
+    "VF_NET_CRITERION": (VFNetCriterion, "box_reg_loss_type box_reg_loss_weight"),
 }
 
 
@@ -244,6 +248,7 @@ VALUES = {
     "BOX2BOX_TRANSFORM.WEIGHTS": (1.0, 2.0, 3.0, 4.0),
 }
 PARTS = {"ANCHOR_GENERATOR": "anchor_generator", "DDOD_CRITERION": "criterion"}
+PARTS |= {"VF_NET_HEAD": "head", "VF_NET_CRITERION": "criterion"}
 PARTS |= dict.fromkeys(
     ("POINT_DISTANCES", "DISTANCE_DISTRIBUTIONS", "BOX2BOX_TRANSFORM"), "box2box_transform"
 )
@@ -276,6 +281,8 @@ EFFECTS = {
     "HEAD.BBOX_PRED_BIAS": (4.0, lambda m: m.head.bbox_pred.bias.mean().item(), 4.0),
     "TOOD_HEAD.CONV_DIMS": ([64, 64], lambda m: len(m.head.shared_convs), 2),
     "HEAD.PRED_KERNEL_SIZE": (1, lambda m: m.head.cls_score.kernel_size, (1, 1)),
+    "VF_NET_HEAD.CONV_DIMS": ([32], lambda m: m.head.cls_score.in_channels, 32),
+    "VF_NET_HEAD.CONV_BIAS": (True, lambda m: m.head.first_subnet[0].bias is not None, True),
     "FPN.P7_RELU": (False, lambda m: type(m.backbone.top_block), LastLevelP6P7WithoutReLU),
     "MATCHER.NAME": ("IoUMatcher", lambda m: type(m.matcher), IoUMatcher),
     "DDOD_CRITERION.NUM_LEVELS": (3, lambda m: m.criterion.num_positives.shape[1], 3),
@@ -336,6 +343,9 @@ def test_every_key_has_an_effect(key):
         make_task_aligned(cfg)
     if node.endswith("_CRITERION"):
         cfg.MODEL.ATSS.CRITERION.NAME = NODES[node][0].__name__
+    if node.startswith("VF_NET_"):
+        cfg.MODEL.ATSS.BOX_CODER = "PointDistances"
+        cfg.MODEL.ATSS.HEAD.NAME, cfg.MODEL.ATSS.CRITERION.NAME = "VFNetHead", "VFNetCriterion"
     if key.startswith("ANCHOR_GENERATOR."):
         cfg.MODEL.ANCHOR_GENERATOR.NAME = "ShiftedAnchorGenerator"
     if key.startswith("FPN."):

@@ -40,9 +40,7 @@ def test_it_differs_from_atss_in_neck_and_head_only(configs):
     assert cfg == atss
 
 
-@pytest.mark.parametrize(
-    "name", ["demo/atss_dyhead_mobilenetv2_shapes", "demo/atss_dyhead_shapes_wide"]
-)
+@pytest.mark.parametrize("name", ["demo/atss_dyhead_shapes_wide"])
 def test_the_pretrained_part_learns_slowly(configs, name):
     """Although its names begin otherwise than without DyHead."""
     cfg = configs[name]

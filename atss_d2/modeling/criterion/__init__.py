@@ -6,6 +6,7 @@ from .ddod import DDODCriterion
 from .iou_branch import IoUBranchCriterion
 from .soft_target import SoftTargetCriterion
 from .task_aligned import TaskAlignedCriterion
+from .vfnet import VFNetCriterion
 
 __all__ = [
     "CRITERION_REGISTRY",
@@ -15,4 +16,5 @@ __all__ = [
     "IoUBranchCriterion",
     "SoftTargetCriterion",
     "TaskAlignedCriterion",
+    "VFNetCriterion",
 ]
