@@ -257,11 +257,12 @@ def check_parts(
                 f"the {name} was built for num_anchors={expected} per location, but the anchor "
                 f"generator gives {num_anchors} on its levels"
             )
-    if isinstance(box2box_transform, PointDistances) and set(num_anchors) != {1}:
+    from_points = isinstance(box2box_transform, (PointDistances, DistanceDistributions))
+    if from_points and set(num_anchors) != {1}:
         raise ValueError(
-            "PointDistances regresses from a point and needs one anchor per location, but the "
-            f"anchor generator gives {num_anchors} on its levels; use one size and one aspect "
-            "ratio, or Box2BoxTransform"
+            f"{type(box2box_transform).__name__} regresses from a point and needs one anchor per "
+            f"location, but the anchor generator gives {num_anchors} on its levels; use one size "
+            "and one aspect ratio, or Box2BoxTransform"
         )
     head_classes = getattr(head, "num_classes", num_classes)
     if head_classes != num_classes:
@@ -270,9 +271,8 @@ def check_parts(
         )
     if hasattr(head, "check_fit"):
         head.check_fit(anchor_generator, box2box_transform)
-    predicts_quality = getattr(head, "predicts_quality", None)
-    if criterion is not None and predicts_quality is not None:
-        criterion.check_quality(predicts_quality)
+    if criterion is not None:
+        criterion.check_fit(head, matcher, num_levels=len(num_anchors))
     num_values = num_box_values(box2box_transform)
     head_values = getattr(head, "num_box_values", num_values)
     if head_values != num_values:

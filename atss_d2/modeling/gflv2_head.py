@@ -41,7 +41,8 @@ class GFLv2Head(ATSSHead):
         if num_box_values % 4 or not 1 <= topk <= num_box_values // 4:
             raise ValueError(
                 f"num_box_values must be 4 times the bins of a side, at least topk={topk} bins, "
-                f"got {num_box_values}"
+                f"got {num_box_values}: set box2box_transform to DistanceDistributions "
+                "(MODEL.ATSS.BOX_CODER in yaml)"
             )
         if self.num_anchors != 1:
             raise ValueError(f"GFLv2Head has num_anchors=1, got {self.num_anchors}")

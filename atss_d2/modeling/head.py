@@ -46,6 +46,8 @@ class ATSSHead(nn.Module):
     is RetinaNet's head, with ``with_scales=False`` FCOS's.
     """
 
+    predicts_first_boxes = False
+
     def __init__(
         self,
         *,

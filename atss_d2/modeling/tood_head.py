@@ -73,6 +73,7 @@ class TOODHead(nn.Module):
     """
 
     predicts_quality = False
+    predicts_first_boxes = False
 
     def __init__(
         self,

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from detectron2.layers import ShapeSpec, get_norm
 from torch import Tensor, nn
 
+from .box_coding import PointDistances
 from .deform_conv import DeformConv2d
 from .head import HEAD_REGISTRY, ATSSHead, Scale
 from .precision import widen
@@ -28,6 +29,8 @@ class VFNetHead(ATSSHead):
     distances are the first ones times predicted factors. There is one anchor per location; the box
     coder must be :class:`PointDistances`.
     """
+
+    predicts_first_boxes = True
 
     def __init__(
         self,
@@ -92,6 +95,18 @@ class VFNetHead(ATSSHead):
         self.refined_pred = nn.Conv2d(channels, 4, 3, padding=1)
         self.refined_scales = nn.ModuleList([Scale() for _ in input_shape])
         self._init_weights(prior_prob, bbox_pred_bias=0.0)
+
+    def check_fit(self, anchor_generator: nn.Module, box2box_transform) -> None:
+        """Checks that the other parts of a detector take what this head predicts.
+
+        Raises:
+            ValueError: The box coder is another one than :class:`PointDistances`.
+        """
+        if not isinstance(box2box_transform, PointDistances):
+            raise ValueError(
+                "VFNetHead predicts distances: set box2box_transform to PointDistances "
+                f"(MODEL.ATSS.BOX_CODER in yaml), got {type(box2box_transform).__name__}"
+            )
 
     def forward(self, features: list[Tensor]) -> list[list[Tensor]]:
         """Predicts classes and refined boxes from all levels; in training also the first boxes.

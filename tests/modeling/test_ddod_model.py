@@ -183,8 +183,8 @@ def test_arguments_that_do_not_fit(arguments, message):
 
 
 def test_another_number_of_levels_is_named():
-    with pytest.raises(ValueError, match=r"for 5 levels, but the head has 2: set criterion\.num_l"):
-        build(criterion=DDODCriterion())(batch_of(BOXES))
+    with pytest.raises(ValueError, match=r"5 levels, but the model has 2: set criterion\.num_l"):
+        build(criterion=DDODCriterion())
 
 
 def test_it_needs_a_quality():

@@ -17,7 +17,13 @@ from .base import CRITERION_REGISTRY, Criterion
 from .box_losses import BOX_REG_LOSS_TYPES, box_reg_loss
 from .centerness import centerness_loss, centerness_targets
 from .focal_loss import sigmoid_focal_loss
-from .positives import Positives, count_with_floor, find_positives
+from .positives import (
+    DEFAULT_FLOORS,
+    Positives,
+    count_with_floor,
+    find_positives,
+    is_positive,
+)
 
 
 @CRITERION_REGISTRY.register()
@@ -35,6 +41,7 @@ class ATSSCriterion(Criterion):
     """
 
     quality_name = "centerness"
+    takes_box_labels = True
     weighs_without_quality = False
 
     def __init__(
@@ -139,8 +146,17 @@ class ATSSCriterion(Criterion):
         self, targets: Targets, totals: tuple[Tensor, Tensor]
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Returns the normalizers of the losses of classes, of the quality and of boxes."""
+        if targets.box_labels is not None:
+            floors = (1, *DEFAULT_FLOORS)
+            return self.normalizers(self._count(targets.labels), *totals, floors=floors)
         num_positives, sum_weights = self.normalizers(*totals)
         return num_positives, num_positives, sum_weights
+
+    def _count(self, labels: Tensor) -> Tensor:
+        """Returns the number of positives among labels (N, R), 0-dim."""
+        if self.floor_per_image:
+            return count_with_floor(labels, self.num_classes)
+        return is_positive(labels, self.num_classes).sum()
 
     def _weigh(
         self, positives: Positives, targets: Targets
@@ -156,7 +172,8 @@ class ATSSCriterion(Criterion):
         weights = quality if is_weighted else positives.mask.to(quality.dtype)
         num_positives = positives.mask.sum()
         if self.floor_per_image:
-            num_positives = count_with_floor(targets.labels, self.num_classes)
+            labels = targets.labels if targets.box_labels is None else targets.box_labels
+            num_positives = count_with_floor(labels, self.num_classes)
         return quality, weights, (num_positives, weights.sum())
 
     @torch.no_grad()

@@ -43,10 +43,16 @@ class Criterion(nn.Module, ABC):
         num_classes: K, the label of background.
         uses_quality: Whether the head must (True) or must not (False) predict a quality; None:
             either way. A class attribute.
+        uses_first_boxes: Whether the head must (True) or must not (False) predict boxes that it
+            refines. A class attribute.
+        takes_box_labels: Whether boxes and their quality may have samples of their own
+            (``targets.box_labels``). A class attribute.
         totals_need_predictions: Whether :meth:`totals` returns None.
     """
 
     uses_quality: bool | None = None
+    uses_first_boxes = False
+    takes_box_labels = False
     totals_need_predictions = False
 
     def __init__(self) -> None:
@@ -77,9 +83,11 @@ class Criterion(nn.Module, ABC):
             Weighted scalars by name, ``loss_<name>``.
 
         Raises:
-            ValueError: The head predicts a quality that has no loss here, or lacks one.
+            ValueError: The head predicts a quality that has no loss here, or lacks one; or boxes
+                have samples of their own, which this criterion does not take.
         """
         self.check_quality(predictions.quality is not None)
+        self.check_samples(targets.box_labels is not None)
         with torch.autocast(targets.labels.device.type, enabled=False):
             return self.compute(predictions, targets)
 
@@ -92,10 +100,46 @@ class Criterion(nn.Module, ABC):
         if self.uses_quality in (None, is_predicted):
             return
         if self.uses_quality:
-            says = f"trains a quality, which the head does not predict: set {_SWITCH}=True"
+            says = "trains a quality, which the head does not predict: "
+            says += f"set {_SWITCH}=True, which ATSSHead has"
         else:
             says = f"has no loss for the quality that the head predicts: set {_SWITCH}=False"
         raise ValueError(f"{type(self).__name__} {says}")
+
+    def check_samples(self, are_separate: bool) -> None:
+        """Checks that boxes only have samples of their own if the criterion takes them.
+
+        Raises:
+            ValueError: Otherwise; the message says what to set.
+        """
+        if are_separate and not self.takes_box_labels:
+            raise ValueError(
+                f"{type(self).__name__} trains classes and boxes with the same samples, but the "
+                "matcher selects those of boxes separately: use it with another matcher, or this "
+                "matcher with DDODCriterion"
+            )
+
+    def check_fit(self, head: nn.Module, matcher: Any, *, num_levels: int) -> None:
+        """Checks that head and matcher give what the losses use.
+
+        Args:
+            head: Parts of the detector, as the next. What it does not declare is not checked.
+            matcher: A :class:`DenseMatcher`.
+            num_levels: L.
+
+        Raises:
+            ValueError: They do not; the message says what to set.
+        """
+        name = type(head).__name__
+        if getattr(head, "predicts_first_boxes", self.uses_first_boxes) != self.uses_first_boxes:
+            says = f"no loss for the boxes that {name} refines: set criterion to VFNetCriterion"
+            if self.uses_first_boxes:
+                says = f"a loss of first boxes, which {name} lacks: set head to VFNetHead"
+            raise ValueError(f"{type(self).__name__} has {says}")
+        predicts_quality = getattr(head, "predicts_quality", None)
+        if predicts_quality is not None:
+            self.check_quality(predicts_quality)
+        self.check_samples(getattr(matcher, "selects_boxes_separately", False))
 
     @abstractmethod
     def compute(self, predictions: Predictions, targets: Targets) -> dict[str, Tensor]:

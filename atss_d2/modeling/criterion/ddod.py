@@ -6,8 +6,10 @@ that include all positives.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..nouns import Predictions, Targets
 from .base import CRITERION_REGISTRY
@@ -80,6 +82,23 @@ class DDODCriterion(IoUBranchCriterion):
         self.num_positives: Tensor
         self.register_buffer("num_positives", torch.zeros(2, num_levels, dtype=torch.int64))
 
+    def check_fit(self, head: nn.Module, matcher: Any, *, num_levels: int) -> None:
+        """Checks the parts, see :meth:`Criterion.check_fit`.
+
+        Raises:
+            ValueError: There are not ``num_levels`` levels, or as there.
+        """
+        super().check_fit(head, matcher, num_levels=num_levels)
+        self._check_levels(num_levels)
+
+    def _check_levels(self, num_levels: int) -> None:
+        own = self.num_positives.shape[1]
+        if num_levels != own:
+            raise ValueError(
+                f"DDODCriterion was built for {own} levels, but the model has {num_levels}: set "
+                f"criterion.num_levels={num_levels} (MODEL.ATSS.DDOD_CRITERION.NUM_LEVELS in yaml)"
+            )
+
     def compute(self, predictions: Predictions, targets: Targets) -> dict[str, Tensor]:
         """Computes ``loss_cls``, ``loss_box_reg`` and ``loss_iou``.
 
@@ -87,12 +106,7 @@ class DDODCriterion(IoUBranchCriterion):
             ValueError: There are not ``num_levels`` levels.
         """
         sizes = [level.shape[1] for level in predictions.logits]  # Ri
-        num_levels = self.num_positives.shape[1]
-        if len(sizes) != num_levels:
-            raise ValueError(
-                f"DDODCriterion was built for {num_levels} levels, but the head has {len(sizes)}: "
-                f"set criterion.num_levels={len(sizes)} (MODEL.ATSS.DDOD_CRITERION.NUM_LEVELS)"
-            )
+        self._check_levels(len(sizes))
         labels = [targets.labels, targets.labels]  # (N, R) each
         if targets.box_labels is not None:
             labels[1] = targets.box_labels

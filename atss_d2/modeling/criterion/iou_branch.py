@@ -71,10 +71,12 @@ class IoUBranchCriterion(ATSSCriterion):
     ) -> tuple[Tensor, Tensor, Tensor]:
         if not self.floor_by_images:
             return super().loss_normalizers(targets, totals)
-        num_positives, sum_weights, num_images = self.normalizers(
-            *totals, _num_images(targets), floors=(*DEFAULT_FLOORS, 1)
+        counts = [] if targets.box_labels is None else [self._count(targets.labels)]
+        num_positives, sum_weights, num_images, *num_for_cls = self.normalizers(
+            *totals, _num_images(targets), *counts, floors=(*DEFAULT_FLOORS, 1, *[1] * len(counts))
         )
-        return torch.maximum(num_positives, num_images), num_positives, sum_weights
+        num_for_cls = torch.maximum([num_positives, *num_for_cls][-1], num_images)
+        return num_for_cls, num_positives, sum_weights
 
     def totals(self, targets: Targets, *, with_quality: bool) -> tuple[Tensor, ...] | None:
         """Returns None if box losses are weighted, else what :class:`ATSSCriterion` returns.

@@ -28,6 +28,7 @@ class TaskAlignedCriterion(ATSSCriterion):
     """
 
     uses_quality = False
+    takes_box_labels = False
     weighs_without_quality = True
 
     def __init__(

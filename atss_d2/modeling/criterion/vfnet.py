@@ -28,6 +28,8 @@ class VFNetCriterion(SoftTargetCriterion):
     a :class:`VFNetHead`.
     """
 
+    uses_first_boxes = True
+
     def __init__(
         self,
         *,

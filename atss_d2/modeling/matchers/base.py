@@ -37,9 +37,11 @@ class DenseMatcher(ABC):
 
     Attributes:
         needs_predictions: Whether the rule uses ``scene.predictions``; a class attribute.
+        selects_boxes_separately: Whether the assignment has ``box_matched_idxs``; likewise.
     """
 
     needs_predictions = False
+    selects_boxes_separately = False
 
     def __init__(self, *, ignore_ioa_thresh: float | None = None) -> None:
         """

@@ -31,6 +31,7 @@ class DDODMatcher(ATSSMatcher):
     """
 
     needs_predictions = True
+    selects_boxes_separately = True
 
     def __init__(self, *, cls_alpha: float = 0.8, box_alpha: float = 0.5, **kwargs: Any) -> None:
         """
