@@ -175,6 +175,14 @@ def add_atss_config(cfg: CN) -> None:
     # How pre-NMS detections are ranked: by this "score", or by the "class_score" alone.
     _C.TEST_RANK_BY = "score"
 
+    # ---------------------------- proposals of an R-CNN, if MODEL.PROPOSAL_GENERATOR.NAME is ATSSRPN
+    # Its rule is MODEL.ATSS.MATCHER, the rest Detectron2's MODEL.RPN.
+    _C.RPN = CN()
+    # Whether anchors are sampled and have Detectron2's losses. Otherwise all anchors have the
+    # losses of MODEL.ATSS.CRITERION, which need MODEL.RPN.HEAD_NAME ATSSRPNHead: it reads
+    # MODEL.ATSS.HEAD.PRIOR_PROB and WITH_CENTERNESS.
+    _C.RPN.SAMPLE_ANCHORS = True
+
     # ------------------------------------------------------- training, of any model of Detectron2
     _C.TRAIN = CN()
     # A training image that cannot be used: "stop", or "skip" to take another one and list it in
