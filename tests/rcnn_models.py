@@ -34,10 +34,9 @@ class ToyPyramid(Backbone):
         self.out_channels = CHANNELS
 
     def forward(self, x):
-        features = [self.conv(x).relu()]
-        while len(features) < len(LEVELS):
-            features.append(nn.functional.max_pool2d(features[-1], 2))
-        return dict(zip(LEVELS, features))
+        p2 = self.conv(x).relu()
+        p3 = nn.functional.max_pool2d(p2, 2)
+        return {"p2": p2, "p3": p3, "p4": nn.functional.max_pool2d(p3, 2)}
 
     @property
     def size_divisibility(self):

@@ -175,7 +175,7 @@ def add_atss_config(cfg: CN) -> None:
     # How pre-NMS detections are ranked: by this "score", or by the "class_score" alone.
     _C.TEST_RANK_BY = "score"
 
-    # ---------------------------- proposals of an R-CNN, if MODEL.PROPOSAL_GENERATOR.NAME is ATSSRPN
+    # -------------------------- proposals of an R-CNN, if MODEL.PROPOSAL_GENERATOR.NAME is ATSSRPN
     # Its rule is MODEL.ATSS.MATCHER, the rest Detectron2's MODEL.RPN.
     _C.RPN = CN()
     # Whether anchors are sampled and have Detectron2's losses. Otherwise all anchors have the

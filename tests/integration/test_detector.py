@@ -161,7 +161,7 @@ class NotAMatcher:
 @pytest.mark.parametrize(
     ("model", "matcher", "options", "error", "message"),
     [
-        (nn.Linear(1, 1), ATSSMatcher(), {}, TypeError, r"RetinaNet and FCOS .* got Linear, .* no"),
+        (nn.Linear(1, 1), ATSSMatcher(), {}, TypeError, r"RetinaNet, FCOS and .* got Linear, .* no"),
         (nn.Linear(1, 1), None, {}, TypeError, "got Linear, which has no label_anchors"),
         (d2.fcos(), NotAMatcher(), {}, TypeError, "must be a DenseMatcher, got NotAMatcher"),
         (d2.fcos(), NotAMatcher, {}, TypeError, "got the class NotAMatcher"),

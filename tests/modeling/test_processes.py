@@ -5,11 +5,13 @@ import datetime
 import pytest
 import torch
 from detectron2.engine import launch
+from detectron2.modeling.meta_arch import ProposalNetwork
 from torch.nn.parallel import DistributedDataParallel
 
 from atss_d2 import use_atss
 from atss_d2.engine import leave_process_group
 from tests import detectron2_models as d2
+from tests import rcnn_models
 from tests.detector import build, image
 
 CHANGED = {"retinanet": d2.retinanet, "fcos": d2.fcos}
@@ -40,6 +42,18 @@ def changed_model(name):
     return use_atss(CHANGED[name](), ignore_ioa_thresh=0.5)
 
 
+def proposal_network():
+    """Our RPN in the setting in which all of its losses are ours."""
+    node = rcnn_models.with_atss(rcnn_models.rcnn_config(), focal=True)
+    parts = rcnn_models.build(node)
+    return ProposalNetwork(
+        backbone=parts.backbone,
+        proposal_generator=parts.proposal_generator,
+        pixel_mean=[103.53, 116.28, 123.675],
+        pixel_std=[57.375, 57.12, 58.395],
+    )
+
+
 def train_one_of_two(folder):
     """Body of a process: each model with its part of each batch; the first one writes."""
     torch.set_num_threads(1)
@@ -51,6 +65,8 @@ def train_one_of_two(folder):
         losses = torch.stack(list(d2.losses_of(model, half).values())).detach()
         torch.distributed.all_reduce(losses)
         results[name] = losses / 2, d2.gradients_of(model, half)
+        rpn = DistributedDataParallel(proposal_network())
+        results[f"{name}, RPN"] = d2.gradients_of(rpn, half)
     for name in CHANGED:
         model = DistributedDataParallel(changed_model(name))
         results[name] = [d2.gradients_of(model, changed_batch(rank)) for _ in range(2)]
@@ -81,6 +97,16 @@ def test_two_processes_train_like_one(results_of_two_processes, scenario):
         found = two_gradients[f"module.{name}"]
         torch.testing.assert_close(found, gradient, rtol=0, atol=atol, msg=name)
     assert (losses[1] == 0) == (scenario == "no process has boxes")
+
+
+@pytest.mark.parametrize("scenario", scenario_batches())
+def test_two_processes_train_an_rpn_like_one(results_of_two_processes, scenario):
+    gradients = d2.gradients_of(proposal_network(), scenario_batches()[scenario])
+    for name, gradient in gradients.items():
+        atol = 1e-5 * gradient.abs().max().item()
+        found = results_of_two_processes[f"{scenario}, RPN"][f"module.{name}"]
+        torch.testing.assert_close(found, gradient, rtol=0, atol=atol, msg=name)
+    assert gradients["proposal_generator.rpn_head.objectness_logits.bias"].any()
 
 
 @pytest.mark.parametrize("name", CHANGED)
