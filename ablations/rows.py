@@ -101,6 +101,7 @@ QUALITY_ROWS = (
     _quality("atss_vfl", "ATSS, varifocal loss", 40.2),
     _quality("gfl", "GFL", 40.2),
     _quality("gflv2", "GFLv2", 41.0),
+    _quality("paa", "PAA", 40.4),
 )
 
 

@@ -28,6 +28,12 @@ with warnings.catch_warnings():
 
 ATSS, FCOS, RETINANET = "ATSS", "Detectron2 FCOS", "Detectron2 RetinaNet"
 _CONFIG = "coco/atss_R_50_FPN_1x"
+# What grew out of ATSS, by the name in tables.
+FAMILY = {
+    "GFL": "coco/gfl_R_50_FPN_1x",
+    "GFLv2": "coco/gflv2_R_50_FPN_1x",
+    "PAA": "coco/paa_R_50_FPN_1x",
+}
 _ZOO = {
     FCOS: "COCO-Detection/fcos_R_50_FPN_1x.py",
     RETINANET: "COCO-Detection/retinanet_R_50_FPN_1x.py",
@@ -68,14 +74,14 @@ def build(
     """Builds a detector with random weights, the same ones in every run.
 
     Args:
-        name: :data:`ATSS`, :data:`FCOS` or :data:`RETINANET`.
+        name: :data:`ATSS`, one of :data:`FAMILY`, :data:`FCOS` or :data:`RETINANET`.
         num_classes: K.
         num_anchors: 1 gives RetinaNet the anchors of ATSS. Default: as published.
         with_backbone: Whether to build the R-50-FPN; otherwise :class:`ZeroPyramid`.
         with_centerness: False builds ATSS without centerness, with RetinaNet's scores.
     """
-    ours = atss_d2.get_config(_CONFIG).model
-    cfg: DictConfig = ours if name == ATSS else model_zoo.get_config(_ZOO[name]).model
+    ours = atss_d2.get_config(FAMILY.get(name, _CONFIG)).model
+    cfg: DictConfig = model_zoo.get_config(_ZOO[name]).model if name in _ZOO else ours
     cfg.backbone = ours.backbone if with_backbone else L(ZeroPyramid)()
     cfg.pixel_std = _PIXEL_STD
     cfg.num_classes = num_classes

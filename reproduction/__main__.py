@@ -168,7 +168,8 @@ def _summary(config: str, seed: int, verdict: Verdict) -> str:
     lines = [
         f"{config}, seed {seed}: {found}",
         *verdict.notes,
-        f"{len(verdict.rows)} iterations, {verdict.seconds:.0f} s; {verdict.folder}",
+        f"{len(verdict.rows)} iterations, {verdict.seconds:.0f} s"
+        + (f"; {verdict.folder}" if verdict.folder else ""),
     ]
     return "\n".join(lines)
 

@@ -43,14 +43,14 @@ class Verdict:
     """What the canary saw.
 
     Args:
-        folder: Output folder of the training.
+        folder: Output folder of the training; None if nothing was trained.
         complaints: What is wrong, each in one sentence; empty if all is well.
         notes: What should be known but is not wrong.
         rows: Rows of ``metrics.json``.
         seconds: Wall-clock time.
     """
 
-    folder: Path
+    folder: Path | None = None
     complaints: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     rows: list[dict[str, float]] = field(default_factory=list)
@@ -94,7 +94,7 @@ def sing(
     if iterations > cfg.train.max_iter:
         raise ValueError(f"{config} has {cfg.train.max_iter} iterations, fewer than {iterations}")
     start = time.monotonic()
-    verdict = Verdict(_new_folder(folder / Path(config).stem))
+    verdict = Verdict()
     facts = None
     try:
         with explained(cfg, "train"):
@@ -111,11 +111,12 @@ def sing(
         say(f"CANARY: {verdict.complaints[-1]}")
     if facts is not None and (keep_going or not found):
         watched = _Watch(cfg, facts.image_size, iterations, limits.measured(bounds or config))
+        verdict.folder = _new_folder(folder / Path(config).stem)
         command = [*starter, str(train_net), *_arguments(config, cfg, overrides, verdict, seed)]
         _train(command, verdict, watched, iterations, say)
         verdict.notes += _notes(verdict.rows)
-    for checkpoint in verdict.folder.glob("*.pth"):
-        checkpoint.unlink()
+        for checkpoint in verdict.folder.glob("*.pth"):
+            checkpoint.unlink()
     verdict.seconds = time.monotonic() - start
     return verdict
 

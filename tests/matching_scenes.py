@@ -107,6 +107,7 @@ def rule_options(rule: str, strides: list[int], num_anchors: int) -> st.SearchSt
             {
                 "thresholds": of([(0.4, 0.5), (0.25, 0.25), (0.1, 0.5), (0.5, 1.0)]),
                 "allow_low_quality_matches": st.booleans(),
+                "low_quality_override": st.booleans(),
                 "center_in_gt": st.booleans(),
                 **inside,
             }

@@ -147,6 +147,7 @@ def iou_match(
     *,
     thresholds: tuple[float, float] = (0.4, 0.5),
     allow_low_quality_matches: bool = True,
+    low_quality_override: bool = False,
     center_in_gt: bool = False,
     center_epsilon: float = 0.01,
     inset: float = 0.0,
@@ -163,8 +164,14 @@ def iou_match(
             matched.append(-1)
             continue
         g = max(range(len(boxes)), key=lambda g: (row[g], -g))
-        is_best = any(iou > 0 and iou == best for iou, best in zip(row, best_of_box, strict=True))
-        if row[g] >= high or (allow_low_quality_matches and is_best):
+        best_of = [
+            h
+            for h, (iou, best) in enumerate(zip(row, best_of_box, strict=True))
+            if allow_low_quality_matches and iou > 0 and iou == best
+        ]
+        if low_quality_override and best_of:
+            g = best_of[-1]
+        if row[g] >= high or best_of:
             margin = min(_distances(anchor, boxes[g])) - np.float32(inset)
             inside = margin > np.float32(center_epsilon)
             matched.append(g if inside or not center_in_gt else -2)

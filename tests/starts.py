@@ -1,14 +1,16 @@
 """Trainings as torchrun, srun and flags start them, to be sent signals; prints a table of that.
 
-    python -m tests.starts            # every starter, signal and receiver: minutes
+    python -m tests.starts            # every starter, signal and receiver: an hour or two
     python -m tests.starts --list     # the cases
-    python -m tests.starts torchrun   # those whose name contains the word
+    python -m tests.starts 'flags, SIGTERM' spawn   # those whose names contain the words
 
-The table shows the seconds until all processes had ended, exit codes, and the last iteration saved.
+The table shows the seconds until all processes had ended, exit codes, the last iteration saved, and
+whether --resume then gave the model_final.pth of a training that nobody stopped, bit for bit.
 """
 
 import argparse
 import contextlib
+import json
 import os
 import signal
 import socket
@@ -20,7 +22,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from detectron2.utils import comm
 from tabulate import tabulate
 
 from tests import toy
@@ -29,30 +30,15 @@ ROOT = Path(__file__).resolve().parent.parent
 MAX_ITER = 1000
 
 
-class SlowATSS(toy.RecordingATSS):
-    """Sleeps in every step; writes its process id, and what it does, to ``$STARTS.<rank>``."""
-
-    def forward(self, batched_inputs):
-        what = "train" if self.training else "test"
-        path = Path(f"{os.environ['STARTS']}.{comm.get_rank()}")
-        if not path.exists() or path.read_text() != f"{os.getpid()} {what}":
-            temporary = Path(f"{path}.temporary")
-            temporary.write_text(f"{os.getpid()} {what}")
-            temporary.replace(path)
-        self.has_trained = self.training or getattr(self, "has_trained", False)
-        if self.has_trained:  # not in the short evaluation before training
-            time.sleep(float(os.environ.get(f"STARTS_{what.upper()}", 0)))
-        return super().forward(batched_inputs)
-
-
 def write_config(folder: Path, output_dir: Path) -> Path:
-    """Writes a config whose model is :class:`SlowATSS`."""
-    path = toy.write_config(folder / "config.py", output_dir)
+    """Writes a config whose model is :class:`~tests.slow_training.SlowATSS`."""
+    path = toy.write_config(folder / "config.py", output_dir, is_augmented=True)
     path.write_text(
         path.read_text()
-        + "from tests.starts import MAX_ITER, SlowATSS\n"
-        + "model._target_ = SlowATSS\ntrain.max_iter = MAX_ITER\ntrain.eval_period = 0\n"
-        + "train.checkpointer.period = MAX_ITER\n"
+        + "from tests.slow_training import SlowATSS\n"
+        + f"model._target_ = SlowATSS\ntrain.max_iter = {MAX_ITER}\ntrain.eval_period = 0\n"
+        + f'train.checkpointer.period = {MAX_ITER}\nmodel.backbone.norm = "GN"\n'
+        + "train.ema.enabled = True\n"
     )
     return path
 
@@ -179,6 +165,12 @@ class Training:
                 raise AssertionError(f"no {what}: {self.said()}")
             time.sleep(0.05)
 
+    def wait_until_spawned(self, num: int) -> None:
+        """Waits until a starter has so many child processes."""
+        pid = self.starters[0].pid
+        while len(Path(f"/proc/{pid}/task/{pid}/children").read_text().split()) < num:
+            time.sleep(0.01)
+
     def wait(self, seconds: float = 120) -> list[int]:
         """Waits until all processes have ended, and returns the exit codes of the starters."""
         until = time.monotonic() + seconds
@@ -209,7 +201,26 @@ def _is_alive(pid: int) -> bool:
 
 
 STARTERS = {"alone": 1, "flags": 2, "torchrun": 2, "srun": 2, "machines": 2}
-MOMENTS = ("train", "test", "start")
+# Moment -> variables that make it long.
+MOMENTS = {
+    "train": {},
+    "test": {"STARTS_TEST": "60"},
+    "start": {},
+    "spawn": {},
+    "save": {"STARTS_SAVE": "model_0000003.pth"},
+    "save final": {"STARTS_SAVE": "model_final.pth", "STARTS_TRAIN": "0"},
+    "last test": {"STARTS_TEST": "60", "STARTS_TEST_AFTER": "12", "STARTS_TRAIN": "0"},
+}
+# Signal -> moments at which it is sent.
+SIGNALS = {
+    "SIGTERM": tuple(MOMENTS),
+    "SIGINT": ("train", "spawn"),
+    "SIGUSR1": ("train",),
+    "SIGINT x 2": ("train", "test"),
+    "SIGKILL": ("train", "spawn", "save", "last test"),
+}
+# Of the runs that these are sent to.
+SHORT = ["train.max_iter=12", "train.checkpointer.period=4", "train.eval_period=6"]
 
 
 def cases() -> dict[str, tuple[str, str, str, str]]:
@@ -220,11 +231,14 @@ def cases() -> dict[str, tuple[str, str, str, str]]:
         if starter == "srun":  # has no launcher of its own here
             receivers = receivers[1:]
         for receiver in receivers:
-            for name in ("SIGTERM", "SIGINT", "SIGUSR1", "SIGINT x 2", "SIGKILL"):
-                for moment in MOMENTS if name == "SIGTERM" else MOMENTS[:1]:
+            for name, moments in SIGNALS.items():
+                for moment in moments:
+                    is_early = moment in ("start", "spawn")
                     # Before they meet, processes of machines know nothing of each other.
                     is_known = receiver == "session" or starter == "flags"
-                    if moment != "start" or (is_known and not receiver.startswith("rank")):
+                    if is_early and (not is_known or receiver.startswith("rank")):
+                        continue
+                    if starter in ("alone", "flags") or moment in ("train", "test", "start"):
                         case = (starter, name, receiver, moment)
                         found[", ".join(case)] = case
     return found
@@ -232,16 +246,17 @@ def cases() -> dict[str, tuple[str, str, str, str]]:
 
 def run_case(starter: str, name: str, receiver: str, moment: str) -> list:
     """Runs a case; returns its row of the table."""
+    num_ranks = STARTERS[starter]
     with tempfile.TemporaryDirectory() as folder:
         toy.write_dataset(Path(folder))
-        arguments = ["train.max_iter=3"] if moment == "test" else []
-        variables = {"STARTS_TEST": "60"} if moment == "test" else {}
-        with Training(Path(folder), starter, *arguments, **variables) as training:
+        with Training(Path(folder), starter, *SHORT, **MOMENTS[moment]) as training:
             if moment == "start":
                 time.sleep(4)
+            elif moment == "spawn":
+                training.wait_until_spawned(num_ranks)
             else:
-                training.wait_until("train", STARTERS[starter])  # there is a test before
-                training.wait_until(moment, STARTERS[starter])
+                what = moment.split()[0 if "save" in moment else -1]
+                training.wait_until(what, 1 if what == "save" else num_ranks)
                 time.sleep(0.5)
             signum = getattr(signal, name.split()[0])
             for _ in range(2 if "x 2" in name else 1):
@@ -256,10 +271,38 @@ def run_case(starter: str, name: str, receiver: str, moment: str) -> list:
             start = time.monotonic()
             codes = training.wait()
             seconds = time.monotonic() - start + 0.3
-            said = [x for x in training.said().splitlines() if "topped by" in x or "lost " in x]
-            noise = training.said().count("Traceback")
-            codes = " ".join(map(str, codes))
-            return [seconds, codes, training.saved(), noise, " | ".join(said)[-110:]]
+            all_said = training.said()
+            saved = training.saved()
+        said = [
+            x
+            for x in all_said.splitlines()
+            if any(y in x for y in ("topped by", "lost ", "was killed"))
+        ]
+        noise = all_said.count("Traceback")
+        codes = " ".join(map(str, codes))
+        equal = _resumes_equal(Path(folder), starter)
+        return [seconds, codes, saved, equal, noise, " | ".join(said)[-110:]]
+
+
+def _resumes_equal(folder: Path, starter: str) -> str:
+    """Resumes a training, and compares it with one that nobody stopped."""
+    found = []
+    for arguments in (["--resume", *SHORT], [*SHORT, f"train.output_dir={folder / 'whole'}"]):
+        with Training(folder, starter, *arguments, STARTS_TRAIN="0") as training:
+            codes = training.wait(300)
+            if any(codes):
+                return f"code {codes}: {training.said()[-600:]}"
+    for output_dir in ("output", "whole"):
+        found.append(torch.load(folder / output_dir / "model_final.pth"))
+    try:
+        toy.assert_equal(*found)
+    except AssertionError as error:
+        return f"no {error}"
+    iterations = [
+        [json.loads(line)["iteration"] for line in (folder / x / "metrics.json").open()]
+        for x in ("output", "whole")
+    ]
+    return "yes" if iterations[0] == iterations[1] else f"metrics.json: {iterations}"
 
 
 def main() -> None:
@@ -276,17 +319,8 @@ def main() -> None:
     for _name, case in chosen.items():
         rows.append([*case, *run_case(*case)])
         print(rows[-1], flush=True)
-    headers = [
-        "starter",
-        "signal",
-        "receiver",
-        "moment",
-        "seconds",
-        "code",
-        "saved",
-        "tracebacks",
-        "said",
-    ]
+    headers = ["starter", "signal", "receiver", "moment", "seconds", "code", "saved"]
+    headers += ["resumed equal", "tracebacks", "said"]
     print(tabulate(rows, headers=headers, floatfmt=".1f"))
 
 

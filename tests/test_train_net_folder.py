@@ -1,6 +1,8 @@
 """Runs that are killed while they write, and what a person may type next, as they type it."""
 
+import functools
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -71,3 +73,20 @@ def test_killed_while_the_final_checkpoint_is_written(tmp_path, kind, last):
     assert process.stderr.startswith(f"train_net.py: '{command.output_dir}' holds a run (model_f")
     assert process.stderr.count("\n") == 1
     assert "--overwrite" in process.stderr
+
+
+@pytest.mark.usefixtures("toy_data")
+def test_a_full_disk_is_one_sentence(tmp_path):
+    """TensorBoard's thread showed a traceback beside it."""
+    config_file = toy.write_config(tmp_path / "config.py", tmp_path / "output")
+    command = [sys.executable, ROOT / "train_net.py", "--config-file", config_file]
+    own = ["train.max_iter=400", "train.eval_period=0", "train.checkpointer.period=400"]
+    # The file of TensorBoard, which grows fastest, gets no more than this.
+    limit = functools.partial(resource.setrlimit, resource.RLIMIT_FSIZE, (20000, 20000))
+    process = subprocess.run([*command, *own], capture_output=True, text=True, preexec_fn=limit)
+    assert process.returncode == 1
+    assert process.stderr.startswith(f"train_net.py: cannot write to '{tmp_path / 'output'}")
+    assert process.stderr.endswith(": make room for it, and continue by --resume\n")
+    assert process.stderr.count("\n") == 1
+    (events,) = tmp_path.glob("output/events.*")
+    assert events.stat().st_size == 20000

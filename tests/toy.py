@@ -283,11 +283,11 @@ def in_killed_process(function: Callable[[], object], **environment: object) -> 
     assert os.WTERMSIG(status) == signal.SIGKILL
 
 
-def write_config(path: Path, output_dir: Path) -> Path:
+def write_config(path: Path, output_dir: Path, **arguments: object) -> Path:
     """Writes a config file that gives :func:`config`."""
     path.write_text(
         "from tests import toy\n\n"
-        f"_cfg = toy.config({str(output_dir)!r})\n"
+        f"_cfg = toy.config({str(output_dir)!r}, **{arguments})\n"
         f"{', '.join(KEYS)} = (_cfg[key] for key in toy.KEYS)\n"
     )
     return path

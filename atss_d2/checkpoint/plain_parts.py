@@ -188,7 +188,7 @@ def _read_legacy(path: Path) -> Any:
         file = _Bounded(raw)
         head = [Interpreter(file, _no_storage).run() for _ in range(2)]
         if head != [_LEGACY_MAGIC, _LEGACY_VERSION]:
-            raise pickle.UnpicklingError("no file of torch.save")
+            raise pickle.UnpicklingError("not a file of torch.save")
         system = Interpreter(file, _no_storage).run()
         if not isinstance(system, dict) or system.get("little_endian") is not True:
             raise pickle.UnpicklingError("the file was written on a big-endian machine")

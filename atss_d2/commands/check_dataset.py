@@ -186,7 +186,7 @@ def as_json(datasets: list[DataSet]) -> str:
                         "count": finding.count,
                         "what": finding.phrase,
                         "examples": list(map(_example, finding.examples)),
-                        "mend": finding.action,
+                        "fix": finding.action,
                     }
                     for finding in (*x.report.errors, *x.report.warnings)
                 ],

@@ -12,13 +12,21 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import atss_d2_cli
 
 from ..plain.starters import Place
-from ..plain.stopping import STOP, Stopped, exit_now, name_of
+from ..plain.stopping import (
+    STOP,
+    Stopped,
+    blocked_signals,
+    exit_now,
+    name_of,
+    unblock_signals,
+)
 from ..plain.watching import Watch, publish_failure, read_failure
 from .errors import one_sentence
 
@@ -56,12 +64,14 @@ def launch(args: argparse.Namespace, first: Place) -> int:
     STOP.is_deferred = True  # the processes stop, then this one
     STOP.listeners.append(lambda signum: _forward(children, signum))
     STOP.end_at_once = lambda: _kill_and_exit(children)
+    resource_tracker.ensure_running()  # would unblock signals at the first start of a process
     for local_rank in range(first.local_size):
         place = first._replace(rank=first.rank + local_rank, local_rank=local_rank)
         ours, theirs = context.Pipe()
         # A plain tuple, so that unpickling imports nothing that takes seconds.
         process = context.Process(target=atss_d2_cli.start_rank, args=(args, tuple(place), theirs))
-        process.start()
+        with blocked_signals():  # this process passes them on; the other could not handle them yet
+            process.start()
         theirs.close()
         children.append(_Child(place, process, ours))
         if STOP.signum is not None:  # came before this process was in the list
@@ -164,14 +174,16 @@ def run_rank(
         work: What the process does when it has met the others.
         connection: To the process of :func:`launch`, if that has started this one.
     """
-    with STOP.installed():
-        # torchrun does not end its processes when it is killed.
-        parent = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None
-        watch = Watch(connection=connection, parent=parent)
-        watch.on_failure = lambda failure: _tell_of_others(args, place, failure)
-        watch.start()
+    # torchrun does not end its processes when it is killed.
+    parent = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None
+    watch = Watch(connection=connection, parent=parent)
+    watch.on_failure = lambda failure: _tell_of_others(args, place, failure)
+    with STOP.deferred(), STOP.installed():
+        unblock_signals()
         try:
-            return _run_rank(args, place, watch, work)
+            with STOP.immediate():
+                watch.start()
+                return _run_rank(args, place, watch, work)
         except Stopped as stop:
             return _stop(args, place, watch, stop)
         except BaseException as error:

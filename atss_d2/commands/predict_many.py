@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 from ..plain.manifest import Manifest, manifest_line
 from ..plain.merging import merge_shards
 from ..plain.shards import ShardResults, claim, shard_lock
+from ..plain.starters import is_restart
 from .detecting import JSON_NAME, make_folder
 from .errors import EXPECTED, refuse, tell
 from .predictor_detector import load
-from .processes import device_here, is_restart, shard_here
+from .processes import device_here, shard_here
 from .shard_run import ShardRun
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ def run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
             "config_file": args.config_file,
             "weights": args.weights or view.weights,
         }
-        overwrite = args.overwrite and not is_restart()
+        overwrite = args.overwrite and not is_restart(os.environ)
         manifest = claim(args.output, shard, settings, information, source, overwrite=overwrite)
         stack.enter_context(shard_lock(args.output, shard))
         results = ShardResults(args.output, shard, manifest.num_images, retry_bad=args.retry_bad)

@@ -27,11 +27,6 @@ def shard_here(shard: Shard | None) -> Shard:
     return Shard(shard.index * num + rank, shard.count * num)
 
 
-def is_restart() -> bool:
-    """Returns whether torchrun has started this process again, after one had failed."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
-
-
 def device_here(device: str) -> str:
     """Returns the device of this process: of "cuda", the GPU of torchrun's LOCAL_RANK."""
     import torch

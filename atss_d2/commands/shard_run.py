@@ -40,7 +40,9 @@ class _Images:
         path = os.path.join(self._root, row["file_name"])
         try:
             if "://" not in path and not os.path.isfile(path):  # a pipe would never end
-                raise ValueError("it is no file" if os.path.exists(path) else "it does not exist")
+                raise ValueError(
+                    "it is not a file" if os.path.exists(path) else "it does not exist"
+                )
             return {**self._prepare(path), "row": row}
         except Exception as error:  # decoders raise any type; the other images are fine
             return {"row": row, "error": one_sentence(error)}

@@ -78,11 +78,12 @@ def get_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the command in the processes that its starter or the flags ask for."""
-    with STOP.installed():
-        args = get_parser().parse_args(argv)
-        args.prog = get_parser().prog
+    args = get_parser().parse_args(argv)
+    args.prog = get_parser().prog
+    with STOP.deferred(), STOP.installed():
         try:
-            return start(args)
+            with STOP.immediate():
+                return start(args)
         except Stopped as stop:
             STOP.is_stopping = True
             tell_of_stop(args, stop)

@@ -67,8 +67,8 @@ def add_atss_config(cfg: CN) -> None:
     # ----------------------------------------------------------------------- sample selection
     _C.MATCHER = CN()
     # The rule: "ATSSMatcher", "IoUMatcher", "ScaleRangeMatcher", "CenterSamplingMatcher",
-    # "TopKMatcher", or your own rule, registered in MATCHER_REGISTRY. Its arguments are the keys
-    # of the node named after it, MODEL.ATSS.MY_RULE for MyRule.
+    # "TopKMatcher", "PAAMatcher", or your own rule, registered in MATCHER_REGISTRY. Its arguments
+    # are the keys of the node named after it, MODEL.ATSS.MY_RULE for MyRule.
     _C.MATCHER.NAME = "ATSSMatcher"
 
     # For all rules: background anchors are ignored if an ignore region (a crowd) covers more than
@@ -97,6 +97,8 @@ def add_atss_config(cfg: CN) -> None:
     _C.IOU_MATCHER.THRESHOLDS = (0.4, 0.5)
     # Whether the best anchors of a box are positive regardless of their IoU.
     _C.IOU_MATCHER.ALLOW_LOW_QUALITY_MATCHES = True
+    # Whether a best anchor of a box belongs to it even if another overlaps more (mmdetection).
+    _C.IOU_MATCHER.LOW_QUALITY_OVERRIDE = False
     # Whether positives whose center is not inside their box are ignored.
     _C.IOU_MATCHER.CENTER_IN_GT = False
 
@@ -115,6 +117,22 @@ def add_atss_config(cfg: CN) -> None:
     _C.TOPK_MATCHER = CN()
     # Anchors per box, over all levels.
     _C.TOPK_MATCHER.TOPK = 9
+
+    _C.PAA_MATCHER = CN()
+    # Candidates per box and level.
+    _C.PAA_MATCHER.TOPK = 9
+    # IoU from which an anchor is matched to a box, before the selection.
+    _C.PAA_MATCHER.IOU_THRESH = 0.1
+    # Whether a best anchor of a box is matched to it even if another overlaps more (mmdetection).
+    _C.PAA_MATCHER.LOW_QUALITY_OVERRIDE = False
+    # Weight of the GIoU loss in the cost of a candidate; 1.3 in mmdetection.
+    _C.PAA_MATCHER.GIOU_COST_WEIGHT = 1.0
+    # Focal loss in the cost of a candidate.
+    _C.PAA_MATCHER.FOCAL_LOSS_ALPHA = 0.25
+    _C.PAA_MATCHER.FOCAL_LOSS_GAMMA = 2.0
+    # Whether all candidates are positive if none is in the low component or there is only one; in
+    # mmdetection, none is.
+    _C.PAA_MATCHER.KEEP_UNDIVIDED = True
 
     # ---------------------------------------------------------------------------- regression
     # "Box2BoxTransform": deltas from an anchor; "PointDistances": distances from its center;
@@ -138,9 +156,9 @@ def add_atss_config(cfg: CN) -> None:
 
     # -------------------------------------------------------------------------------- losses
     _C.CRITERION = CN()
-    # The losses: "ATSSCriterion", or your own class, registered in CRITERION_REGISTRY. Its
-    # arguments are those of the following keys that it takes, and the keys of the node named after
-    # it, MODEL.ATSS.MY_CRITERION for MyCriterion.
+    # The losses: "ATSSCriterion", "IoUBranchCriterion", or your own class, registered in
+    # CRITERION_REGISTRY. Its arguments are those of the following keys that it takes, and the keys
+    # of the node named after it, MODEL.ATSS.MY_CRITERION for MyCriterion.
     _C.CRITERION.NAME = "ATSSCriterion"
     # Weight of positives in the focal loss.
     _C.FOCAL_LOSS_ALPHA = 0.25
@@ -161,8 +179,17 @@ def add_atss_config(cfg: CN) -> None:
     # Whether an image without positives counts as one positive, as in mmdetection.
     _C.FLOOR_PER_IMAGE = False
 
+    _C.IOU_BRANCH_CRITERION = CN()
+    # Whether the box loss of a positive is weighted by the IoU of its predicted box, as in PAA.
+    _C.IOU_BRANCH_CRITERION.QUALITY_WEIGHTED_BOX_LOSS = False
+    # Weight of the loss of the predicted IoU; 0.5 in PAA.
+    _C.IOU_BRANCH_CRITERION.QUALITY_LOSS_WEIGHT = 1.0
+    # Whether the classification loss is divided by at least the number of images (mmdetection's
+    # PAA).
+    _C.IOU_BRANCH_CRITERION.FLOOR_BY_IMAGES = False
+
     # ----------------------------------------------------------------------------- inference
-    # Minimum class score of a detection, before centerness.
+    # Minimum class score of a detection, before centerness; or minimum score, see TEST_THRESH_ON.
     _C.TEST_SCORE_THRESH = 0.05
     # Maximum number of pre-NMS detections per level.
     _C.TEST_TOPK_CANDIDATES = 1000
@@ -174,6 +201,10 @@ def add_atss_config(cfg: CN) -> None:
     _C.TEST_SCORE_TYPE = "sqrt"
     # How pre-NMS detections are ranked: by this "score", or by the "class_score" alone.
     _C.TEST_RANK_BY = "score"
+    # What TEST_SCORE_THRESH applies to: the "class_score", or the "score" (mmdetection's PAA).
+    _C.TEST_THRESH_ON = "class_score"
+    # Sigma of score voting, which refines the boxes that NMS keeps; 0.025 in PAA. None: no voting.
+    _C.SCORE_VOTING = None
 
     # -------------------------- proposals of an R-CNN, if MODEL.PROPOSAL_GENERATOR.NAME is ATSSRPN
     # Its rule is MODEL.ATSS.MATCHER, the rest Detectron2's MODEL.RPN.

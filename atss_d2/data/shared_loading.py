@@ -9,12 +9,13 @@ import logging
 import os
 import pickle
 import tempfile
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils import comm
+from detectron2.utils.logger import log_first_n
 
 from .children import call_in_children, can_fork
 from .coco_reader import load_coco_boxes
@@ -26,7 +27,12 @@ logger = logging.getLogger(__name__)
 MASK_KEYS = ("segmentation", "keypoints")
 
 
-def load_shared(load: Callable[[], Any], *, drop: Collection[str] = ()) -> Any:
+def load_shared(
+    load: Callable[[], Any],
+    *,
+    drop: Collection[str] = (),
+    check: Callable[[list], Sequence[str]] = lambda dicts: (),
+) -> Any:
     """Calls a function that loads a data set in a child of one process of each machine.
 
     All processes of the job must call this together. What the function does to Detectron2's
@@ -36,21 +42,22 @@ def load_shared(load: Callable[[], Any], *, drop: Collection[str] = ()) -> Any:
         load: Returns a list of dicts in Detectron2's format. Another result cannot be shared: then
             every process calls the function itself.
         drop: Keys of annotations that are left out.
+        check: Called with the list; returns warnings, which the first process logs.
 
     Returns:
         A :class:`~atss_d2.data.shared_dataset.SharedDataset` of the list, or what ``load`` returns
         if it is not a list, or if processes cannot be forked as on Linux.
 
     Raises:
-        Exception: What the function raised, on all processes.
+        Exception: What a function raised, on all processes.
     """
     if not can_fork():
-        return load()
+        return _load_and_check(load, check)
     machine = _machine()
     machines = comm.all_gather(machine)
     loaders = {machines.index(x) for x in machines}
     with tempfile.TemporaryFile() as file:  # nothing is left of it, however this process ends
-        work = functools.partial(_load_and_write, load, drop, file)
+        work = functools.partial(_load_and_write, load, drop, check, file)
         results = call_in_children(loaders, work, "loads the data set")
         mine = results[machines.index(machine)]
         for name, values in mine.metadata:
@@ -61,7 +68,8 @@ def load_shared(load: Callable[[], Any], *, drop: Collection[str] = ()) -> Any:
                 dataset = SharedDataset(mine.path, mine.layout)
         comm.synchronize()  # others open the file as long as this process has it open
     if dataset is None:
-        return load()
+        return _load_and_check(load, check)
+    _log(mine.warnings)
     logger.info(
         f"{len(dataset)} images, {dataset.num_bytes / 2**20:.1f} MiB shared by all processes of "
         "this machine"
@@ -81,15 +89,34 @@ class _Result(NamedTuple):
     path: str  # of the file
     layout: Layout | None  # None: the result is not a list
     metadata: tuple[tuple[str, bytes], ...]  # data sets and their changed values
+    warnings: Sequence[str] = ()
 
 
-def _load_and_write(load: Callable[[], Any], drop: Collection[str], file: IO[bytes]) -> _Result:
+def _load_and_check(load: Callable[[], Any], check: Callable[[list], Sequence[str]]) -> Any:
+    dicts = load()
+    if isinstance(dicts, list):
+        _log(check(dicts))
+    return dicts
+
+
+def _log(warnings: Sequence[str]) -> None:
+    for text in warnings if comm.is_main_process() else ():
+        log_first_n(logging.WARNING, text, key="message")  # a test set is loaded many times
+
+
+def _load_and_write(
+    load: Callable[[], Any],
+    drop: Collection[str],
+    check: Callable[[list], Sequence[str]],
+    file: IO[bytes],
+) -> _Result:
     if set(MASK_KEYS) <= set(drop):
         _use_coco_reader()
     before = {name: MetadataCatalog.get(name).as_dict() for name in MetadataCatalog.list()}
     dicts = load()
-    layout = None
+    layout, warnings = None, ()
     if isinstance(dicts, list):
+        warnings = check(dicts)
         try:
             layout = write_dataset(dicts, file, drop=drop)
         except OSError as error:
@@ -97,7 +124,7 @@ def _load_and_write(load: Callable[[], Any], drop: Collection[str], file: IO[byt
                 f"the data set does not fit into {tempfile.gettempdir()} ({error.strerror}): "
                 "set TMPDIR to a folder with more space"
             ) from error
-    return _Result(shared_path(file, os.getppid()), layout, _changed_metadata(before))
+    return _Result(shared_path(file, os.getppid()), layout, _changed_metadata(before), warnings)
 
 
 def _use_coco_reader() -> None:

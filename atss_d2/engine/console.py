@@ -8,6 +8,7 @@ import functools
 import io
 import logging
 import sys
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -93,6 +94,25 @@ def _handle_error(handler: logging.Handler, record: logging.LogRecord) -> None:
     """Loses a line of ``log.txt`` on a full disk: metrics and checkpoints end the run with that."""
     if not isinstance(sys.exc_info()[1], OSError):
         type(handler).handleError(handler, record)
+
+
+def quiet_threads() -> None:
+    """Leaves the error of TensorBoard's writing thread to the main thread, which raises it, too.
+
+    A second call changes nothing.
+    """
+    if threading.excepthook is not _handle_thread_error:
+        _other_threads.append(threading.excepthook)
+        threading.excepthook = _handle_thread_error
+
+
+_other_threads: list[Callable[[Any], object]] = []
+
+
+def _handle_thread_error(arguments: Any) -> None:
+    is_writer = type(arguments.thread).__module__.startswith("tensorboard.")
+    if not is_writer or not isinstance(arguments.exc_value, OSError):
+        _other_threads[-1](arguments)
 
 
 def close_logs(*names: str) -> None:

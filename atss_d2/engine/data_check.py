@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 from collections.abc import Iterator, Sequence
 
@@ -144,6 +145,39 @@ def _check_boxes(dataset: Sequence[dict], what: str) -> None:
                     f"an annotation of '{x.get('file_name')}' in the {what} set has {found}: give "
                     "it the four numbers x, y, width and height"
                 )
+
+
+def infinite_boxes(dataset: Sequence[dict], what: str) -> list[str]:
+    """Returns a sentence about boxes with NaN or infinity, if there are any.
+
+    :func:`~.dataset_checks.check_data` refuses them; if it is off, they would vanish silently.
+
+    Args:
+        dataset: Dicts in Detectron2's format; entries of other types are not checked.
+        what: Name of the data set in the message, "training" or "test".
+    """
+    first, num = "", 0
+    for x in dataset:
+        for annotation in x.get("annotations", ()) if isinstance(x, dict) else ():
+            try:
+                is_finite = math.isfinite(sum(annotation["bbox"]))
+            except (LookupError, TypeError, ValueError):  # an error of the mapper
+                continue
+            if not is_finite:
+                num += 1
+                first = first or (
+                    f"{list(annotation['bbox'])} of '{x.get('file_name')}' (image_id "
+                    f"{x.get('image_id')})"
+                )
+    if not num:
+        return []
+    effect = (
+        "training leaves out boxes with NaN, and cuts infinite ones at the image's border"
+        if what == "training"
+        else "the evaluation counts them as objects that no detection matches"
+    )
+    count, have = ("1 box", "has") if num == 1 else (f"{num} boxes", "have")
+    return [f"{count} of the {what} set {have} NaN or infinity, e.g. {first}: {effect}"]
 
 
 @contextlib.contextmanager

@@ -200,6 +200,13 @@ def _soften(report: Report, codes: re.Pattern) -> None:
     ]
 
 
+def is_coco_file(name: str) -> bool:
+    """Returns whether a data set is what its JSON file in COCO's format says, and no more."""
+    metadata, reader = MetadataCatalog.get(name), DatasetCatalog[name]
+    is_plain = getattr(reader, "__module__", "") in _COCO_READERS
+    return is_plain and bool(metadata.get("json_file")) and metadata.get("evaluator_type") == "coco"
+
+
 def _check_registered(
     name: str, cfg: DictConfig | CfgNode, split: str, *, role: str, cache: bool
 ) -> DataSet | None:
@@ -208,9 +215,7 @@ def _check_registered(
         raise DataError(f"there is no data set '{name}'")
     metadata = MetadataCatalog.get(name)
     json_file, image_root = metadata.get("json_file"), metadata.get("image_root")
-    reader = DatasetCatalog[name]
-    is_coco = getattr(reader, "__module__", "") in _COCO_READERS
-    if is_coco and json_file and image_root and metadata.get("evaluator_type") == "coco":
+    if is_coco_file(name) and image_root:
         local = PathManager.get_local_path(json_file)
         return check_coco_file(local, str(image_root), role=role, cache=cache)
     with explained(cfg, split):

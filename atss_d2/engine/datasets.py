@@ -19,7 +19,7 @@ from ..data import build_test_loader
 from ..data.mapper import unused_annotation_keys
 from ..data.shared_dataset import SharedDataset
 from ..data.shared_loading import load_shared
-from .data_check import check_images, explained
+from .data_check import check_images, explained, infinite_boxes
 
 
 def instantiate_dataset(
@@ -71,13 +71,14 @@ def load_test_set_of(cfg: CfgNode, name: str, mapper: Callable) -> Any:
 def _load(
     load: Callable[[], Any], mapper: Callable | None, what: str, *, is_checked: bool = True
 ) -> Any:
-    def load_and_check() -> Any:
-        dicts = load()
-        if is_checked and isinstance(dicts, list) and isinstance(mapper, DatasetMapper):
-            check_images(dicts, what)  # other mappers may read anything
-        return dicts
+    def check(dicts: list) -> Sequence[str]:
+        if not isinstance(mapper, DatasetMapper):  # others may read anything
+            return ()
+        if is_checked:
+            check_images(dicts, what)
+        return infinite_boxes(dicts, what)
 
-    return load_shared(load_and_check, drop=unused_annotation_keys(mapper))
+    return load_shared(load, drop=unused_annotation_keys(mapper), check=check)
 
 
 def load_test_set(cfg: DictConfig) -> tuple[Sequence[dict] | None, Callable | None]:

@@ -26,19 +26,20 @@ BEST_DETECTIONS = "inference/coco_instances_results_best.json"
 
 
 class TimedEvalHook(hooks.EvalHook):
-    """Detectron2's ``EvalHook`` that measures how long evaluations take."""
+    """Detectron2's ``EvalHook`` that measures how long evaluations take.
 
-    def __init__(
-        self, eval_period: int, eval_function: Callable[[], dict], *, expected_seconds: float
-    ) -> None:
+    Attributes:
+        expected_seconds: Expected duration of an evaluation, used until one was measured.
+    """
+
+    def __init__(self, eval_period: int, eval_function: Callable[[], dict]) -> None:
         """
         Args:
             eval_period: Iterations between evaluations; with 0, only one after the last iteration.
             eval_function: Evaluates the model.
-            expected_seconds: Expected duration of an evaluation, used until one was measured.
         """
         super().__init__(eval_period, eval_function)
-        self._expected_seconds = expected_seconds
+        self.expected_seconds = 0.0
         self._seconds: list[float] = []
 
     def _do_eval(self) -> None:
@@ -54,7 +55,7 @@ class TimedEvalHook(hooks.EvalHook):
                 as past.
         """
         past = sum(self._seconds)
-        mean = past / len(self._seconds) if self._seconds else self._expected_seconds
+        mean = past / len(self._seconds) if self._seconds else self.expected_seconds
         max_iter = self.trainer.max_iter
         num_to_come = 1  # after the last iteration
         if self._period > 0:

@@ -21,7 +21,7 @@ from ..data.checks.dataset import check_coco
 from ..data.checks.json_file import JsonContent
 from .console import quiet_evaluation
 from .data_check import explained
-from .dataset_checks import on_first_process, sentence_of
+from .dataset_checks import is_coco_file, on_first_process, sentence_of
 from .datasets import loader_arguments
 
 logger = logging.getLogger(__name__)
@@ -64,8 +64,10 @@ def check_yaml_evaluators(cfg: CfgNode, build: Callable[[CfgNode, str], DatasetE
     for name in cfg.DATASETS.TEST:
 
         def run(name: str = name) -> None:
-            with explained(cfg, "test"):
-                dataset = DatasetCatalog.get(name)
+            dataset = None  # the evaluator reads the same file
+            if not is_coco_file(name):
+                with explained(cfg, "test"):
+                    dataset = DatasetCatalog.get(name)
             with contextlib.suppress(NotImplementedError):  # Detectron2 then goes without
                 _check(lambda: build(cfg, name), dataset, name)
 

@@ -13,7 +13,7 @@ from detectron2.utils.logger import setup_logger
 from omegaconf import DictConfig
 
 from ..config import view_of
-from .console import filter_console
+from .console import filter_console, quiet_threads
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +34,7 @@ def default_setup(cfg: DictConfig | CfgNode, args: argparse.Namespace) -> None:
     setup_logger(output_dir, distributed_rank=rank)
     setup_logger(output_dir, distributed_rank=rank, name="atss_d2")
     filter_console("fvcore", "detectron2", "atss_d2")
+    quiet_threads()
     # This logger warns, while the environment is collected, that there is no GPU.
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     detectron2_setup(cfg, args)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import signal
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -17,7 +15,7 @@ from detectron2.utils import comm
 
 from ..checkpoint import SafeCheckpointer
 from ..checkpoint.run_folder import numbered_name
-from ..plain.stopping import SIGNALS, STOP, Stopped, name_of
+from ..plain.stopping import STOP, Stopped, blocked_signals, name_of
 from .processes import control_group
 from .sharded_optimizer import gather_state
 
@@ -113,7 +111,7 @@ class ShieldedLoader:
         self._ends_together = ends_together
 
     def __iter__(self) -> Iterator[Any]:
-        with _blocked_signals():
+        with blocked_signals():
             iterator = iter(self._loader)
             batch = next(iterator, _END)  # some loaders start their workers only now
         while batch is not _END:
@@ -130,22 +128,6 @@ class ShieldedLoader:
         if name == "_loader":  # while it is copied
             raise AttributeError(name)
         return getattr(self._loader, name)
-
-
-@contextlib.contextmanager
-def _blocked_signals() -> Iterator[None]:
-    """Processes that are started within its context never get the signals.
-
-    The main process does: they go to its other threads.
-    """
-    if not STOP.is_installed or not hasattr(signal, "pthread_sigmask"):
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _wait_for_others() -> None:

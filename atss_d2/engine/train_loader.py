@@ -25,8 +25,9 @@ from ..data.seeding import seeded
 from ..data.shared_dataset import SharedDataset
 from ..data.workers import with_default_workers
 from .bad_images import BadImages
-from .data_check import check_images
+from .data_check import check_images, infinite_boxes
 from .datasets import instantiate_dataset, loader_arguments
+from .rng import preserved_rng
 
 logger = logging.getLogger(__name__)
 
@@ -165,8 +166,11 @@ def build_train_loader(
         seed = comm.shared_random_seed() if order_seed is None else order_seed
     skips_bad = bad_images is not None and bad_images.skips
     # Other mappers may read anything.
-    if isinstance(dataset, list) and isinstance(mapper, DatasetMapper) and not skips_bad:
-        check_images(dataset, "training")
+    if isinstance(dataset, list) and isinstance(mapper, DatasetMapper):
+        if not skips_bad:
+            check_images(dataset, "training")
+        for text in infinite_boxes(dataset, "training"):
+            logger.warning(text)
     if isinstance(dataset, IterableDataset):
         _warn_of_new_order(start_iter, "its data set is a stream")
         return build_detection_train_loader(
@@ -180,7 +184,7 @@ def build_train_loader(
             seed=seed + start_iter,
             **kwargs,
         )
-    batch_size = _batch_size(total_batch_size, kwargs.pop("single_gpu_batch_size", None))
+    batch_size = checked_batch_size(total_batch_size, kwargs.pop("single_gpu_batch_size", None))
     groups = _aspect_ratio_groups(dataset) if aspect_ratio_grouping else None
     num_images = len(dataset)
     if isinstance(dataset, list):
@@ -212,6 +216,25 @@ def build_train_loader(
     )
 
 
+def check_train_loader(cfg: DictConfig) -> None:
+    """Finds wrong arguments of ``dataloader.train`` other than its data set.
+
+    Raises:
+        ConfigError: The batch size does not fit the number of processes, or the mapper cannot be
+            built.
+    """
+    if located(cfg._target_) not in _LOADERS:
+        return
+    checked_batch_size(cfg.get("total_batch_size"), cfg.get("single_gpu_batch_size"))
+    try:
+        with preserved_rng():
+            instantiate(cfg.get("mapper"))
+    except Exception as error:  # of any kind
+        raise ConfigError(
+            f"dataloader.train.mapper cannot be built: {type(error).__name__}: {error}"
+        ) from error
+
+
 def instantiate_train_loader(
     cfg: DictConfig,
     *,
@@ -232,7 +255,7 @@ def instantiate_train_loader(
     Returns:
         An iterable over the batches of this process.
     """
-    if located(cfg._target_) not in (build_train_loader, build_detection_train_loader):
+    if located(cfg._target_) not in _LOADERS:
         _warn_of_new_order(start_iter, "it is a loader of its own")
         return instantiate(cfg)
     # A sampler without a seed of its own then draws the same one in a resumed run.
@@ -248,8 +271,15 @@ def instantiate_train_loader(
     return build_train_loader(**{"seed": seed, **arguments, **own})
 
 
-def _batch_size(total: int | None, of_a_process: int | None) -> int:
-    """Returns the images per batch over all processes."""
+_LOADERS = (build_train_loader, build_detection_train_loader)
+
+
+def checked_batch_size(total: int | None, of_a_process: int | None = None) -> int:
+    """Returns the images per batch over all processes.
+
+    Raises:
+        ConfigError: It does not fit the number of processes.
+    """
     world_size = comm.get_world_size()
     if of_a_process and total:
         raise ConfigError(

@@ -7,7 +7,7 @@ import copy
 import logging
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -52,7 +52,7 @@ from .step import StepTrainer
 from .stopping import ShieldedLoader, StopHook
 from .testing import do_test, summarize, try_evaluation
 from .trackers import build_writers, open_writers
-from .train_loader import instantiate_train_loader
+from .train_loader import check_train_loader, instantiate_train_loader
 from .validation_loss import validation_losses
 
 logger = logging.getLogger(__name__)
@@ -84,7 +84,6 @@ def do_train(cfg: DictConfig, *, resume: bool = False) -> dict[str, Any]:
         return start.results
     resume = start.checkpoint is not None
     writers = build_writers(cfg)
-    check_data(cfg)
     recorded_cfg = copy.deepcopy(cfg)
     recorder = StepRecorder(recorded_cfg, cfg.train.output_dir)
     use_determinism(cfg)
@@ -116,8 +115,6 @@ def do_train(cfg: DictConfig, *, resume: bool = False) -> dict[str, Any]:
     bad_images = BadImages.from_config(cfg)
     if not resume:
         bad_images.forget()
-        with same_weights(cfg.train.init_checkpoint):  # before minutes of checking data
-            pass
     results: dict[str, Any] = {}
     best = None
     if is_enabled(cfg, "best_checkpoint"):
@@ -147,13 +144,20 @@ def do_train(cfg: DictConfig, *, resume: bool = False) -> dict[str, Any]:
                 best.update(results)
         return results
 
-    # Before the first iteration: finds problems of the validation set, and measures its duration.
-    expected_seconds = try_evaluation(cfg, evaluated)
-    trainer.register_hooks([StepSeeds(seed), SeenImages()])
-    trainer.register_hooks(
-        _build_hooks(cfg, model, checkpointer, ema, best, evaluate, expected_seconds, writers, seed)
-    )
-    trainer.register_hooks([early_stopping, ProfilerHook.from_config(cfg)])
+    evaluation = TimedEvalHook(cfg.train.eval_period, evaluate)
+    built = _build_hooks(cfg, model, checkpointer, ema, best, evaluation, seed)
+    profiler = ProfilerHook.from_config(cfg)
+    check_train_loader(cfg.dataloader.train)
+    if not resume:
+        with same_weights(cfg.train.init_checkpoint):
+            pass
+    # What needs no data is known to be right: now minutes of checking data are worth while.
+    check_data(cfg)
+    evaluation.expected_seconds = try_evaluation(cfg, evaluated)
+    # Last, so that it writes what the other hooks log.
+    built.append(_build_writer(cfg, evaluation, writers) if comm.is_main_process() else None)
+    trainer.register_hooks([StepSeeds(seed), SeenImages(), *built, ContinuedMetrics.of(built)])
+    trainer.register_hooks([early_stopping, profiler])
     if resume:
         with same_checkpoint(start.checkpoint.path) as path, same_optimizer(optimizer):
             checkpointer.resume_from(path)
@@ -225,16 +229,11 @@ def _build_hooks(
     checkpointer: SafeCheckpointer,
     ema: EMAHook | None,
     best: BestCheckpoint | None,
-    evaluate: Callable[[], dict],
-    expected_seconds: float,
-    writers: Sequence[EventWriter],
+    evaluation: TimedEvalHook,
     seed: RunSeed,
 ) -> list:
-    """Builds all hooks, in the order in which they run after each step."""
-    is_main = comm.is_main_process()
-    PathManager.mkdirs(cfg.train.output_dir)
-    evaluation = TimedEvalHook(cfg.train.eval_period, evaluate, expected_seconds=expected_seconds)
-    built = [
+    """Builds all hooks but the writer, in the order in which they run after each step."""
+    return [
         hooks.IterationTimer(),
         GradientClippingHook(model, max_norm=cfg.train.clip_gradients.max_norm)
         if is_enabled(cfg, "clip_gradients")
@@ -245,24 +244,29 @@ def _build_hooks(
         PreciseBN.from_config(cfg, model, seed),
         GatherState(cfg.train.checkpointer.period, cfg.train.eval_period),
         # Before the evaluation, so that the checkpoint is saved even if the evaluation fails.
-        PeriodicCheckpointer(checkpointer, **cfg.train.checkpointer) if is_main else None,
+        PeriodicCheckpointer(checkpointer, **cfg.train.checkpointer)
+        if comm.is_main_process()
+        else None,
         StopHook(checkpointer),
         evaluation,
         best,
-        # Last, so that it writes what the other hooks log.
-        hooks.PeriodicWriter(
-            [
-                ProgressPrinter(cfg.train.max_iter, evaluation.seconds),
-                JSONWriter(os.path.join(cfg.train.output_dir, "metrics.json")),
-                TensorboardXWriter(cfg.train.output_dir),
-                *writers,
-            ],
-            period=cfg.train.log_period,
-        )
-        if is_main
-        else None,
     ]
-    return [*built, ContinuedMetrics.of(built)]
+
+
+def _build_writer(
+    cfg: DictConfig, evaluation: TimedEvalHook, writers: Sequence[EventWriter]
+) -> hooks.PeriodicWriter:
+    """Builds the hook that writes metrics, and opens their files."""
+    PathManager.mkdirs(cfg.train.output_dir)
+    return hooks.PeriodicWriter(
+        [
+            ProgressPrinter(cfg.train.max_iter, evaluation.seconds),
+            JSONWriter(os.path.join(cfg.train.output_dir, "metrics.json")),
+            TensorboardXWriter(cfg.train.output_dir),
+            *writers,
+        ],
+        period=cfg.train.log_period,
+    )
 
 
 def _own_hooks(cfg: DictConfig) -> list[HookBase]:

@@ -42,7 +42,7 @@ from .same_start import same_checkpoint, same_weights
 from .seen_images import SeenImages
 from .step import StepTrainer
 from .stopping import ShieldedLoader, StopHook
-from .train_loader import SAMPLERS, TrainLoader, build_train_loader
+from .train_loader import SAMPLERS, TrainLoader, build_train_loader, checked_batch_size
 
 logger = logging.getLogger(__name__)
 
@@ -69,13 +69,20 @@ class Trainer(DefaultTrainer):
             )
         names = {"train": "build_train_loader", "test": "build_test_loader"}
         own = [x for x, name in names.items() if not _is_same(type(self), Trainer, name)]
-        check_data(cfg, own_loaders=own)
+
+        def load(cfg: CfgNode) -> Iterable[list[dict]]:
+            checked_batch_size(cfg.SOLVER.IMS_PER_BATCH)
+            check_data(cfg, own_loaders=own)
+            return type(self).build_train_loader(cfg)
+
         use_determinism(cfg)
         self._seed = RunSeed(cfg.SEED)
         with contextlib.ExitStack() as stack:
             if cfg.MODEL.DEVICE == "cpu":  # Detectron2 gives the number of a GPU to every process
                 on_cpu = functools.partial(create_ddp_model, device_ids=None)
                 stack.enter_context(mock.patch.object(defaults, "create_ddp_model", on_cpu))
+            # Called when the model and the optimizer are built: checking data takes minutes.
+            stack.enter_context(mock.patch.object(self, "build_train_loader", load))
             super().__init__(cfg)
         if cfg.SEED < 0 and isinstance(self.data_loader, TrainLoader):
             self._seed.value = self.data_loader.samples.seed

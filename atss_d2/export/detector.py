@@ -69,7 +69,8 @@ class ExportableDetector(nn.Module):
             and num_detections (N,) int64, D = ``max_detections_per_image``. The best score comes
             first; rows from num_detections on have box 0, score 0 and class -1.
 
-            Without NMS, D is T = L x ``test_topk_candidates``, for pre-NMS detections.
+            Without NMS, D is T = L x ``test_topk_candidates``, for pre-NMS detections; score
+            voting, which follows NMS, is then left to the caller.
         """
         return self.postprocess(self.predict(self.prepare(images)), images.shape[-2:])
 
@@ -103,6 +104,7 @@ class ExportableDetector(nn.Module):
                 classes,
                 nms_thresh=model.test_nms_thresh,
                 max_detections=model.max_detections_per_image,
+                score_voting=model.score_voting,
                 kept_by_nms=self.kept_by_nms,
             )
         else:

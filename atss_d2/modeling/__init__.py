@@ -23,6 +23,7 @@ from .matchers import (
     CenterSamplingMatcher,
     DenseMatcher,
     IoUMatcher,
+    PAAMatcher,
     ScaleRangeMatcher,
     TopKMatcher,
 )
@@ -48,6 +49,7 @@ __all__ = [
     "GFLv2Head",
     "IoUBranchCriterion",
     "IoUMatcher",
+    "PAAMatcher",
     "Predictions",
     "ScaleRangeMatcher",
     "Scene",

@@ -37,10 +37,13 @@ def knows_totals(model: nn.Module) -> bool:
         return False
     if any(getattr(type(model), name) is not getattr(ATSS, name) for name in _LOSSES):
         return False
-    # The class that defines what is computed must also say what it counts.
+    if model.criterion.totals_need_predictions:
+        return False
+    # The class that defines what is computed, or one derived from it, must also say what it counts.
     kinds = type(model.criterion).__mro__
     computes = next(kind for kind in kinds if "compute" in vars(kind))
-    return computes is next(kind for kind in kinds if "totals" in vars(kind)) is not Criterion
+    counts = next(kind for kind in kinds if "totals" in vars(kind))
+    return counts is not Criterion and issubclass(counts, computes)
 
 
 @torch.no_grad()

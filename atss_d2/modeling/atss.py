@@ -70,6 +70,8 @@ class ATSS(DenseDetector):
         max_detections_per_image: int = 100,
         test_score_type: str = "sqrt",
         test_rank_by: str = "score",
+        test_thresh_on: str = "class_score",
+        score_voting: float | None = None,
         pixel_mean: Sequence[float],
         pixel_std: Sequence[float],
         input_format: str = "BGR",
@@ -105,6 +107,9 @@ class ATSS(DenseDetector):
                 centerness, or the plain "product", as in mmdetection.
             test_rank_by: What ranks the pre-NMS detections of a level: this "score", or the
                 "class_score" alone, as in mmdetection.
+            test_thresh_on: What ``test_score_thresh`` applies to: the "class_score", or the
+                "score", as in mmdetection's PAA.
+            score_voting: ``sigma`` of :func:`.vote_by_scores` after NMS; None for no voting.
             pixel_mean: Mean per channel, 0..255, in the order of ``input_format``.
             pixel_std: Standard deviation per channel; 1 for the MSRA ResNets.
             input_format: Channel order of the input images, "BGR" or "RGB".
@@ -142,6 +147,8 @@ class ATSS(DenseDetector):
         self.max_detections_per_image = max_detections_per_image
         self.test_score_type = test_score_type
         self.test_rank_by = test_rank_by
+        self.test_thresh_on = test_thresh_on
+        self.score_voting = score_voting
         self.input_format = input_format
         self.vis_period = vis_period
         self._training_log = TrainingLog()
@@ -171,6 +178,9 @@ class ATSS(DenseDetector):
             raise ValueError(f"vis_period must be >= 0, got {self.vis_period}")
         check_choice("test_score_type", self.test_score_type, SCORE_TYPES)
         check_choice("test_rank_by", self.test_rank_by, RANKINGS)
+        check_choice("test_thresh_on", self.test_thresh_on, RANKINGS)
+        if self.score_voting is not None and self.score_voting <= 0:
+            raise ValueError(f"score_voting must be None or > 0, got {self.score_voting}")
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict:
@@ -253,6 +263,7 @@ class ATSS(DenseDetector):
             images.image_sizes,
             nms_thresh=self.test_nms_thresh,
             max_detections=self.max_detections_per_image,
+            score_voting=self.score_voting,
             **self.pre_nms_options(),
         )
         return [
@@ -268,6 +279,7 @@ class ATSS(DenseDetector):
             "topk_candidates": self.test_topk_candidates,
             "score_type": self.test_score_type,
             "rank_by": self.test_rank_by,
+            "thresh_on": self.test_thresh_on,
         }
 
     def __prepare_scriptable__(self) -> nn.Module:

@@ -18,7 +18,7 @@ from torch import nn
 
 from ..config.arguments import arguments_of, kwargs_from, node_name
 from .box_coding import PointDistances, TwoSidedBox2BoxTransform, num_box_values
-from .criterion import CRITERION_REGISTRY, ATSSCriterion, Criterion
+from .criterion import CRITERION_REGISTRY, ATSSCriterion, Criterion, IoUBranchCriterion
 from .distance_distributions import DistanceDistributions
 from .head import HEAD_REGISTRY
 from .matchers import MATCHER_REGISTRY, ATSSMatcher, DenseMatcher, IoUMatcher, TopKMatcher
@@ -29,8 +29,13 @@ logger = logging.getLogger(__name__)
 _NUM_CLASSES = 80
 _DETECTIONS_PER_IMAGE = 100
 
-# Rules whose node is not named by node_name().
-_NODES = {ATSSMatcher: "MATCHER", IoUMatcher: "IOU_MATCHER", TopKMatcher: "TOPK_MATCHER"}
+# Classes whose node is not named by node_name().
+_NODES = {
+    ATSSMatcher: "MATCHER",
+    IoUMatcher: "IOU_MATCHER",
+    TopKMatcher: "TOPK_MATCHER",
+    IoUBranchCriterion: "IOU_BRANCH_CRITERION",
+}
 # Arguments that all rules share, set once in MODEL.ATSS.MATCHER.
 _SHARED_BY_RULES = ("IGNORE_IOA_THRESH", "CENTER_EPSILON", "INSET")
 

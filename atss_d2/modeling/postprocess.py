@@ -21,6 +21,7 @@ from torch import Tensor
 from .nms import batched_nms, kept_by_nms
 from .nouns import Predictions
 from .pre_nms import NO_SCORE, select_fixed_number, select_pre_nms
+from .score_voting import vote_by_scores
 
 
 def postprocess(
@@ -30,13 +31,15 @@ def postprocess(
     *,
     nms_thresh: float = 0.6,
     max_detections: int = 100,
+    score_voting: float | None = None,
     **pre_nms_options,
 ) -> list[tuple[Tensor, Tensor, Tensor]]:
     """Returns the detections of each image of a batch.
 
     A pre-NMS detection is an (anchor, class) pair whose class score exceeds ``score_thresh``. The
-    score of a detection is sqrt(class score x quality), which also ranks pre-NMS detections,
-    unless ``score_type`` and ``rank_by`` say otherwise; without a quality it is the class score.
+    score of a detection is sqrt(class score x quality), which also ranks pre-NMS detections, unless
+    ``score_type``, ``rank_by`` and ``thresh_on`` say otherwise; without a quality it is the class
+    score.
 
     Args:
         predictions: Of the head, for N images.
@@ -44,6 +47,8 @@ def postprocess(
         image_sizes: N x (height, width), to which the boxes are clipped.
         nms_thresh: IoU above which the lower-scored box of the same class is removed.
         max_detections: Maximum number of detections per image.
+        score_voting: ``sigma`` of :func:`.vote_by_scores`, which refines the boxes that NMS keeps;
+            None: their boxes stay.
         pre_nms_options: See :func:`pre_nms_detections`.
 
     Returns:
@@ -59,7 +64,12 @@ def postprocess(
         (rows,) = (image[1] > NO_SCORE).nonzero(as_tuple=True)
         boxes, scores, classes = (x[rows] for x in image)
         keep = batched_nms(boxes, scores, classes, nms_thresh)[:max_detections]
-        detections.append((boxes[keep], scores[keep], classes[keep]))
+        kept_boxes = boxes[keep]
+        if score_voting is not None:
+            kept_boxes = vote_by_scores(
+                kept_boxes, classes[keep], boxes, scores, classes, sigma=score_voting
+            )
+        detections.append((kept_boxes, scores[keep], classes[keep]))
     return detections
 
 
@@ -73,6 +83,7 @@ def pre_nms_detections(
     topk_candidates: int = 1000,
     score_type: str = "sqrt",
     rank_by: str = "score",
+    thresh_on: str = "class_score",
     fixed_shapes: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Returns the pre-NMS detections of all images.
@@ -82,12 +93,13 @@ def pre_nms_detections(
         anchors: L x (Ri, 4) XYXY, pixels.
         image_size: (height, width) of all images, or two tensors (N, 1, 1) with those of each.
         box2box_transform: Box coder with ``apply_deltas(deltas, anchors)``.
-        score_thresh: Minimum class score, without the quality.
+        score_thresh: Minimum class score, without the quality; or minimum score, see ``thresh_on``.
         topk_candidates: Maximum number of pre-NMS detections per level.
         score_type: Score of a detection: "sqrt", the square root of class score x quality, or the
             plain "product".
         rank_by: What ranks the pre-NMS detections of a level: this "score", or the "class_score"
             alone.
+        thresh_on: What ``score_thresh`` applies to: the "class_score", or this "score".
         fixed_shapes: Whether no shape may depend on a value, as in an exported file: T is L x
             ``topk_candidates``. Otherwise it is smaller, see :func:`select_pre_nms`.
 
@@ -109,6 +121,7 @@ def pre_nms_detections(
             topk_candidates,
             score_type,
             rank_by,
+            thresh_on,
         )
         deltas = _take_rows(regression[i], anchor_idxs).float()
         levels.append((scores, classes, deltas, level_anchors[anchor_idxs]))
@@ -125,6 +138,7 @@ def detections_of_batch(
     *,
     nms_thresh: float = 0.6,
     max_detections: int = 100,
+    score_voting: float | None = None,
     kept_by_nms: Callable[..., Tensor] = kept_by_nms,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Runs NMS on each image without a shape that depends on a value, for exported files.
@@ -137,6 +151,7 @@ def detections_of_batch(
         classes: (N, T).
         nms_thresh: See :func:`postprocess`.
         max_detections: Number of places per image, T' below.
+        score_voting: See :func:`postprocess`.
         kept_by_nms: Another function like :func:`.nms.kept_by_nms`, for a runtime with its own NMS.
 
     Returns:
@@ -144,7 +159,15 @@ def detections_of_batch(
         :data:`NO_SCORE` where there is no detection.
     """
     is_kept = kept_by_nms(boxes, scores, classes, scores > NO_SCORE, nms_thresh)
-    return best_of_batch(boxes, torch.where(is_kept, scores, NO_SCORE), classes, max_detections)
+    kept_scores = torch.where(is_kept, scores, NO_SCORE)
+    best_boxes, kept_scores, kept_classes = best_of_batch(
+        boxes, kept_scores, classes, max_detections
+    )
+    if score_voting is not None:
+        best_boxes = vote_by_scores(
+            best_boxes, kept_classes, boxes, scores, classes, sigma=score_voting
+        )
+    return best_boxes, kept_scores, kept_classes
 
 
 def best_of_batch(

@@ -18,7 +18,7 @@ NO_SCORE = -1.0
 _SCORE_SLACK, _LOGIT_SLACK = 1e-6, 1e-3
 
 SCORE_TYPES = ("sqrt", "product")
-RANKINGS = ("score", "class_score")
+RANKINGS = ("score", "class_score")  # also what a threshold applies to
 
 
 def select_pre_nms(
@@ -50,6 +50,7 @@ def select_survivors(
     topk_candidates: int,
     score_type: str = "sqrt",
     rank_by: str = "score",
+    thresh_on: str = "class_score",
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Selects the pre-NMS detections of one image; their number T varies.
 
@@ -61,12 +62,16 @@ def select_survivors(
     Returns:
         scores (T,), anchor indices (T,) and classes (T,), best first as ``rank_by`` says.
     """
-    anchor_idxs, classes = (
-        (logits >= _min_logit(score_thresh, logits.dtype)).nonzero().unbind(dim=1)
-    )
+    on_score = quality is not None and thresh_on == "score"
+    least = score_thresh
+    if on_score and score_type == "sqrt":
+        least = max(score_thresh, 0.0) ** 2  # sqrt(p q) > t needs p > t^2, as q <= 1
+    anchor_idxs, classes = (logits >= _min_logit(least, logits.dtype)).nonzero().unbind(dim=1)
     # Scores of half-precision logits would be rounded to three digits, and NMS refuses them.
-    scores = logits[anchor_idxs, classes].float().sigmoid()
-    is_above = scores > score_thresh
+    scores = compared = logits[anchor_idxs, classes].float().sigmoid()
+    if on_score:
+        compared = _with_quality(scores, quality[anchor_idxs], score_type)
+    is_above = compared > score_thresh
     scores, anchor_idxs, classes = scores[is_above], anchor_idxs[is_above], classes[is_above]
     if quality is not None and rank_by == "score":
         scores = _with_quality(scores, quality[anchor_idxs], score_type)
@@ -84,6 +89,7 @@ def select_fixed_number(
     topk_candidates: int,
     score_type: str = "sqrt",
     rank_by: str = "score",
+    thresh_on: str = "class_score",
     fill: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Selects the best pre-NMS detections of one level, without a shape that depends on a value.
@@ -91,10 +97,11 @@ def select_fixed_number(
     Args:
         logits: (N, Ri, K) class logits, or (Ri, K) of one image.
         quality: (N, Ri) logits of a second score, or None.
-        score_thresh: Minimum class score, without the quality.
+        score_thresh: Minimum class score, without the quality; or minimum score, see ``thresh_on``.
         topk_candidates: T; without ``fill``, T is smaller if the level has fewer pairs.
         score_type: See :func:`postprocess`.
         rank_by: See :func:`postprocess`.
+        thresh_on: What ``score_thresh`` applies to, "class_score" or "score".
         fill: Whether T is ``topk_candidates`` even on a small level, and so the same for images of
             all sizes.
 
@@ -102,10 +109,12 @@ def select_fixed_number(
         scores (N, T), anchor indices (N, T) and classes (N, T), best first as ``rank_by`` says.
         Empty places come last and have :data:`NO_SCORE`.
     """
-    scores = class_scores = logits.float().sigmoid()  # (N, Ri, K)
-    if quality is not None and rank_by == "score":
-        scores = _with_quality(class_scores, quality[..., None], score_type)
-    scores = torch.where(class_scores > score_thresh, scores, NO_SCORE).flatten(-2)
+    scores = compared = logits.float().sigmoid()  # (N, Ri, K)
+    if quality is not None and "score" in (rank_by, thresh_on):
+        final = _with_quality(scores, quality[..., None], score_type)
+        compared = final if thresh_on == "score" else scores
+        scores = final if rank_by == "score" else scores
+    scores = torch.where(compared > score_thresh, scores, NO_SCORE).flatten(-2)
     if fill:
         scores = F.pad(scores, (0, topk_candidates), value=NO_SCORE)
     scores, idxs = scores.topk(

@@ -106,6 +106,15 @@ class Stopper:
                 self.is_installed = False
 
     @contextlib.contextmanager
+    def deferred(self) -> Iterator[None]:
+        """Only notes requests within its context."""
+        before, self.is_deferred = self.is_deferred, True
+        try:
+            yield
+        finally:
+            self.is_deferred = before
+
+    @contextlib.contextmanager
     def immediate(self) -> Iterator[None]:
         """Raises :class:`Stopped` for a request within its context, and for an earlier one."""
         before, self.is_deferred = self.is_deferred, False
@@ -181,6 +190,28 @@ def _is_logging(frame: FrameType | None) -> bool:
     while frame is not None and frame.f_globals.get("__name__") != "logging":
         frame = frame.f_back
     return frame is not None
+
+
+@contextlib.contextmanager
+def blocked_signals() -> Iterator[None]:
+    """Processes that are started within its context do not get the signals.
+
+    The main process does: they go to its other threads.
+    """
+    if not STOP.is_installed or not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def unblock_signals() -> None:
+    """Lets this process get the signals, if it was started within :func:`blocked_signals`."""
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
 
 def name_of(signum: int) -> str:

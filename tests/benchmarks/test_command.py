@@ -12,7 +12,11 @@ from benchmarks.cases import CASES
 from benchmarks.results import read_json
 
 # Left out: files of all formats, which tests/export/ compares, and steps of three R-50.
-CHEAP = [name for name in CASES if name not in ("deployment", "exported_nms", "training_step")]
+CHEAP = [
+    name
+    for name in CASES
+    if name not in ("deployment", "exported_nms", "quality_steps", "training_step")
+]
 ROOT = Path(__file__).resolve().parents[2]
 BLOCKS = (*CASES, "machine", "targets", "assignment summary")
 

@@ -132,8 +132,8 @@ def test_what_is_admitted_deliberately(tmp_path, name):
     values = np.arange(3.0) if name.endswith(".pkl") else torch.arange(3.0)
     args = argparse.Namespace(values=values, kind="x")
     path = write(tmp_path / name, {"args": args}, **FORMATS[name])
-    mend = r"it asks for argparse\.Namespace, .*add_safe_globals\(\[argparse\.Namespace\]\)"
-    with pytest.raises(CheckpointError, match=mend):
+    fix = r"it asks for argparse\.Namespace, .*add_safe_globals\(\[argparse\.Namespace\]\)"
+    with pytest.raises(CheckpointError, match=fix):
         load_file(path)
     for admitted in (argparse.Namespace, (argparse.Namespace, "argparse.Namespace")):
         with torch.serialization.safe_globals([admitted]):
@@ -142,7 +142,7 @@ def test_what_is_admitted_deliberately(tmp_path, name):
         assert loaded.kind == "x"
         assert type(loaded.values) is type(values)
         assert loaded.values.tolist() == [0, 1, 2]
-    with pytest.raises(CheckpointError, match=mend):
+    with pytest.raises(CheckpointError, match=fix):
         load_file(path)
 
 

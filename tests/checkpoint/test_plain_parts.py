@@ -363,14 +363,14 @@ def legacy(path: Path, content, **changes) -> Path:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"magic": 1}, "no file of torch.save"),
-        ({"version": 3}, "no file of torch.save"),
+        ({"magic": 1}, "not a file of torch.save"),
+        ({"version": 3}, "not a file of torch.save"),
         ({"system": {"little_endian": False}}, "big-endian"),
         ({"system": Call(os.system, "touch SENTINEL")}, "big-endian"),
         ({"keys": ["0"]}, "list of storages"),
         ({"keys": Call(os.system, "touch SENTINEL")}, "list of storages"),
         ({"keys": b"\x80\x02" + storage() + b"."}, "in a file without storages"),
-        ({"magic": Call(os.system, "touch SENTINEL")}, "no file of torch.save"),
+        ({"magic": Call(os.system, "touch SENTINEL")}, "not a file of torch.save"),
     ],
 )
 def test_forged_legacy_files(tmp_path, monkeypatch, changes, message):

@@ -82,7 +82,7 @@ def test_json_has_everything(capsys, sample):
                 "value": "[1, nan, 3, 4]",
             }
         ],
-        "mend": "give x, y, width, height",
+        "fix": "give x, y, width, height",
     }
 
 

@@ -173,7 +173,7 @@ def test_bad_images_are_listed_and_retried_only_if_asked(run, inputs, tmp_path):
     assert "truncated" in reasons[str(truncated)]
     assert "cannot identify" in reasons[str(page)]
     assert reasons[str(tmp_path / "none.jpg")] == "it does not exist"
-    assert reasons[str(tmp_path)] == reasons[str(pipe)] == "it is no file"
+    assert reasons[str(tmp_path)] == reasons[str(pipe)] == "it is not a file"
     assert "decompression bomb" in reasons[str(huge)]
     shutil.copy(good, truncated)
     code, lines, _ = run(*flags)
@@ -267,6 +267,10 @@ def test_another_run_is_refused_unless_overwritten(run, inputs, tmp_path):
     code, lines, _ = run("--manifest", "shorter.txt", "--shard", "0/2", "--overwrite")
     assert code == 0
     assert len(lines) == 6  # nothing of the old run
+    with pytest.MonkeyPatch.context() as patch:  # a job that SLURM has queued again goes on
+        patch.setenv("SLURM_RESTART_COUNT", "1")
+        _, lines, _ = run("--manifest", "shorter.txt", "--shard", "1/2", "--overwrite")
+    assert len(lines) == 11
     # Batches and workers may change.
     code, lines, _ = run(
         "--manifest", "shorter.txt", "--shard", "1/2", "--batch-size", 4, "--num-workers", 1

@@ -24,7 +24,9 @@ from atss_d2.modeling import (
     ATSSHead,
     ATSSMatcher,
     CenterSamplingMatcher,
+    IoUBranchCriterion,
     IoUMatcher,
+    PAAMatcher,
     ScaleRangeMatcher,
     ShiftedAnchorGenerator,
     TopKMatcher,
@@ -132,7 +134,9 @@ NODES = {
     "SCALE_RANGE_MATCHER": (ScaleRangeMatcher, "strides"),
     "CENTER_SAMPLING_MATCHER": (CenterSamplingMatcher, "strides"),
     "TOPK_MATCHER": (TopKMatcher, ""),
+    "PAA_MATCHER": (PAAMatcher, ""),
     "POINT_DISTANCES": (PointDistances, ""),
+    "IOU_BRANCH_CRITERION": (IoUBranchCriterion, " ".join(arguments_of(ATSSCriterion))),
 }
 SHARED_BY_RULES = ("IGNORE_IOA_THRESH", "CENTER_EPSILON", "INSET")
 
@@ -151,8 +155,9 @@ def test_keys_and_defaults_are_those_of_the_signatures(name):
         if parameter.default is not parameter.empty and argument not in elsewhere.split()
     }
     if name.endswith("_MATCHER"):
-        shared = {key: defaults.pop(key) for key in SHARED_BY_RULES}
-        assert shared == {key: cfg.MODEL.ATSS.MATCHER[key] for key in SHARED_BY_RULES}
+        shared = {key: defaults.pop(key) for key in SHARED_BY_RULES if key in defaults}
+        assert shared == {key: cfg.MODEL.ATSS.MATCHER[key] for key in shared}
+        assert "IGNORE_IOA_THRESH" in shared
     assert keys == defaults
 
 
@@ -213,6 +218,8 @@ VALUES = {
     "BOX_REG_LOSS_TYPE": "smooth_l1",
     "TEST_SCORE_TYPE": "product",
     "TEST_RANK_BY": "class_score",
+    "TEST_THRESH_ON": "score",
+    "SCORE_VOTING": 0.025,
     "MATCHER.METRIC": "giou",
     "MATCHER.IGNORE_IOA_THRESH": 0.5,
     "IOU_MATCHER.THRESHOLDS": (0.3, 0.6),
@@ -252,6 +259,13 @@ EFFECTS = {
     "FPN.P7_RELU": (False, lambda m: type(m.backbone.top_block), LastLevelP6P7WithoutReLU),
     "MATCHER.NAME": ("IoUMatcher", lambda m: type(m.matcher), IoUMatcher),
     "CRITERION.NAME": ("TwiceTheLoss", lambda m: type(m.criterion), TwiceTheLoss),
+    "IOU_BRANCH_CRITERION.QUALITY_WEIGHTED_BOX_LOSS": (
+        *(True, lambda m: m.criterion.centerness_weighted_box_loss, True),
+    ),
+    "IOU_BRANCH_CRITERION.QUALITY_LOSS_WEIGHT": (
+        *(0.5, lambda m: m.criterion.centerness_loss_weight, 0.5),
+    ),
+    "IOU_BRANCH_CRITERION.FLOOR_BY_IMAGES": (True, lambda m: m.criterion.floor_by_images, True),
     "BOX_CODER": ("PointDistances", lambda m: type(m.box2box_transform), PointDistances),
     "BOX2BOX_TRANSFORM.CLAMP_BOTH_SIDES": (
         *(True, lambda m: type(m.box2box_transform), TwoSidedBox2BoxTransform),
@@ -288,6 +302,8 @@ def test_every_key_has_an_effect(key):
             cfg.MODEL.ATSS.BOX_CODER = name
     if (node := key.partition(".")[0]).endswith("MATCHER"):
         cfg.MODEL.ATSS.MATCHER.NAME = NODES[node][0].__name__
+    if node.endswith("_CRITERION"):
+        cfg.MODEL.ATSS.CRITERION.NAME = NODES[node][0].__name__
     if key.startswith("ANCHOR_GENERATOR."):
         cfg.MODEL.ANCHOR_GENERATOR.NAME = "ShiftedAnchorGenerator"
     if key.startswith("FPN."):

@@ -45,7 +45,7 @@ def check(sample: Sample, *flags: str) -> tuple[str, str, dict]:
     for dataset in content["data_sets"]:
         for finding in dataset["findings"]:
             examples = ", ".join(example["text"] for example in finding["examples"])
-            texts.append(f"{finding['what']}, e.g. {examples}: {finding['mend']}")
+            texts.append(f"{finding['what']}, e.g. {examples}: {finding['fix']}")
     outcome = STOPS if code else WARNS if content["num_warnings"] else FINE
     return outcome, "\n".join(texts), content
 

@@ -110,7 +110,8 @@ def test_the_eta_counts_evaluations(monkeypatch, period, first_estimate):
         clock.now += 10
         return {}
 
-    hook = TimedEvalHook(period, evaluate, expected_seconds=first_estimate)
+    hook = TimedEvalHook(period, evaluate)
+    hook.expected_seconds = first_estimate
     hook.trainer = type("Trainer", (), {"max_iter": max_iter, "iter": 0})()
     printer = ProgressPrinter(max_iter, hook.seconds)
     num_evaluations = len([i for i in range(1, max_iter) if period and i % period == 0]) + 1

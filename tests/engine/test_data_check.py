@@ -1,6 +1,8 @@
 """Data sets that do not fit the model, or are not there, are found before the first iteration."""
 
 import json
+import math
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,7 @@ from atss_d2.engine.data_check import (
     check_images,
     explained,
 )
+from tests import toy
 
 THREE = [{"id": 3, "name": "car"}, {"id": 8, "name": "bus"}, {"id": 20, "name": "tram"}]
 
@@ -212,3 +215,30 @@ def test_a_module_that_the_config_names_may_register_the_data(register, tmp_path
     cfg.dataloader.train.mapper._target_ = "no_such_module.Mapper"
     with pytest.raises(DataError, match="there is no data set 'own_train'"):
         check_dataset_files(cfg, with_training=True)
+
+
+def test_boxes_without_numbers_are_counted_when_the_checks_are_off(tmp_path, monkeypatch, caplog):
+    """They vanished without a word."""
+    monkeypatch.setenv("TOY_DATA", "")  # restored afterwards
+    toy.write_dataset(tmp_path)
+    for name, indices in (("toy_train", (2, 5)), ("toy_val", (1,))):
+        content = json.loads((tmp_path / f"{name}.json").read_text())
+        for index in indices:
+            content["annotations"][index]["bbox"][2] = math.nan
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    overrides = {"train.check_data": False, "train.max_iter": 4, "train.eval_period": 2}
+    toy.Run(tmp_path, **overrides).train()
+    texts = [x.getMessage() for x in caplog.records if "NaN or inf" in x.getMessage()]
+    # Once each, although the test set is loaded for every evaluation.
+    assert [text.partition(", e.g.")[0] for text in texts] == [
+        "1 box of the test set has NaN or infinity",
+        "2 boxes of the training set have NaN or infinity",
+    ]
+    assert "nan, " in texts[1]
+    assert f"of '{tmp_path}/toy_train_2.png' (image_id 2): " in texts[1]
+    monkeypatch.setattr("detectron2.utils.logger._LOG_COUNTER", Counter())  # another process
+
+    own = ["MODEL.ATSS.CHECK_DATA", False, "MODEL.ATSS.TRAIN.ON_BAD_IMAGE", "skip"]
+    caplog.clear()
+    toy.YamlRun(tmp_path / "yaml", *own).train()
+    assert [x.getMessage() for x in caplog.records if "NaN or inf" in x.getMessage()] == texts[::-1]

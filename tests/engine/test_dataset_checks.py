@@ -1,5 +1,6 @@
 """Data sets are checked before the first iteration: what is refused, and what must not be."""
 
+import copy
 import functools
 import multiprocessing
 
@@ -10,8 +11,11 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import load_coco_json
 from detectron2.evaluation import COCOEvaluator, DatasetEvaluator
 from detectron2.utils import comm
+from omegaconf import OmegaConf
 
+from atss_d2.config import ConfigError
 from atss_d2.data import DataError
+from atss_d2.data.children import can_fork
 from atss_d2.engine import do_train
 from atss_d2.engine.dataset_checks import check_data, on_first_process
 from atss_d2.engine.datasets import load_test_set
@@ -71,6 +75,61 @@ def test_it_can_be_turned_off(sample, monkeypatch):
         monkeypatch.delitem(cfg.train, "check_data")  # as in configs saved by earlier versions
         with pytest.raises(DataError):
             check_data(cfg)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("train.hooks", [1], "train.hooks must be a list"),
+        ("train.freeze", ["nothing"], "train.freeze has 'nothing'"),
+        ("train.lr_factors", [["nothing", 2]], "train.lr_factors has 'nothing'"),
+        ("train.profiler", {"enabled": True, "wait": 9, "warmup": 0, "active": 1}, "profiler wait"),
+        ("dataloader.train.total_batch_size", -2, "total batch size -2"),
+        ("dataloader.train.mapper.min_visible", 2, "mapper cannot be built: .* got 2"),
+    ],
+)
+def test_a_wrong_config_is_found_before_wrong_data(sample, key, value, message):
+    spoil(sample)
+    sample.write()
+    with registered(sample) as cfg:
+        cfg = copy.deepcopy(cfg)
+        OmegaConf.update(cfg, key, value, force_add=True)
+        with pytest.raises(ConfigError, match=message):
+            do_train(cfg)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("MODEL.ATSS.MATCHER.TOPK", 0, "topk must be"),
+        ("SOLVER.IMS_PER_BATCH", -2, "total batch size -2"),
+    ],
+)
+def test_a_wrong_yaml_config_is_found_before_wrong_data(sample, tmp_path, key, value, message):
+    spoil(sample)
+    sample.write()
+    with registered(sample):
+        own = ["DATASETS.TRAIN", ("case_train",), "DATASETS.TEST", ("case_val",)]
+        run = toy.YamlRun(tmp_path / "yaml", *own)
+        with pytest.raises(DataError, match="1 image is missing"):
+            run.train()
+        run.cfg.merge_from_list([key, value])
+        with pytest.raises(ValueError, match=message):
+            run.train()
+
+
+@pytest.mark.skipif(not can_fork(), reason="this process reads the annotations itself")
+def test_a_yaml_run_keeps_no_annotations_for_the_check_of_the_evaluator(
+    sample, tmp_path, monkeypatch, caplog
+):
+    sample.write()
+    loaded, get = [], DatasetCatalog.get
+    monkeypatch.setattr(DatasetCatalog, "get", lambda name: loaded.append(name) or get(name))
+    with registered(sample):
+        own = ["DATASETS.TRAIN", ("case_train",), "DATASETS.TEST", ("case_val",)]
+        toy.YamlRun(tmp_path / "yaml", *own).train()
+    assert loaded == []  # in this process
+    assert not [x for x in caplog.records if "equal to the annotations" in x.getMessage()]
 
 
 def test_an_own_function_is_checked_as_it_reads(sample):

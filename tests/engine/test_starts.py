@@ -24,6 +24,17 @@ def test_a_stop_saves_the_last_iteration_although_workers_get_the_signal(tmp_pat
         assert max(last) == iteration
 
 
+def test_ctrl_c_while_processes_are_started_is_one_sentence(tmp_path):
+    """They were interrupted in their imports, with tracebacks and exit code 1."""
+    toy.write_dataset(tmp_path)
+    with starts.Training(tmp_path, "flags") as training:
+        training.wait_until_spawned(2)
+        os.killpg(training.starters[0].pid, signal.SIGINT)
+        assert training.wait() == [130]
+        sentence = "train_net.py: stopped by SIGINT before a checkpoint was saved\n"
+        assert training.said() == sentence
+
+
 def test_two_machines_stop_resume_and_fail_together(tmp_path):
     """As srun starts them, without a common disk: only the first one has the checkpoint."""
     toy.write_dataset(tmp_path)

@@ -222,7 +222,7 @@ def test_labels_of_matched_background_and_ignored_anchors():
         Boxes(torch.tensor([[0.0, 0, 16, 16]])),
     ]
     batch = [image(BOXES[:2], [5, 6]), image(), image(BOXES[2:], [0, 3])]
-    a, gt_labels, matched_boxes, soft = model.label_anchors(
+    a, gt_labels, matched_boxes, soft, _ = model.label_anchors(
         anchors, [x["instances"] for x in batch]
     )
 

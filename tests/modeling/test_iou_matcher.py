@@ -70,6 +70,17 @@ def test_a_best_anchor_belongs_to_the_box_of_its_own_highest_iou():
     assert IoUMatcher()(anchors, [boxes]).tolist() == [[1, BACKGROUND]]
 
 
+def test_a_best_anchor_belongs_to_its_box_if_low_quality_overrides():
+    anchors = [torch.tensor([[0.0, 0, 10, 10], [50, 0, 60, 3]])]
+    boxes = torch.tensor([[0.0, 0, 10, 2], [0, 7, 10, 10]])
+    matcher = IoUMatcher(low_quality_override=True)
+    assert matcher(anchors, [boxes.flip(0)]).tolist() == [[1, BACKGROUND]]
+    # It is the best anchor of both; the last box has it, whatever the IoU.
+    assert matcher(anchors, [boxes]).tolist() == [[1, BACKGROUND]]
+    no_best = IoUMatcher(low_quality_override=True, allow_low_quality_matches=False)
+    assert no_best(anchors, [boxes]).tolist() == [[BACKGROUND] * 2]
+
+
 def test_a_box_that_overlaps_no_anchor_makes_none_positive():
     anchors = grid([(2, 2)], [8], [(1, 1)])
     boxes = torch.tensor([[100.0, 100, 120, 120], [0, 0, 8, 8]])

@@ -462,6 +462,38 @@ def test_selected_candidates_by_hand():
     assert classes.tolist() == [[1, 0], [1, 0]]
 
 
+def test_a_threshold_on_the_score_counts_the_quality():
+    """Class scores 0.1, 0.3, 0.6; scores 0.3, 0.17, 0.24, or 0.09, 0.03, 0.06 without the root."""
+    args = logit([[0.1], [0.3], [0.6]]), logit([0.9, 0.1, 0.1])
+    for select in (select_survivors, select_fixed_number):
+        for score_type, score_thresh, expected in (
+            ("sqrt", 0.2, [0, 2]),
+            ("product", 0.05, [0, 2]),
+        ):
+            scores, anchor_idxs, _ = select(*args, score_thresh, 9, score_type, thresh_on="score")
+            assert anchor_idxs[scores > NO_SCORE].tolist() == expected
+        scores, anchor_idxs, _ = select(*args, 0.2, 9)
+        assert anchor_idxs[scores > NO_SCORE].tolist() == [2, 1]
+        scores, anchor_idxs, _ = select(args[0], None, 0.2, 9, thresh_on="score")
+        assert anchor_idxs[scores > NO_SCORE].tolist() == [2, 1]  # no quality: no root either
+
+
+@pytest.mark.parametrize("score_type", SCORE_TYPES)
+def test_both_ways_agree_next_to_a_threshold_on_the_score(score_type):
+    """The quality is almost 1, so that logits are near the bound by which they are chosen."""
+    quality = torch.full((61,), 17.0)
+    for threshold in (0.05, 0.2, 0.5, 1e-4, 0.9, -1.0):
+        least = max(threshold, 0) ** 2 if score_type == "sqrt" else threshold
+        at = torch.logit(torch.tensor(least, dtype=torch.float64)).clamp(min=-50)
+        logits = (at + 2e-7 * torch.arange(-30, 31)).float()[:, None]
+        args = (logits, quality, threshold, 100, score_type, "score", "score")
+        scores, _, _ = select_survivors(*args)
+        fixed, _, _ = select_fixed_number(*args)
+        assert torch.equal(scores, fixed[fixed > NO_SCORE])
+        if threshold > 0:
+            assert 0 < len(scores) < 61
+
+
 def test_the_arguments_are_not_changed():
     levels = [level([[-5, -5, 9, 9], [0, 0, 9, 9]], [[1.0], [2.0]])]
     before = [tuple(x.clone() for x in part) for part in levels]
@@ -477,14 +509,15 @@ def test_the_arguments_are_not_changed():
 @pytest.mark.parametrize("topk_candidates", [1, 20, 10**6])
 @pytest.mark.parametrize("score_type", SCORE_TYPES)
 @pytest.mark.parametrize("rank_by", RANKINGS)
+@pytest.mark.parametrize("thresh_on", RANKINGS)
 def test_both_ways_to_select_give_the_same(
-    with_centerness, score_thresh, topk_candidates, score_type, rank_by
+    with_centerness, score_thresh, topk_candidates, score_type, rank_by, thresh_on
 ):
     """The one of the GPU fills up what is missing with places that have no score."""
     logits = 3 * torch.randn(50, 7) - 2
     logits[:3] = torch.tensor([[torch.inf], [-torch.inf], [torch.nan]])
     centerness = torch.randn(50) if with_centerness else None
-    args = (logits, centerness, score_thresh, topk_candidates, score_type, rank_by)
+    args = (logits, centerness, score_thresh, topk_candidates, score_type, rank_by, thresh_on)
     scores, anchor_idxs, classes = select_survivors(*args)
     fixed = select_fixed_number(*args)
     assert len(fixed[0]) == min(topk_candidates, logits.numel())

@@ -49,10 +49,12 @@ def scenes(draw):
         "topk_candidates": draw(st.sampled_from([1, 7, 200])),
         "score_type": draw(st.sampled_from(SCORE_TYPES)),
         "rank_by": draw(st.sampled_from(RANKINGS)),
+        "thresh_on": draw(st.sampled_from(RANKINGS)),
     }
     nms_options = {
         "nms_thresh": draw(st.sampled_from([0.0, 0.3, 0.6, 1.0])),
         "max_detections": draw(st.sampled_from([1, 10, 400])),
+        "score_voting": draw(st.sampled_from([None, 0.025])),
     }
     size = st.sampled_from([(40, 60), (80, 20), (200, 200)])
     image_sizes = draw(st.lists(size, min_size=num_images, max_size=num_images))

@@ -47,6 +47,7 @@ MODELS = {
     "nine anchors": {"num_anchors": 9},
     "from a point": {"box2box_transform": PointDistances(anchor_scale=4)},
     "product, by class score": {"test_score_type": "product", "test_rank_by": "class_score"},
+    "threshold on the score, voting": {"test_thresh_on": "score", "score_voting": 0.5},
     "neither centerness nor scales": {"head": PLAIN_HEAD},
     "deformable": {"head": {"deform_last_conv": True}},
     "no detection": {"test_score_thresh": 0.999},

@@ -324,6 +324,6 @@ def test_registry_refuses_images_without_three_channels():
         ({"weights": "IMAGENET1K"}, "nearest: IMAGENET1K_V"),
     ],
 )
-def test_errors_name_the_value_and_the_mend(kwargs, message):
+def test_errors_name_the_value_and_the_fix(kwargs, message):
     with pytest.raises(ValueError, match=message):
         TorchvisionBackbone(**kwargs)

@@ -184,6 +184,8 @@ def test_a_training_that_fails_is_heard(sing, monkeypatch):
 def test_a_finding_before_training_saves_the_training(sing, tmp_path):
     verdict = sing([], ["train.init_checkpoint="])
     assert not (tmp_path / "pids").exists()
+    assert verdict.folder is None
+    assert not (tmp_path / "out").exists()
     (complaint,) = verdict.complaints
     assert complaint.startswith("set-up: train.init_checkpoint is empty")
     assert len(sing(healthy_rows(), ["train.init_checkpoint="], keep_going=True).rows) == 61

@@ -115,7 +115,7 @@ def check_boxes(report: Report, table: Table, areas: np.ndarray | None = None) -
     faults = find_faults(table)
     for number, code in enumerate(FAULTS):
         idxs = np.flatnonzero(faults == number)
-        report.add(code, idxs, describer(table, code), of=total, mend=_mend(table, code))
+        report.add(code, idxs, describer(table, code), of=total, fix=_fix(table, code))
     usable = faults < 0
     describe = describer(table)
     convention, idxs = find_convention(table, areas)
@@ -158,7 +158,7 @@ def describer(table: Table, code: str = "") -> Callable[[int], Example]:
     return describe
 
 
-def _mend(table: Table, code: str) -> str:
+def _fix(table: Table, code: str) -> str:
     """Returns how to fix ids whose type differs from that of the ids they refer to."""
     if code == "annotation_image":
         found, known = table.of_image, table.image_ids

@@ -56,7 +56,7 @@ class ProbeCache:
     """The probes of the images below one folder, in one file.
 
     A file that is missing, damaged or of another version is an empty cache; one that cannot be
-    written is no error.
+    written is not an error.
     """
 
     def __init__(self, root: str) -> None:

@@ -24,7 +24,7 @@ class Kind(NamedTuple):
 
     Args:
         what: Description after the count, with marks for singular and plural.
-        mend: What to do about it.
+        fix: What to do about it.
         train: Severity in a training set. An error stops training or lets it learn something wrong
             without notice; a warning changes less, or may be meant.
         val: Severity in a validation set; by default that of a training set.
@@ -33,7 +33,7 @@ class Kind(NamedTuple):
     """
 
     what: str
-    mend: str
+    fix: str
     train: str = ERROR
     val: str | None = None
     most: bool = False
@@ -360,7 +360,7 @@ class Report:
         describe: Callable[[Any], Example] = Example,
         *,
         of: int = 0,
-        mend: str = "",
+        fix: str = "",
     ) -> None:
         """Adds a finding if there are cases and the kind matters in this role.
 
@@ -369,13 +369,13 @@ class Report:
             cases: What is wrong: a list or an array.
             describe: Makes an example from a case; only called for the first ones.
             of: Number of things that could have been wrong, for kinds with ``most``.
-            mend: Replaces that of the kind.
+            fix: Replaces that of the kind.
         """
         kind = KINDS[code]
         severity = kind.severity(self.role, len(cases), of or len(cases) * 2)
         if len(cases) and severity:
             examples = first_examples(describe(case) for case in cases[:MAX_DESCRIBED])
-            self.findings.append(Finding(code, severity, len(cases), examples, mend or kind.mend))
+            self.findings.append(Finding(code, severity, len(cases), examples, fix or kind.fix))
 
     def say(self, code: str, sentence: str, count: int = 1) -> None:
         """Adds a finding that has a sentence of its own."""

@@ -71,18 +71,16 @@ def check_files(
     for i, x in enumerate(probes):
         by_problem[x.problem].append(i)
     for code in UNUSABLE:
-        mend = ""
+        fix = ""
         if code == "image_missing" and by_problem[code]:
-            mend = _mend_of_missing([names[i] for i in by_problem[code]], root)
-        report.add(code, by_problem[code], describe, mend=mend)
+            fix = _fix_of_missing([names[i] for i in by_problem[code]], root)
+        report.add(code, by_problem[code], describe, fix=fix)
     good = np.array(by_problem[""], np.int64)
     found = np.array([(x.width, x.height) for x in probes], np.int64).reshape(num, 2)[good]
     if sizes is not None:
         said = np.array(sizes, np.float64).reshape(num, 2)[good]
         wrong = np.isfinite(said).all(1) & (said != found).any(1)
-        report.add(
-            "image_size", good[wrong], describe_size, mend=_mend_of_sizes(found, said, wrong)
-        )
+        report.add("image_size", good[wrong], describe_size, fix=_fix_of_sizes(found, said, wrong))
     short, long = found.min(1, initial=2**60), found.max(1, initial=0)
     limit = Image.MAX_IMAGE_PIXELS or np.inf
     report.add("image_huge", good[found.prod(1) > limit], describe)
@@ -101,7 +99,7 @@ def _with_text(example: Example, text: str, value: Any = None) -> Example:
     return Example(text, example.file, example.image_id, value=value)
 
 
-def _mend_of_sizes(found: np.ndarray, said: np.ndarray, wrong: np.ndarray) -> str:
+def _fix_of_sizes(found: np.ndarray, said: np.ndarray, wrong: np.ndarray) -> str:
     if not wrong.any():
         return ""
     if (said[wrong][:, ::-1] == found[wrong]).all():
@@ -115,7 +113,7 @@ def _mend_of_sizes(found: np.ndarray, said: np.ndarray, wrong: np.ndarray) -> st
     return ""
 
 
-def _mend_of_missing(names: Sequence[str], root: str | None) -> str:
+def _fix_of_missing(names: Sequence[str], root: str | None) -> str:
     sought = list(names[:_MAX_SOUGHT])
     base = root if root is not None else ""
     broken = [name for name in sought if _is_link(os.path.join(base, name))]

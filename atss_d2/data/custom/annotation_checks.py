@@ -140,7 +140,7 @@ def _refuse_other_boxes(checked: Checked, table: Table) -> None:
         kind = KINDS[code]
         raise DataError(
             f"'{checked.source.place}': {len(idxs)} of {num} {inflect(kind.what, 2)}, e.g. "
-            f"{describer(table)(idxs[0])}: {kind.mend}"
+            f"{describer(table)(idxs[0])}: {kind.fix}"
         )
     if code:
         checked.report(map(describer(table), idxs), code)

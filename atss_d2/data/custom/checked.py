@@ -48,7 +48,7 @@ class Checked:
         Args:
             cases: One text or example a case.
             what: A code of :data:`~atss_d2.data.checks.findings.KINDS`, or a description.
-            action: What was done; by default the mend of the code.
+            action: What was done; by default the fix of the code.
             changes: Whether ``content`` was changed.
         """
         cases = [Example(case) if isinstance(case, str) else case for case in cases]
@@ -60,7 +60,7 @@ class Checked:
                     WARNING,
                     len(cases),
                     first_examples(cases),
-                    action or (kind.mend if kind else ""),
+                    action or (kind.fix if kind else ""),
                     "" if kind else what,
                 )
             )

@@ -111,7 +111,7 @@ class ATSSCriterion(Criterion):
         )
         positives = find_positives(predictions, targets, self.num_classes)
         quality, weights, totals = self._weigh(positives, targets)
-        num_positives, sum_weights = self.normalizers(*totals)
+        num_for_cls, num_positives, sum_weights = self.loss_normalizers(targets, totals)
         loss_box_reg = box_reg_loss(
             positives.regression,
             positives.anchors,
@@ -122,7 +122,7 @@ class ATSSCriterion(Criterion):
         )
         loss_box_reg = (loss_box_reg * weights).sum()
         losses = {
-            "loss_cls": loss_cls / num_positives,
+            "loss_cls": loss_cls / num_for_cls,
             "loss_box_reg": loss_box_reg * (self.box_reg_loss_weight / sum_weights),
         }
         if positives.quality is not None:
@@ -131,6 +131,13 @@ class ATSSCriterion(Criterion):
                 self.centerness_loss_weight / num_positives
             )
         return losses
+
+    def loss_normalizers(
+        self, targets: Targets, totals: tuple[Tensor, Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns the normalizers of the losses of classes, of the quality and of boxes."""
+        num_positives, sum_weights = self.normalizers(*totals)
+        return num_positives, num_positives, sum_weights
 
     def _weigh(
         self, positives: Positives, targets: Targets

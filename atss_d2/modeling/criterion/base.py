@@ -43,9 +43,11 @@ class Criterion(nn.Module, ABC):
         num_classes: K, the label of background.
         uses_quality: Whether the head must (True) or must not (False) predict a quality; None:
             either way. A class attribute.
+        totals_need_predictions: Whether :meth:`totals` returns None.
     """
 
     uses_quality: bool | None = None
+    totals_need_predictions = False
 
     def __init__(self) -> None:
         super().__init__()

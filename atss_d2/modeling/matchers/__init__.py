@@ -7,6 +7,7 @@ from .atss import ATSSMatcher
 from .base import MATCHER_REGISTRY, DenseMatcher
 from .center_sampling import CenterSamplingMatcher
 from .iou import IoUMatcher
+from .paa import PAAMatcher
 from .scale_range import ScaleRangeMatcher
 from .selection import BACKGROUND, IGNORED
 from .topk import TopKMatcher
@@ -19,6 +20,7 @@ __all__ = [
     "CenterSamplingMatcher",
     "DenseMatcher",
     "IoUMatcher",
+    "PAAMatcher",
     "ScaleRangeMatcher",
     "TopKMatcher",
 ]

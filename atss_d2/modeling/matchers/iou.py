@@ -45,6 +45,7 @@ class IoUMatcher(DenseMatcher):
         *,
         thresholds: tuple[float, float] = (0.4, 0.5),
         allow_low_quality_matches: bool = True,
+        low_quality_override: bool = False,
         center_in_gt: bool = False,
         center_epsilon: float = 0.01,
         inset: float = 0.0,
@@ -55,6 +56,9 @@ class IoUMatcher(DenseMatcher):
             thresholds: IoU below which an anchor is background, and IoU from which it is positive.
             allow_low_quality_matches: Whether the best anchors of a box are positive regardless of
                 their IoU.
+            low_quality_override: Whether a best anchor of a box belongs to that box even if its IoU
+                with another is higher, as in mmdetection. A best anchor of several boxes belongs to
+                the last of them.
             center_in_gt: Whether positives whose center is not inside their box become ignored
                 (the step "in-GT" of the paper's Table 1).
             center_epsilon: With ``center_in_gt``: a center is inside a box when its distances to
@@ -77,6 +81,7 @@ class IoUMatcher(DenseMatcher):
                 raise ValueError(f"{name} must be >= 0, got {value}")
         self.thresholds = (low, high)
         self.allow_low_quality_matches = allow_low_quality_matches
+        self.low_quality_override = low_quality_override
         self.center_in_gt = center_in_gt
         self.center_epsilon = center_epsilon
         self.inset = inset
@@ -86,21 +91,25 @@ class IoUMatcher(DenseMatcher):
         image_idxs, num_images = scene.image_idxs, scene.num_images
         boxes = scene.boxes.masked_fill(~has_area(scene.boxes)[:, None], 0)  # overlaps nothing
         conflicts = DenseConflicts(num_images, len(all_anchors), boxes.device)
-        is_best_of_a_box = boxes.new_zeros(num_images, len(all_anchors), dtype=torch.int32)
+        # 1 + index of the last box whose best anchor this is; 0 for none.
+        last_box = boxes.new_zeros(num_images, len(all_anchors), dtype=torch.int32)
         box_idxs = torch.arange(len(boxes), device=boxes.device)[:, None]  # (M, 1)
         for rows in box_chunks(boxes, len(all_anchors)):
             ious = paired_iou(all_anchors, boxes[rows, None])  # (m, R)
             conflicts.claim(positive_priority_keys(ious, box_idxs[rows]), image_idxs[rows])
             if self.allow_low_quality_matches:
                 highest = ious.amax(dim=1, keepdim=True).clamp(min=_LEAST_IOU)
-                max_per_image_(is_best_of_a_box, (ious == highest).int(), image_idxs[rows])
+                is_best = (ious == highest).int() * (box_idxs[rows] + 1).int()
+                max_per_image_(last_box, is_best, image_idxs[rows])
 
         matched = conflicts.winners()  # (N, R)
+        if self.low_quality_override:
+            matched = torch.where(last_box > 0, last_box.long() - 1, matched)
         # Row 0 stands for "no box", so that a batch without boxes needs no branch.
         matched_boxes = torch.cat((boxes.new_zeros(1, 4), boxes))[matched.clamp(min=-1) + 1]
         ious = paired_iou(all_anchors, matched_boxes)  # (N, R)
         low, high = self.thresholds
-        positive = (ious >= high) | (is_best_of_a_box > 0)
+        positive = (ious >= high) | (last_box > 0)
         ignored = ~positive & (ious >= low)
         if self.center_in_gt:
             margins = least_side_distance(box_centers(all_anchors), matched_boxes)

@@ -288,7 +288,7 @@ def test_a_file_is_not_taken_for_several_images(drawn, tmp_path):
     assert findings(checked) == ["2 images are missing, e.g. 'a/0000.jpg', 'b/0000.jpg': left out"]
 
 
-def test_a_json_without_the_rotation_of_the_exif_data_is_refused_with_the_mend(tmp_path):
+def test_a_json_without_the_rotation_of_the_exif_data_is_refused_with_the_fix(tmp_path):
     content = draw_set(tmp_path / "images", 3, heights=(90, 91), widths=(120, 121))
     for path in (tmp_path / "images").iterdir():
         image = Image.open(path)

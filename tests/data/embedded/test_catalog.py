@@ -42,7 +42,7 @@ def test_metadata_is_complete_before_the_first_load(name):
     assert metadata.thing_dataset_id_to_contiguous_id == {i + 1: i for i in range(num_classes)}
 
 
-def test_missing_files_are_named_with_the_mend(monkeypatch, tmp_path):
+def test_missing_files_are_named_with_the_fix(monkeypatch, tmp_path):
     name = "trees_train_fit"
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
     message = rf"{tmp_path}/trees/annotations/{name}.json .*make setup.*prepare_data.py"
