@@ -117,6 +117,9 @@ RPN_ROWS = (
     _rpn("faster_rcnn", "Faster R-CNN", 37.9),
     _rpn("faster_rcnn_atss_rpn", "Faster R-CNN, ATSS, sampled"),
     _rpn("faster_rcnn_atss_rpn_focal", "Faster R-CNN, ATSS, focal"),
+    _rpn("cascade_rcnn", "Cascade R-CNN", 40.3),
+    _rpn("cascade_rcnn_atss_rpn", "Cascade R-CNN, ATSS, sampled"),
+    _rpn("cascade_rcnn_atss", "Cascade R-CNN, an ATSS detector first"),
     _rpn("mask_rcnn", "Mask R-CNN", 38.6),
     _rpn("mask_rcnn_atss_rpn", "Mask R-CNN, ATSS, sampled"),
 )

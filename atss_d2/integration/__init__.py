@@ -17,9 +17,17 @@ from ..modeling.matchers import ATSSMatcher, DenseMatcher
 from .config_node import change_node
 from .detector import replace_label_anchors
 from .retinanet import RetinaNetWithMatcher
+from .roi_heads import ProbabilisticCascadeROIHeads
 from .rpn import ATSSRPN, ATSSRPNHead
 
-__all__ = ["ATSSRPN", "ATSSRPNHead", "RetinaNetWithMatcher", "use_atss", "use_matcher"]
+__all__ = [
+    "ATSSRPN",
+    "ATSSRPNHead",
+    "ProbabilisticCascadeROIHeads",
+    "RetinaNetWithMatcher",
+    "use_atss",
+    "use_matcher",
+]
 
 
 def use_atss(

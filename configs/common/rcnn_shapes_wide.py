@@ -15,36 +15,40 @@ from .ablation_shapes import model as _model
 from .ablation_shapes import train as _train
 
 _channels = 64
+_fpn = L(FPN)(
+    bottom_up=L(TorchvisionBackbone)(
+        name="mobilenet_v2",
+        norm="FrozenBN",
+        freeze_at=4,
+        out_features=["res2", "res3", "res4", "res5"],
+    ),
+    in_features="${.bottom_up.out_features}",
+    out_channels=_channels,
+    top_block=L(LastLevelMaxPool)(),
+)
 
 
 def shrink(model, train):
     """Gives a model the small backbone and heads, and ``train`` the short schedule."""
-    model.backbone = L(FPN)(
-        bottom_up=L(TorchvisionBackbone)(
-            name="mobilenet_v2",
-            norm="FrozenBN",
-            freeze_at=4,
-            out_features=["res2", "res3", "res4", "res5"],
-        ),
-        in_features="${.bottom_up.out_features}",
-        out_channels=_channels,
-        top_block=L(LastLevelMaxPool)(),
-    )
+    generator, heads = model.proposal_generator, model.roi_heads
     for name in ("input_format", "pixel_mean", "pixel_std"):
         model[name] = _model[name]
-    generator, heads = model.proposal_generator, model.roi_heads
-    generator.head.in_channels = _channels
-    generator.post_nms_topk = [300, 1000]  # in training: the images are small
+    if "p7" in generator.in_features:  # an ATSS detector is the first stage
+        model.backbone = _model.backbone
+        generator.head.update(_model.head)
+    else:
+        model.backbone = _fpn
+        generator.head.in_channels = _channels
+        generator.post_nms_topk = [300, 1000]  # in training: the images are small
     heads.update(num_classes=1, batch_size_per_image=128)
-    heads.box_head.update(
-        input_shape=ShapeSpec(channels=_channels, height=7, width=7), fc_dims=[256, 256]
-    )
-    heads.box_predictor.input_shape = ShapeSpec(channels=256)
+    for head in heads.get("box_heads") or [heads.box_head]:
+        shape = ShapeSpec(channels=_channels, height=7, width=7)
+        head.update(input_shape=shape, fc_dims=[256, 256])
+    for predictor in heads.get("box_predictors") or [heads.box_predictor]:
+        predictor.input_shape = ShapeSpec(channels=256)
     if "mask_head" in heads:
-        heads.mask_head.update(
-            input_shape=ShapeSpec(channels=_channels, height=14, width=14),
-            conv_dims=[_channels] * 3,
-        )
+        shape = ShapeSpec(channels=_channels, height=14, width=14)
+        heads.mask_head.update(input_shape=shape, conv_dims=[_channels] * 3)
     train.merge_with(_train)
 
 

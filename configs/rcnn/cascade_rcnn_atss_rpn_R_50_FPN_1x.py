@@ -6,8 +6,7 @@ Setting "sampled": Detectron2 draws 256 anchors of an image, with its own losses
 No AP is quoted: nobody has published one; with mmdetection's RPN it is 40.3.
 """
 
-from ..common.rcnn import dataloader, lr_multiplier, optimizer, train, without_masks, zoo_model
+from .cascade_rcnn_R_50_FPN_1x import dataloader, lr_multiplier, model, optimizer, train
 from .faster_rcnn_atss_rpn_R_50_FPN_1x import model as _model
 
-model = without_masks(zoo_model("cascade_rcnn"))
 model.proposal_generator = _model.proposal_generator

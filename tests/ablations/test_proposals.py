@@ -152,7 +152,7 @@ def test_errors(rcnn, tmp_path, capsys):
 
 def test_rows_and_their_baselines():
     names = {row.name: proposals.baseline_of(row) for row in RPN_ROWS}
-    assert set(names.values()) == {"rpn/faster_rcnn", "rpn/mask_rcnn"}
+    assert set(names.values()) == {"rpn/faster_rcnn", "rpn/cascade_rcnn", "rpn/mask_rcnn"}
     for row in RPN_ROWS:
         small = configs.load_row_config(row, "shapes")
         assert small.train.max_iter == 400
