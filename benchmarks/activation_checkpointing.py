@@ -4,7 +4,7 @@
 
 Each row is a process of its own, which trains R-50 for three steps on random images: the peak of
 its resident memory above that of weights and gradients, and the processor time of the last two
-steps.
+steps. With ``--config coco/atss_dyhead_R_50_FPN_1x``, it measures another model.
 """
 
 from __future__ import annotations
@@ -29,7 +29,9 @@ ROWS = {
 }
 
 
-def measure(parts: list[str], *, size: int, batch: int) -> dict[str, float]:
+def measure(
+    parts: list[str], *, size: int, batch: int, config: str, overrides: list[str]
+) -> dict[str, float]:
     """Trains in this process; returns MiB and seconds."""
     import torch
     from detectron2.config import instantiate
@@ -37,12 +39,14 @@ def measure(parts: list[str], *, size: int, batch: int) -> dict[str, float]:
     from detectron2.utils.events import EventStorage
 
     from atss_d2 import get_config
+    from atss_d2.engine import apply_overrides
     from atss_d2.engine.activation_checkpointing import wrap_parts
 
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    cfg = get_config("coco/atss_R_50_FPN_1x")
-    for part in (cfg.model.backbone.bottom_up.stages, cfg.model.backbone.bottom_up.stem):
+    cfg = apply_overrides(get_config(config), overrides)
+    pyramid = cfg.model.backbone.get("backbone", cfg.model.backbone)  # DyHead has it inside
+    for part in (pyramid.bottom_up.stages, pyramid.bottom_up.stem):
         part.norm = "BN"  # random weights need it
     model = instantiate(cfg.model)
     wrap_parts(model, parts)
@@ -72,10 +76,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--size", type=int, default=512, help="pixels of a side (%(default)s)")
     parser.add_argument("--batch", type=int, default=2, help="images (%(default)s)")
+    parser.add_argument("--config", default="coco/atss_R_50_FPN_1x", help="(%(default)s)")
+    parser.add_argument("overrides", nargs="*", help="of the config, key=value")
     parser.add_argument("--row", choices=ROWS, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.row:
-        print(json.dumps(measure(ROWS[args.row], size=args.size, batch=args.batch)))
+        options = {"config": args.config, "overrides": args.overrides}
+        print(json.dumps(measure(ROWS[args.row], size=args.size, batch=args.batch, **options)))
         return
     print("| computed twice | peak memory | | time of a step | | last loss |")
     print("|---|---|---|---|---|---|")
@@ -83,6 +90,7 @@ def main() -> None:
     for row in ROWS:
         command = [sys.executable, "-m", "benchmarks.activation_checkpointing", "--row", row]
         command += ["--size", str(args.size), "--batch", str(args.batch)]
+        command += ["--config", args.config, *args.overrides]
         output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
         found = json.loads(output.splitlines()[-1])
         first = first or found

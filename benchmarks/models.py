@@ -33,6 +33,9 @@ FAMILY = {
     "GFL": "coco/gfl_R_50_FPN_1x",
     "GFLv2": "coco/gflv2_R_50_FPN_1x",
     "PAA": "coco/paa_R_50_FPN_1x",
+    "VFNet": "coco/vfnet_R_50_FPN_1x",
+    "DDOD": "coco/ddod_R_50_FPN_1x",
+    "DyHead": "coco/atss_dyhead_R_50_FPN_1x",
 }
 _ZOO = {
     FCOS: "COCO-Detection/fcos_R_50_FPN_1x.py",

@@ -179,10 +179,16 @@ def mmdet(
     width: int = 64,
     dcn: Sequence[bool] = NO_DCN,
     dcn_in_tower: bool = False,
+    dcn_first_in_tower: bool = False,
     name_of_offset: str = "conv2.conv_offset",
     num_classes: int = 80,
     channels: int = 256,
     scale_shape: tuple[int, ...] = (),
+    predictors: Sequence[tuple[str, int]] = (("atss_reg", 4), ("atss_centerness", 1)),
+    class_predictor: str = "atss_cls",
+    predictor_side: int = 3,
+    tower_length: int = 4,
+    dyhead_blocks: int = 0,
     seed: int = 0,
     device: str = "cpu",
 ) -> dict[str, Tensor]:
@@ -192,19 +198,34 @@ def mmdet(
     weights.batch_norm("backbone.bn1", 64, counts=True)
     names_of_dcn = (name_of_offset, "conv2")
     _stages(weights, "backbone.", blocks, groups, width, dcn, names_of_dcn, counts=True)
+    neck = "neck.0" if dyhead_blocks else "neck"
     for index, in_channels in enumerate((512, 1024, 2048)):
-        weights.conv(f"neck.lateral_convs.{index}.conv", channels, in_channels, bias=True)
+        weights.conv(f"{neck}.lateral_convs.{index}.conv", channels, in_channels, bias=True)
     for index in range(5):
-        weights.conv(f"neck.fpn_convs.{index}.conv", channels, channels, 3, bias=True)
+        weights.conv(f"{neck}.fpn_convs.{index}.conv", channels, channels, 3, bias=True)
+    for index in range(dyhead_blocks):
+        _dyhead_block(weights, f"neck.1.dyhead_blocks.{index}", channels)
     for tower in ("cls_convs", "reg_convs"):
-        for index in range(4):
+        for index in range(tower_length):
             name = f"bbox_head.{tower}.{index}"
             weights.conv(f"{name}.conv", channels, channels, 3)
-            if dcn_in_tower and index == 3:
+            if dcn_in_tower and index == tower_length - 1:
                 weights.offset_conv(f"{name}.conv.conv_offset", channels)
+            elif dcn_first_in_tower and index == 0:
+                weights.offset_conv(f"{name}.conv.conv_offset", channels, 18)
             weights.group_norm(f"{name}.gn", channels)
-    for name, out_channels in (("atss_cls", num_classes), ("atss_reg", 4), ("atss_centerness", 1)):
-        weights.conv(f"bbox_head.{name}", out_channels, channels, 3, bias=True)
+    for name, out_channels in ((class_predictor, num_classes), *predictors):
+        weights.conv(f"bbox_head.{name}", out_channels, channels, predictor_side, bias=True)
     for level in range(5):
         weights.uniform(f"bbox_head.scales.{level}.scale", *scale_shape, low=0.5, high=1.5)
     return dict(weights)
+
+
+def _dyhead_block(weights: Weights, name: str, channels: int) -> None:
+    for part in ("high", "mid", "low"):
+        weights.conv(f"{name}.spatial_conv_{part}.conv", channels, channels, 3)
+        weights.group_norm(f"{name}.spatial_conv_{part}.norm", channels)
+    weights.offset_conv(f"{name}.spatial_conv_offset", channels)
+    weights.conv(f"{name}.scale_attn_module.1", 1, channels, bias=True)
+    weights.conv(f"{name}.task_attn_module.conv1.conv", channels // 4, channels, bias=True)
+    weights.conv(f"{name}.task_attn_module.conv2.conv", 4 * channels, channels // 4, bias=True)

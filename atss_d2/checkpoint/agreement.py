@@ -10,7 +10,9 @@ from detectron2.modeling.backbone.resnet import BottleneckBlock
 from ..modeling.atss import ATSS
 from ..modeling.backbones import LastLevelP6P7, LastLevelP6P7WithoutReLU
 from ..modeling.box_coding import PointDistances
+from ..modeling.dyhead import DyHead
 from .conventions import Convention, get_convention
+from .mmdet_heads import MMDET_HEADS, detector_of
 
 __all__ = ["convention_differences"]
 
@@ -41,26 +43,37 @@ def convention_differences(model: ATSS, convention: str) -> list[str]:
 
 def _settings(model: ATSS, convention: Convention) -> Iterator[tuple[str, Any, Any]]:
     """Yields names, values and the values that the convention needs."""
+    own = MMDET_HEADS[detector_of(lambda key: type(getattr(model, key)).__name__)]
     generator, coder = model.anchor_generator, model.box2box_transform
     yield "anchor_generator.offset", generator.offset, convention.anchor_offset
     shift = getattr(generator, "center_shift", 0.0)
     yield "anchor_generator.center_shift", shift, convention.center_shift
     if isinstance(coder, PointDistances):
         yield "box2box_transform.inset", coder.inset, convention.inset
-    else:
+    elif "box2box_transform" not in own.parts:
         yield "box2box_transform", type(coder).__name__, convention.box_coder.__name__
-    top_block = getattr(model.backbone, "top_block", None)
+    backbone, prefix = model.backbone, "backbone"
+    if isinstance(backbone, DyHead):
+        reading = "flattened" if backbone.blocks[0].reads_flattened else "resize"
+        yield "backbone.offsets_of_upper_level", reading, "flattened"
+        divisor = convention.dyhead_divisibility or backbone.backbone.size_divisibility
+        yield "backbone.size_divisibility", backbone.size_divisibility, divisor
+        backbone, prefix = backbone.backbone, "backbone.backbone"
+    top_block = getattr(backbone, "top_block", None)
     if isinstance(top_block, LastLevelP6P7):
         has_relu = not isinstance(top_block, LastLevelP6P7WithoutReLU)
-        yield "backbone.p7_relu", has_relu, convention.p7_relu
-    blocks = [m for m in model.backbone.modules() if isinstance(m, BottleneckBlock)]
+        p7_relu = convention.p7_relu if own.p7_relu is None else own.p7_relu
+        yield f"{prefix}.p7_relu", has_relu, p7_relu
+    blocks = [m for m in backbone.modules() if isinstance(m, BottleneckBlock)]
     if any(block.stride > 1 for block in blocks):
         is_resnet = all(block.conv2.groups == 1 for block in blocks)
         stride_in_1x1 = any(block.conv1.stride != (1, 1) for block in blocks)
         needed = convention.stride_in_1x1 and is_resnet
-        yield "backbone.bottom_up.stages.stride_in_1x1", stride_in_1x1, needed
-    yield "test_score_type", model.test_score_type, convention.score_type
-    yield "test_rank_by", model.test_rank_by, convention.rank_by
+        yield f"{prefix}.bottom_up.stages.stride_in_1x1", stride_in_1x1, needed
+    needed = {"test_score_type": convention.score_type, "test_rank_by": convention.rank_by}
+    needed |= {key: x for key, x in own.convention.items() if key.startswith("test_")}
+    for key, value in needed.items():
+        yield key, getattr(model, key), value
     for name in ("pixel_mean", "pixel_std"):
         values = [round(value, 4) for value in getattr(model, name).flatten().tolist()]
         yield name, values, list(getattr(convention, name))

@@ -16,9 +16,12 @@ from detectron2.config import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from ..config import get_config
+from ..config import get_config, target_of
+from ..config.arguments import arguments_of
 from .conventions import apply_convention, config_value, convention_settings
+from .foreign_names import without_dyhead
 from .loading import CheckpointError
+from .mmdet_heads import MMDET_HEADS
 
 _RES = "backbone.bottom_up"
 _POINTS = 9  # of a 3x3 kernel
@@ -60,10 +63,12 @@ class Architecture:
     Attributes:
         config: Name of the config to start from, for :func:`atss_d2.get_config`.
         settings: Keys below ``model`` whose values differ from that config, and the values.
+        detector: Key of :data:`MMDET_HEADS`.
     """
 
     config: str
     settings: Mapping[str, Any] = field(default_factory=dict)
+    detector: str = "atss"
 
     def config_with(self, convention: str) -> DictConfig:
         """Returns the config of the model under a convention."""
@@ -99,23 +104,31 @@ class Architecture:
             ) from None
 
 
-def infer_architecture(state_dict: Mapping[str, Tensor]) -> Architecture:
+def infer_architecture(state_dict: Mapping[str, Tensor], detector: str = "atss") -> Architecture:
     """Finds the model that weights in our names belong to.
+
+    Args:
+        state_dict: The weights.
+        detector: Key of :data:`MMDET_HEADS`.
 
     Raises:
         CheckpointError: The weights fit none of our models; the message says what was found.
     """
-    shape = _Shapes(state_dict)
-    found = {**_resnet(shape), **_neck_and_head(shape)}
-    stages = "backbone.bottom_up.stages"
-    groups, width, depth = (
-        found[f"{stages}.{key}"] for key in ("num_groups", "width_per_group", "depth")
-    )
-    is_deformed = any(found[f"{stages}.deform_on_per_stage"])
-    config = _CONFIGS.get((groups, width, depth, is_deformed), _CONFIGS[1, 64, 50, False])
+    shape = _Shapes({without_dyhead(name): value for name, value in state_dict.items()})
+    dyhead = _dyhead(shape)
+    found = {**_resnet(shape), **_neck_and_head(shape, detector)}
+    config = _config(found, detector, with_dyhead=bool(dyhead))
     model = get_config(config).model
-    settings = {key: value for key, value in found.items() if config_value(model, key) != value}
-    return Architecture(config, settings)
+    if dyhead:  # the FPN is a part of it
+        found = {re.sub(r"^backbone\.", "backbone.backbone.", k): x for k, x in found.items()}
+    known = arguments_of(target_of(model.head))
+    settings = {
+        key: value
+        for key, value in {**found, **dyhead}.items()
+        if not (key.startswith("head.") and key.split(".")[1] not in known)
+        and config_value(model, key) != value
+    }
+    return Architecture(config, settings, detector)
 
 
 class _Shapes:
@@ -177,9 +190,37 @@ def _resnet(shape: _Shapes) -> dict[str, Any]:
     return {f"backbone.bottom_up.{key}": value for key, value in settings.items()}
 
 
-def _neck_and_head(shape: _Shapes) -> dict[str, Any]:
-    """Returns the settings of ``backbone`` and ``head``."""
-    num_anchors = shape.conv("head.bbox_pred.weight")[0] // 4
+def _config(found: Mapping[str, Any], detector: str, *, with_dyhead: bool) -> str:
+    """Returns the name of the config to start from."""
+    head = MMDET_HEADS[detector]
+    if with_dyhead:
+        if head.config_with_dyhead is None:
+            raise CheckpointError(f"{head.title} with DyHead is not converted: no config has both")
+        return head.config_with_dyhead
+    if detector != "atss":
+        return head.config
+    stages = "backbone.bottom_up.stages"
+    groups, width, depth = (
+        found[f"{stages}.{key}"] for key in ("num_groups", "width_per_group", "depth")
+    )
+    is_deformed = any(found[f"{stages}.deform_on_per_stage"])
+    return _CONFIGS.get((groups, width, depth, is_deformed), head.config)
+
+
+def _dyhead(shape: _Shapes) -> dict[str, Any]:
+    """Returns the settings of DyHead, empty if there is none."""
+    num_blocks = shape.count(r"backbone\.blocks\.(\d+)\.")
+    if not num_blocks:
+        return {}
+    channels = shape.conv("backbone.blocks.0.same.weight")[0]
+    return {"backbone.num_blocks": num_blocks, "backbone.channels": channels}
+
+
+def _neck_and_head(shape: _Shapes, detector: str) -> dict[str, Any]:
+    """Returns the settings of the FPN, of ``head``, and of what depends on it."""
+    own = MMDET_HEADS[detector].settings(shape.conv)
+    num_values = own.get("head.num_box_values", 4)
+    num_anchors = shape.conv("head.bbox_pred.weight")[0] // num_values
     if num_anchors != 1:
         raise CheckpointError(
             f"the head predicts boxes of {num_anchors} anchors per location; only models with one "
@@ -188,16 +229,27 @@ def _neck_and_head(shape: _Shapes) -> dict[str, Any]:
     dims = []
     while (name := _tower_conv(shape, len(dims))) in shape:
         dims.append(shape.conv(name)[0])
+    predictor = shape.conv("head.cls_score.weight")
     channels = shape.conv("backbone.fpn_output3.weight")[0]
     settings = {
-        "num_classes": shape.conv("head.cls_score.weight")[0],
+        "num_classes": predictor[0],
         "backbone.out_channels": channels,
-        "head.deform_last_conv": f"head.cls_subnet.{3 * len(dims) - 3}.offset.weight" in shape,
+        "head.deform_first_conv": _is_deformable(shape, 0, 2),
+        "head.deform_last_conv": _is_deformable(shape, len(dims) - 1, 3),
         "head.conv_dims": dims,
+        "head.pred_kernel_size": predictor[2],
+        **own,
     }
+    channels = _dyhead(shape).get("backbone.channels", channels)
     if channels != 256:
         settings |= {f"head.input_shape.{level}.channels": channels for level in range(5)}
     return settings
+
+
+def _is_deformable(shape: _Shapes, index: int, values: int) -> bool:
+    """Returns whether a tower's convolution has 2 values a point, offsets, or 3, with masks."""
+    name = f"head.cls_subnet.{3 * index}.offset.weight"
+    return name in shape and shape.conv(name)[0] == values * _POINTS
 
 
 def _tower_conv(shape: _Shapes, index: int) -> str:

@@ -13,10 +13,12 @@ from detectron2.layers import FrozenBatchNorm2d
 from torch import Tensor
 
 from ..modeling.atss import ATSS
+from ..modeling.criterion import Criterion
 from .agreement import convention_differences
 from .atomic_checkpointer import AtomicCheckpointer
 from .conversion import convert_state_dict
 from .loading import CheckpointError, load_file
+from .mmdet_heads import detector_of
 from .run_folder import is_remote, newest_checkpoint
 from .sources import HOW_TO_NAME, check_checkpoint, local_checkpoint, split_convention
 
@@ -48,6 +50,7 @@ class SafeCheckpointer(AtomicCheckpointer):
     * any difference when training is resumed;
     * parameters that the file lacks, when the model is loaded for use (:meth:`load_for_use`).
 
+    A new training does not take over what its losses have counted in the training of the file.
     Frozen layers that get no weights from a file cause a warning.
 
     Attributes:
@@ -179,7 +182,10 @@ class SafeCheckpointer(AtomicCheckpointer):
                 f"{type(self.model).__name__}"
             )
         try:
-            weights, report = convert_state_dict(checkpoint, self._convention)
+            detector = "auto"
+            if self._convention == "mmdet":  # the names of some are those of others
+                detector = detector_of(lambda part: type(getattr(self.model, part)).__name__)
+            weights, report = convert_state_dict(checkpoint, self._convention, detector=detector)
         except CheckpointError as error:
             raise CheckpointError(f"'{self._source}' is refused: {error}") from None
         logger.info(f"{report}")
@@ -211,6 +217,8 @@ class SafeCheckpointer(AtomicCheckpointer):
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
         if checkpoint.get("matching_heuristics", False):
             self._match_names(checkpoint)
+        if self._is_new_training:
+            self._drop_state_of_losses(checkpoint["model"])
         in_model, in_file = list(self.model.state_dict()), list(checkpoint["model"])
         # DistributedDataParallel adds the prefix.
         if in_model and not {name.removeprefix("module.") for name in in_file} & set(in_model):
@@ -235,6 +243,16 @@ class SafeCheckpointer(AtomicCheckpointer):
             self._check_all_there(missing)
         self._warn_of_frozen(missing)
         return incompatible
+
+    def _drop_state_of_losses(self, weights: dict[str, Any]) -> None:
+        state = {
+            f"{name}.{buffer}"
+            for name, module in self.model.named_modules()
+            if isinstance(module, Criterion)
+            for buffer, _ in module.named_buffers()
+        }
+        for name in [name for name in weights if name.removeprefix("module.") in state]:
+            del weights[name]
 
     def _check_all_there(self, missing: list[str]) -> None:
         names = dict(self.model.named_parameters())

@@ -6,12 +6,13 @@ from pathlib import Path
 
 from ..plain.files import replacing
 from .conventions import get_convention
+from .mmdet_heads import MMDET_HEADS
 from .report import ConversionReport, overrides
 
 __all__ = ["write_config"]
 
 _CONFIG = """\
-\"\"\"ATSS with the weights beside this file, converted from {title}.
+\"\"\"{detector} with the weights beside this file, converted from {title}.
 
     python train_net.py --config-file THIS_FILE --eval-only
 \"\"\"
@@ -47,6 +48,7 @@ def write_config(weights: Path, report: ConversionReport) -> Path:
     lines = overrides(report.architecture.settings)
     text = _CONFIG.format(
         weights=weights.name,
+        detector=MMDET_HEADS[report.architecture.detector].title,
         title=get_convention(report.convention).title,
         base=report.architecture.config,
         overrides="".join(f"\n    {line!r}," for line in lines) + ("\n" if lines else ""),

@@ -22,6 +22,8 @@ from ..config.arguments import arguments_of
 from ..modeling.anchor_generator import ShiftedAnchorGenerator
 from ..modeling.atss import ATSS
 from ..modeling.box_coding import PointDistances, TwoSidedBox2BoxTransform
+from ..modeling.dyhead import DyHead
+from .mmdet_heads import MMDET_HEADS, check_detector, detector_of
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,7 @@ class Convention:
         pixel_mean: Mean per channel, in the order of ``input_format``.
         pixel_std: Standard deviation per channel.
         input_format: Order of channels.
+        dyhead_divisibility: What DyHead's images are padded to a multiple of; None: as for its FPN.
         frozen_bn_has_eps: Whether its frozen BatchNorm adds an epsilon to the variance, as
             Detectron2's does.
     """
@@ -63,6 +66,7 @@ class Convention:
     pixel_mean: tuple[float, float, float]
     pixel_std: tuple[float, float, float]
     input_format: str
+    dyhead_divisibility: int | None
     frozen_bn_has_eps: bool
 
     @property
@@ -89,6 +93,7 @@ CONVENTIONS: Mapping[str, Convention] = {
         pixel_mean=(102.9801, 115.9465, 122.7717),
         pixel_std=(1.0, 1.0, 1.0),
         input_format="BGR",
+        dyhead_divisibility=128,
         frozen_bn_has_eps=False,
     ),
     "mmdet": Convention(
@@ -106,6 +111,7 @@ CONVENTIONS: Mapping[str, Convention] = {
         pixel_mean=(123.675, 116.28, 103.53),
         pixel_std=(58.395, 57.12, 57.375),
         input_format="RGB",
+        dyhead_divisibility=None,
         frozen_bn_has_eps=True,
     ),
 }
@@ -170,50 +176,68 @@ def convention_settings(cfg: DictConfig | CfgNode, convention: str) -> dict[str,
     Raises:
         ValueError: As in :func:`apply_convention`.
     """
-    values = get_convention(convention)
-    return by_kind(cfg, lazy=_lazy_settings, yaml=_yaml_settings)(cfg, values)
+    get_convention(convention)
+    return by_kind(cfg, lazy=_lazy_settings, yaml=_yaml_settings)(cfg, convention)
 
 
 def _model_node(cfg: DictConfig) -> DictConfig:
     return cfg.model if "_target_" not in cfg and "model" in cfg else cfg
 
 
-def _lazy_settings(cfg: DictConfig, convention: Convention) -> dict[str, Any]:
-    node = _model_node(cfg)
+def _lazy_settings(cfg: DictConfig, name: str) -> dict[str, Any]:
+    node, convention = _model_node(cfg), CONVENTIONS[name]
     model = target_of(node)
     if not (isinstance(model, type) and issubclass(model, ATSS)):
         raise ValueError(f"conventions are for the model ATSS, got {_name(model)}")
     generators = (DefaultAnchorGenerator, ShiftedAnchorGenerator)
     generator = _check_target(node, "anchor_generator", generators)
-    coders = (Box2BoxTransform, TwoSidedBox2BoxTransform, PointDistances)
-    coder = _check_target(node, "box2box_transform", coders)
+    detector = detector_of(lambda key: _name(target_of(node[key])) if node.get(key) else "")
+    check_detector(detector, name)
+    own = MMDET_HEADS[detector]
+    coder = target_of(node.box2box_transform)
+    if "box2box_transform" not in own.parts:
+        coders = (Box2BoxTransform, TwoSidedBox2BoxTransform, PointDistances)
+        coder = _check_target(node, "box2box_transform", coders)
     settings: dict[str, Any] = {"anchor_generator.offset": convention.anchor_offset}
     if convention.center_shift or generator is ShiftedAnchorGenerator:
         settings["anchor_generator._target_"] = ShiftedAnchorGenerator
         settings["anchor_generator.center_shift"] = convention.center_shift
     if coder is PointDistances:
         settings["box2box_transform.inset"] = convention.inset
-    else:
+    elif coder in (Box2BoxTransform, TwoSidedBox2BoxTransform):
         settings["box2box_transform._target_"] = convention.box_coder
     if "inset" in arguments_of(target_of(node.matcher)):
         settings["matcher.inset"] = convention.inset
-    if "p7_relu" in arguments_of(target_of(node.backbone)):
-        settings["backbone.p7_relu"] = convention.p7_relu
-    stages = OmegaConf.select(node, "backbone.bottom_up.stages")
+    pyramid = "backbone"
+    if target_of(node.backbone) is DyHead:
+        pyramid = "backbone.backbone"
+        settings["backbone.offsets_of_upper_level"] = "flattened"
+        settings["backbone.size_divisibility"] = convention.dyhead_divisibility
+    if "p7_relu" in arguments_of(target_of(OmegaConf.select(node, pyramid))):
+        p7_relu = convention.p7_relu if own.p7_relu is None else own.p7_relu
+        settings[f"{pyramid}.p7_relu"] = p7_relu
+    stages = OmegaConf.select(node, f"{pyramid}.bottom_up.stages")
     if isinstance(stages, DictConfig) and "stride_in_1x1" in arguments_of(target_of(stages)):
         is_resnet = stages.get("num_groups", 1) == 1
-        settings["backbone.bottom_up.stages.stride_in_1x1"] = convention.stride_in_1x1 and is_resnet
+        stride_in_1x1 = convention.stride_in_1x1 and is_resnet
+        settings[f"{pyramid}.bottom_up.stages.stride_in_1x1"] = stride_in_1x1
+    if "conv_bias" in arguments_of(target_of(node.head)):
+        settings["head.conv_bias"] = convention.conv_bias
+    criterion = node.get("criterion")
+    of_losses = arguments_of(model if criterion is None else target_of(criterion))
+    for key in ("centerness_inset", "floor_per_image"):
+        value = convention.inset if key == "centerness_inset" else convention.floor_per_image
+        if key in of_losses:
+            settings[key if criterion is None else f"criterion.{key}"] = value
     return {
         **settings,
-        "head.conv_bias": convention.conv_bias,
-        "centerness_inset": convention.inset,
-        "floor_per_image": convention.floor_per_image,
         "test_score_type": convention.score_type,
         "test_rank_by": convention.rank_by,
         **_SAME_IN_ALL,
         "pixel_mean": list(convention.pixel_mean),
         "pixel_std": list(convention.pixel_std),
         "input_format": convention.input_format,
+        **(own.convention if name == "mmdet" else {}),
     }
 
 
@@ -243,7 +267,8 @@ def config_value(model: DictConfig, key: str) -> Any:
     return list(value) if isinstance(value, (tuple, ListConfig)) else value
 
 
-def _yaml_settings(cfg: CfgNode, convention: Convention) -> dict[str, Any]:
+def _yaml_settings(cfg: CfgNode, name: str) -> dict[str, Any]:
+    convention = CONVENTIONS[name]
     known = ("DefaultAnchorGenerator", "ShiftedAnchorGenerator")
     if cfg.MODEL.ANCHOR_GENERATOR.NAME not in known:
         raise ValueError(
@@ -251,22 +276,25 @@ def _yaml_settings(cfg: CfgNode, convention: Convention) -> dict[str, Any]:
             f"{cfg.MODEL.ANCHOR_GENERATOR.NAME}"
         )
     is_resnet = cfg.MODEL.RESNETS.NUM_GROUPS == 1
-    name = known[1] if convention.center_shift else cfg.MODEL.ANCHOR_GENERATOR.NAME
+    generator = known[1] if convention.center_shift else cfg.MODEL.ANCHOR_GENERATOR.NAME
+    node = cfg.MODEL.ATSS
+    names = {"head": node.HEAD.NAME, "criterion": node.CRITERION.NAME}
+    own = MMDET_HEADS[detector_of({**names, "box2box_transform": node.BOX_CODER}.get)]
     return {
-        "MODEL.ANCHOR_GENERATOR.NAME": name,
+        "MODEL.ANCHOR_GENERATOR.NAME": generator,
         "MODEL.ANCHOR_GENERATOR.OFFSET": convention.anchor_offset,
         "MODEL.ATSS.ANCHOR_GENERATOR.CENTER_SHIFT": convention.center_shift,
         "MODEL.ATSS.BOX2BOX_TRANSFORM.CLAMP_BOTH_SIDES": convention.clamp_both_sides,
         "MODEL.ATSS.MATCHER.INSET": convention.inset,
         "MODEL.ATSS.POINT_DISTANCES.INSET": convention.inset,
-        "MODEL.ATSS.FPN.P7_RELU": convention.p7_relu,
+        "MODEL.ATSS.FPN.P7_RELU": convention.p7_relu if own.p7_relu is None else own.p7_relu,
         "MODEL.RESNETS.STRIDE_IN_1X1": convention.stride_in_1x1 and is_resnet,
         "MODEL.ATSS.HEAD.CONV_BIAS": convention.conv_bias,
         "MODEL.ATSS.CENTERNESS_INSET": convention.inset,
         "MODEL.ATSS.FLOOR_PER_IMAGE": convention.floor_per_image,
         "MODEL.ATSS.TEST_SCORE_TYPE": convention.score_type,
         "MODEL.ATSS.TEST_RANK_BY": convention.rank_by,
-        **{f"MODEL.ATSS.{name.upper()}": value for name, value in _SAME_IN_ALL.items()},
+        **{f"MODEL.ATSS.{key.upper()}": value for key, value in _SAME_IN_ALL.items()},
         "TEST.DETECTIONS_PER_IMAGE": _SAME_IN_ALL["max_detections_per_image"],
         "MODEL.PIXEL_MEAN": list(convention.pixel_mean),
         "MODEL.PIXEL_STD": list(convention.pixel_std),

@@ -18,6 +18,7 @@ from .architecture import infer_architecture
 from .conventions import Convention, get_convention
 from .foreign_names import our_names, reason_to_leave, recognize
 from .loading import CheckpointError
+from .mmdet_heads import check_detector, recognize_detector
 from .report import ConversionReport, KeyReport, format_shape
 
 __all__ = ["Conversion", "ConversionError", "convert_state_dict"]
@@ -50,6 +51,7 @@ def convert_state_dict(
     state_dict: Mapping[str, Any],
     convention: str = "auto",
     *,
+    detector: str = "auto",
     expected: nn.Module | Mapping[str, Tensor] | None = None,
 ) -> Conversion:
     """Converts the weights of the authors' release or of mmdetection to ours.
@@ -64,6 +66,8 @@ def convert_state_dict(
         state_dict: Weights by name, with or without the prefix ``module.``, or a checkpoint with
             weights under ``model`` or ``state_dict``. It is not changed.
         convention: ``"authors"``, ``"mmdet"``, or ``"auto"`` to recognize it by the names.
+        detector: Key of :data:`MMDET_HEADS`, or ``"auto"`` to recognize it by the names; the
+            authors' release has only ``"atss"``.
         expected: The model to convert for, or its state dict. Default: the model that the weights
             describe, which may be any ResNet or ResNeXt with FPN that we can build, with or without
             deformable convolutions, with any number of classes.
@@ -73,13 +77,16 @@ def convert_state_dict(
 
     Raises:
         CheckpointError: The weights do not fit; the message names the first keys that differ.
-        ValueError: There is no such convention.
+        ValueError: There is no such convention or detector.
     """
     weights = _find_weights(state_dict)
     convention = _recognized(weights) if convention == "auto" else convention
     settings = get_convention(convention)
-    left = {key: reason_to_leave(key, convention) for key in weights}
-    names = our_names([key for key in weights if left[key] is None], convention)
+    if detector == "auto":
+        detector = recognize_detector(weights) if convention == "mmdet" else "atss"
+    check_detector(detector, convention)
+    left = {key: reason_to_leave(key, convention, detector) for key in weights}
+    names = our_names([key for key in weights if left[key] is None], convention, detector)
 
     converted: dict[str, Tensor] = {}
     keys = []
@@ -94,20 +101,21 @@ def convert_state_dict(
             converted[name], note = _convert(name, value, settings)
             status = "changed" if note else "renamed"
             keys.append(KeyReport(status, key, name, tuple(value.shape), note))
-    return _checked(converted, keys, convention, expected)
+    return _checked(converted, keys, convention, detector, expected)
 
 
 def _checked(
     converted: dict[str, Tensor],
     keys: list[KeyReport],
     convention: str,
+    detector: str,
     expected: nn.Module | Mapping[str, Tensor] | None,
 ) -> Conversion:
     """Compares the converted weights with the model."""
     architecture = None
     if expected is None:
         try:
-            architecture = infer_architecture(converted)
+            architecture = infer_architecture(converted, detector)
             expected = architecture.weights(convention)
         except CheckpointError as error:
             report = ConversionReport(convention, keys)
@@ -122,7 +130,8 @@ def _checked(
         + [
             KeyReport("missing", None, name, tuple(value.shape))
             for name, value in expected.items()
-            if name not in converted
+            # What losses have counted is not a weight.
+            if name not in converted and not name.startswith("criterion.")
         ],
         architecture,
     )

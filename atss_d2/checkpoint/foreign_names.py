@@ -1,13 +1,16 @@
 """Maps parameter names in the checkpoints of other implementations to ours.
 
 Both implementations build a ResNet whose blocks have torchvision's names, an FPN and two towers.
-This module handles only names; :mod:`atss_d2.checkpoint.conversion` handles values.
+mmdetection has several detectors of these parts, :mod:`atss_d2.checkpoint.mmdet_heads`. This module
+handles only names; :mod:`atss_d2.checkpoint.conversion` handles values.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping
+
+from .mmdet_heads import MMDET_HEADS
 
 Rule = tuple[str, str | Callable[[re.Match], str]]
 
@@ -44,6 +47,24 @@ def _tower_rule(theirs: str, ours: str, place: int) -> Rule:
     )
 
 
+_DYHEAD = r"neck\.1\.dyhead_blocks\.(\d+)\."
+# Where there is DyHead, it is our backbone, and has the FPN and its ResNet as a part.
+_AROUND, _WITHIN = "backbone.blocks.", "backbone.backbone."
+# In a block of DyHead: theirs -> ours.
+_IN_DYHEAD = {
+    r"spatial_conv_offset": "offset",
+    r"spatial_conv_mid\.conv": "same",
+    r"spatial_conv_mid\.norm": "same.norm",
+    r"spatial_conv_low\.conv": "lower",
+    r"spatial_conv_low\.norm": "lower.norm",
+    r"spatial_conv_high\.conv": "upper",
+    r"spatial_conv_high\.norm": "upper.norm",
+    r"scale_attn_module\.1": "level_weight",
+    r"task_attn_module\.conv1\.conv": "activation.squeeze",
+    r"task_attn_module\.conv2\.conv": "activation.expand",
+}
+
+
 # The first rule that matches a module's name gives ours. A module's name is a key without its last
 # part (weight, bias, running_mean, running_var, scale), which stays.
 _RULES: Mapping[str, list[Rule]] = {
@@ -64,14 +85,21 @@ _RULES: Mapping[str, list[Rule]] = {
         _tower_rule("conv", "", 0),
         _tower_rule(r"conv\.conv_offset", ".offset", 0),
         _tower_rule("gn", "", 1),
-        (r"bbox_head\.atss_cls", "head.cls_score"),
-        (r"bbox_head\.atss_reg", "head.bbox_pred"),
-        (r"bbox_head\.atss_centerness", "head.ctrness"),
         (r"bbox_head\.scales\.(\d+)", r"head.scales.\1"),
         # C3, C4 and C5 are 0, 1 and 2; then come the convolutions that make P6 and P7.
-        (r"neck\.lateral_convs\.([012])\.conv", lambda m: f"backbone.fpn_lateral{int(m[1]) + 3}"),
-        (r"neck\.fpn_convs\.([012])\.conv", lambda m: f"backbone.fpn_output{int(m[1]) + 3}"),
-        (r"neck\.fpn_convs\.([34])\.conv", lambda m: f"backbone.top_block.p{int(m[1]) + 3}"),
+        (
+            r"neck\.(?:0\.)?lateral_convs\.([012])\.conv",
+            lambda m: f"backbone.fpn_lateral{int(m[1]) + 3}",
+        ),
+        (
+            r"neck\.(?:0\.)?fpn_convs\.([012])\.conv",
+            lambda m: f"backbone.fpn_output{int(m[1]) + 3}",
+        ),
+        (
+            r"neck\.(?:0\.)?fpn_convs\.([34])\.conv",
+            lambda m: f"backbone.top_block.p{int(m[1]) + 3}",
+        ),
+        *((_DYHEAD + x, rf"{_AROUND}\1.{ours}") for x, ours in _IN_DYHEAD.items()),
         *_resnet_rules(stem=r"backbone\.", stages=r"backbone\."),
     ],
 }
@@ -96,38 +124,57 @@ def recognize(keys: Iterable[str]) -> str | None:
     return None
 
 
-def reason_to_leave(key: str, convention: str) -> str | None:
+def reason_to_leave(key: str, convention: str, detector: str = "atss") -> str | None:
     """Returns why a key is skipped; None if it may be a weight."""
-    for pattern, reason in _NO_WEIGHTS[convention].items():
+    for pattern, reason in {**_NO_WEIGHTS[convention], **MMDET_HEADS[detector].left}.items():
         if re.fullmatch(pattern, key):
             return reason
     return None
 
 
-def our_names(keys: Iterable[str], convention: str) -> dict[str, str | None]:
+def our_names(
+    keys: Iterable[str], convention: str, detector: str = "atss"
+) -> dict[str, str | None]:
     """Returns our names for the keys of another implementation's state dict; None if there is none.
 
     Args:
         keys: All weights of the state dict, as other keys tell whether a convolution is deformable.
         convention: Convention of the keys.
+        detector: Key of :data:`MMDET_HEADS`.
     """
-    names = {key: _our_name(key, convention) for key in keys}
+    rules = _RULES[convention]
+    if convention == "mmdet":
+        rules = [*MMDET_HEADS[detector].modules.items(), *rules]
+    names = {key: _our_name(key, rules) for key in keys}
     # mmcv's deformable convolution has its weight itself; ours has it in a part called conv.
     packs = {name.removesuffix(".offset.weight") for name in names.values() if _is_offset(name)}
     for key, name in names.items():
         module, _, parameter = (name or "").rpartition(".")
         if module in packs:
             names[key] = f"{module}.conv.{parameter}"
+    if any(name and name.startswith(_AROUND) for name in names.values()):
+        names = {key: _within_dyhead(name) for key, name in names.items()}
     return names
+
+
+def _within_dyhead(name: str | None) -> str | None:
+    if name is None or name.startswith(_AROUND) or not name.startswith("backbone."):
+        return name
+    return _WITHIN + name.removeprefix("backbone.")
+
+
+def without_dyhead(name: str) -> str:
+    """Returns the name that a weight of ours would have if there were no DyHead."""
+    return f"backbone.{name.removeprefix(_WITHIN)}" if name.startswith(_WITHIN) else name
 
 
 def _is_offset(name: str | None) -> bool:
     return name is not None and name.endswith(".offset.weight")
 
 
-def _our_name(key: str, convention: str) -> str | None:
+def _our_name(key: str, rules: Iterable[Rule]) -> str | None:
     module, _, parameter = key.rpartition(".")
-    for pattern, ours in _RULES[convention]:
+    for pattern, ours in rules:
         match = re.fullmatch(pattern, module)
         if match is not None:
             name = ours(match) if callable(ours) else match.expand(ours)

@@ -18,8 +18,10 @@ from pathlib import Path
 from .errors import EXPECTED, Parser, tell
 
 _REFUSED = ("missing", "unexpected", "misshapen")
-# Copied from atss_d2.checkpoint.CONVENTIONS, which takes seconds to import.
+# Copied from atss_d2.checkpoint.CONVENTIONS, which takes seconds to import; the detectors from
+# atss_d2.checkpoint.mmdet_heads.
 _CONVENTIONS = ("auto", "authors", "mmdet")
+_DETECTORS = ("auto", "atss", "gfl", "paa", "ddod", "vfnet")
 
 
 class _OldFlag(argparse.Action):
@@ -50,6 +52,13 @@ def get_parser() -> argparse.ArgumentParser:
         action=_OldFlag,
         default=argparse.SUPPRESS,
         help=argparse.SUPPRESS,
+    )
+    parser.add_argument(
+        "--detector",
+        choices=_DETECTORS,
+        default="auto",
+        help="the detector of mmdetection, where the names in a file do not tell it "
+        "(default: recognized by the names in it)",
     )
     parser.add_argument(
         "--to", choices=("pth", "safetensors"), help="format (default: the suffix of the output)"
@@ -97,7 +106,7 @@ def run(args: argparse.Namespace) -> None:
     weights_only_parts = args.weights_only_parts or args.convention == "mmdet"
     try:
         checkpoint = load_file(args.source, weights_only_parts=weights_only_parts)
-        weights, report = convert_state_dict(checkpoint, args.convention)
+        weights, report = convert_state_dict(checkpoint, args.convention, detector=args.detector)
     except ConversionError as error:
         if not args.quiet and error.report.count(*_REFUSED):
             print(f"{error.report.key_table(_REFUSED)}\n")

@@ -43,6 +43,8 @@ def add_atss_config(cfg: CN) -> None:
     _C.HEAD.NORM = "GN"
     # Whether the tower convolutions have a bias, as in the authors' code; mmdetection's have none.
     _C.HEAD.CONV_BIAS = True
+    # Whether the first convolution of both towers is a deformable one without masks (DDOD).
+    _C.HEAD.DEFORM_FIRST_CONV = False
     # Whether the last convolution of both towers is a modulated deformable one (DCN models).
     _C.HEAD.DEFORM_LAST_CONV = False
     # Initial score of every class.
@@ -53,6 +55,19 @@ def add_atss_config(cfg: CN) -> None:
     _C.HEAD.WITH_SCALES = True
     # Initial bias of the box predictor: 0 for Box2BoxTransform, 4 for PointDistances.
     _C.HEAD.BBOX_PRED_BIAS = 0.0
+    # Side of the kernels of the predictors.
+    _C.HEAD.PRED_KERNEL_SIZE = 3
+
+    _C.VF_NET_HEAD = CN()
+    # VFNetHead, which also takes HEAD.NORM, HEAD.DEFORM_LAST_CONV and HEAD.PRIOR_PROB: channels of
+    # each convolution of a tower; the branch of the first box has one more.
+    _C.VF_NET_HEAD.CONV_DIMS = (256, 256, 256)
+    # Whether the tower convolutions have a bias.
+    _C.VF_NET_HEAD.CONV_BIAS = False
+    # First distance that is predicted as 0 = log(1), in strides.
+    _C.VF_NET_HEAD.UNIT_DISTANCE = 8.0
+    # Factor of the gradient that reaches the first box through the places of the samples.
+    _C.VF_NET_HEAD.STAR_GRADIENT = 0.1
 
     # Whether P7 is computed from ReLU(P6); mmdetection computes it from P6 itself.
     _C.FPN = CN()
@@ -67,18 +82,20 @@ def add_atss_config(cfg: CN) -> None:
     # ----------------------------------------------------------------------- sample selection
     _C.MATCHER = CN()
     # The rule: "ATSSMatcher", "IoUMatcher", "ScaleRangeMatcher", "CenterSamplingMatcher",
-    # "TopKMatcher", "PAAMatcher", or your own rule, registered in MATCHER_REGISTRY. Its arguments
-    # are the keys of the node named after it, MODEL.ATSS.MY_RULE for MyRule.
+    # "TopKMatcher", "PAAMatcher", "DDODMatcher", "TaskAlignedMatcher", "SimOTAMatcher",
+    # "DynamicSoftLabelMatcher", or your own rule, registered in MATCHER_REGISTRY. Its arguments are
+    # the keys of the node named after it, MODEL.ATSS.MY_RULE for MyRule.
     _C.MATCHER.NAME = "ATSSMatcher"
 
     # For all rules: background anchors are ignored if an ignore region (a crowd) covers more than
     # this fraction of their area. None: they stay background.
     _C.MATCHER.IGNORE_IOA_THRESH = None
-    # For all rules: a center is inside a box if it is farther than this from all four sides, in
-    # pixels. None (ATSSMatcher and TopKMatcher): a positive need not have its center in its box.
+    # For all rules but SimOTAMatcher and DynamicSoftLabelMatcher: a center is inside a box if it is
+    # farther than this from all four sides, in pixels. None (ATSSMatcher and TopKMatcher): a
+    # positive need not have its center in its box.
     _C.MATCHER.CENTER_EPSILON = 0.01
-    # For all rules: pixels subtracted from each of these distances. 0 is continuous geometry, 0.5
-    # gives the labels of the authors' inclusive corners.
+    # For all rules that do not see predictions: pixels subtracted from each of these distances. 0
+    # is continuous geometry, 0.5 gives the labels of the authors' inclusive corners.
     _C.MATCHER.INSET = 0.0
 
     # ATSSMatcher: k, candidates per level and per anchor at a location (Sec. 3.2).
@@ -117,6 +134,41 @@ def add_atss_config(cfg: CN) -> None:
     _C.TOPK_MATCHER = CN()
     # Anchors per box, over all levels.
     _C.TOPK_MATCHER.TOPK = 9
+
+    _C.TASK_ALIGNED_MATCHER = CN()
+    # Candidates per box, over all levels.
+    _C.TASK_ALIGNED_MATCHER.TOPK = 13
+    # Exponent of the score.
+    _C.TASK_ALIGNED_MATCHER.ALPHA = 1.0
+    # Exponent of the IoU.
+    _C.TASK_ALIGNED_MATCHER.BETA = 6.0
+
+    # "SimOTAMatcher" of YOLOX.
+    _C.SIM_OTA_MATCHER = CN()
+    # Number of the highest IoUs whose sum is the number of positives.
+    _C.SIM_OTA_MATCHER.TOPK = 10
+    # Half the side of the square in which positives lie, in strides; 2.5 in mmdetection.
+    _C.SIM_OTA_MATCHER.CENTER_RADIUS = 1.5
+    # Whether they must also lie inside the box, as in mmdetection.
+    _C.SIM_OTA_MATCHER.INSIDE_BOX = False
+    # Weight of the logarithm of the IoU in the cost.
+    _C.SIM_OTA_MATCHER.IOU_WEIGHT = 3.0
+
+    # "DynamicSoftLabelMatcher" of RTMDet.
+    _C.DYNAMIC_SOFT_LABEL_MATCHER = CN()
+    # Number of the highest IoUs whose sum is the number of positives.
+    _C.DYNAMIC_SOFT_LABEL_MATCHER.TOPK = 13
+    # Distance from the center of a box at which it costs 1, in strides.
+    _C.DYNAMIC_SOFT_LABEL_MATCHER.CENTER_RADIUS = 3.0
+    # Weight of the logarithm of the IoU in the cost.
+    _C.DYNAMIC_SOFT_LABEL_MATCHER.IOU_WEIGHT = 3.0
+
+    _C.DDOD_MATCHER = CN()
+    # Besides the keys of ATSSMatcher but METRIC: a of the samples of the classification, from 0
+    # (selected by score alone) to 1 (by IoU alone).
+    _C.DDOD_MATCHER.CLS_ALPHA = 0.8
+    # a of the samples of boxes and their quality.
+    _C.DDOD_MATCHER.BOX_ALPHA = 0.5
 
     _C.PAA_MATCHER = CN()
     # Candidates per box and level.
@@ -179,6 +231,12 @@ def add_atss_config(cfg: CN) -> None:
     # Whether an image without positives counts as one positive, as in mmdetection.
     _C.FLOOR_PER_IMAGE = False
 
+    _C.DDOD_CRITERION = CN()
+    # DDODCriterion: L, levels of the head.
+    _C.DDOD_CRITERION.NUM_LEVELS = 5
+    # Whether one counter of positives serves the weights of all losses, as in mmdetection.
+    _C.DDOD_CRITERION.SHARED_COUNTER = False
+
     _C.IOU_BRANCH_CRITERION = CN()
     # Whether the box loss of a positive is weighted by the IoU of its predicted box, as in PAA.
     _C.IOU_BRANCH_CRITERION.QUALITY_WEIGHTED_BOX_LOSS = False
@@ -187,6 +245,15 @@ def add_atss_config(cfg: CN) -> None:
     # Whether the classification loss is divided by at least the number of images (mmdetection's
     # PAA).
     _C.IOU_BRANCH_CRITERION.FLOOR_BY_IMAGES = False
+
+    _C.VF_NET_CRITERION = CN()
+    # VFNetCriterion, which also takes BOX_REG_LOSS_TYPE and BOX_REG_LOSS_WEIGHT: weight of the
+    # background in the varifocal loss.
+    _C.VF_NET_CRITERION.VARIFOCAL_ALPHA = 0.75
+    # Exponent of the varifocal loss.
+    _C.VF_NET_CRITERION.VARIFOCAL_GAMMA = 2.0
+    # Weight of the loss of first boxes.
+    _C.VF_NET_CRITERION.FIRST_BOX_REG_LOSS_WEIGHT = 1.5
 
     # ----------------------------------------------------------------------------- inference
     # Minimum class score of a detection, before centerness; or minimum score, see TEST_THRESH_ON.

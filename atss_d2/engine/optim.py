@@ -13,10 +13,12 @@ class BackboneLRFactor:
         """
         Args:
             factor: Learning rate of matching parameters, as a fraction of the base rate.
-            prefix: Prefix of the names of matching parameters.
+            prefix: Prefix of the names of matching parameters, which ``backbone.`` may precede, as
+                in a model with DyHead.
         """
         self.factor = factor
         self.prefix = prefix
 
     def __call__(self, parameter_name: str) -> float:
-        return self.factor if parameter_name.startswith(self.prefix) else 1.0
+        prefixes = (self.prefix, f"backbone.{self.prefix}")
+        return self.factor if parameter_name.startswith(prefixes) else 1.0

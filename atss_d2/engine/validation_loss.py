@@ -96,5 +96,8 @@ def _with_annotations(cfg: DictConfig) -> DictConfig:
 
 def _copy_for_losses(model: nn.Module) -> nn.Module:
     model = copy.deepcopy(model).eval()
-    model.training = True  # of the detector only: it then returns losses
+    # Of the detector and its head only: they then return losses, and what losses need.
+    for module in (model, getattr(model, "head", None)):
+        if module is not None:
+            module.training = True
     return model

@@ -11,25 +11,33 @@ from .criterion import (
     CRITERION_REGISTRY,
     ATSSCriterion,
     Criterion,
+    DDODCriterion,
     IoUBranchCriterion,
     SoftTargetCriterion,
+    VFNetCriterion,
 )
 from .distance_distributions import DistanceDistributions
+from .dyhead import DyHead
 from .gflv2_head import GFLv2Head
 from .head import HEAD_REGISTRY, ATSSHead
 from .matchers import (
     MATCHER_REGISTRY,
     ATSSMatcher,
     CenterSamplingMatcher,
+    DDODMatcher,
     DenseMatcher,
+    DynamicSoftLabelMatcher,
     IoUMatcher,
     PAAMatcher,
     ScaleRangeMatcher,
+    SimOTAMatcher,
+    TaskAlignedMatcher,
     TopKMatcher,
 )
 from .nouns import Assignment, DecodedPredictions, Predictions, Scene, Targets
 from .test_time_augmentation import DenseDetectorWithTTA
 from .torchvision_backbone import TorchvisionBackbone, build_torchvision_fpn_backbone
+from .vfnet_head import VFNetHead
 
 __all__ = [
     "ATSS",
@@ -42,10 +50,14 @@ __all__ = [
     "Assignment",
     "CenterSamplingMatcher",
     "Criterion",
+    "DDODCriterion",
+    "DDODMatcher",
     "DecodedPredictions",
     "DenseDetectorWithTTA",
     "DenseMatcher",
     "DistanceDistributions",
+    "DyHead",
+    "DynamicSoftLabelMatcher",
     "GFLv2Head",
     "IoUBranchCriterion",
     "IoUMatcher",
@@ -54,10 +66,14 @@ __all__ = [
     "ScaleRangeMatcher",
     "Scene",
     "ShiftedAnchorGenerator",
+    "SimOTAMatcher",
     "SoftTargetCriterion",
     "Targets",
+    "TaskAlignedMatcher",
     "TopKMatcher",
     "TorchvisionBackbone",
+    "VFNetCriterion",
+    "VFNetHead",
     "build_atss_resnet_fpn_backbone",
     "build_fpn_with_p6p7",
     "build_torchvision_fpn_backbone",

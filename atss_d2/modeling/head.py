@@ -40,7 +40,7 @@ class Scale(nn.Module):
 class ATSSHead(nn.Module):
     """RetinaNet's head with GroupNorm, a centerness predictor and per-level scalars (Sec. 3.1).
 
-    Each branch is a tower of ``[conv 3x3, norm, ReLU]`` blocks and a 3x3 predictor; centerness is
+    Each branch is a tower of ``[conv 3x3, norm, ReLU]`` blocks and a predictor; centerness is
     predicted from the box tower. Module names are those of Detectron2's RetinaNet and FCOS heads,
     so their weights fit: with ``norm=""``, ``with_centerness=False`` and ``with_scales=False`` it
     is RetinaNet's head, with ``with_scales=False`` FCOS's.
@@ -56,11 +56,13 @@ class ATSSHead(nn.Module):
         conv_dims: Sequence[int] = (256, 256, 256, 256),
         norm: str = "GN",
         conv_bias: bool = True,
+        deform_first_conv: bool = False,
         deform_last_conv: bool = False,
         prior_prob: float = 0.01,
         with_centerness: bool = True,
         with_scales: bool = True,
         bbox_pred_bias: float = 0.0,
+        pred_kernel_size: int = 3,
     ) -> None:
         """
         Args:
@@ -73,6 +75,8 @@ class ATSSHead(nn.Module):
                 ``""`` for none.
             conv_bias: Whether the tower convolutions have a bias, as in the authors' code;
                 mmdetection's have none.
+            deform_first_conv: Whether the first convolution of both towers is a deformable one
+                without masks, as in DDOD.
             deform_last_conv: Whether the last convolution of both towers is a modulated deformable
                 convolution, as in the authors' DCN models.
             prior_prob: Initial score of every class.
@@ -81,11 +85,13 @@ class ATSSHead(nn.Module):
             bbox_pred_bias: Initial bias of the box predictor: 0 for deltas from an anchor; 4 in the
                 paper's regression from a point (:class:`PointDistances`), which then starts with
                 boxes as large as an anchor of 8 strides.
+            pred_kernel_size: Side of the kernels of the predictors, an odd number; 1 with
+                ``conv_dims=[]`` after :class:`DyHead`.
 
         Raises:
             ValueError: ``num_classes`` or ``num_anchors`` is below 1, ``prior_prob`` is not between
-                0 and 1, the levels differ in channels, or a deformable convolution is requested for
-                towers without convolutions.
+                0 and 1, ``pred_kernel_size`` is even, the levels differ in channels, or a
+                deformable convolution is requested for towers without convolutions.
         """
         super().__init__()
         if num_classes < 1:
@@ -96,27 +102,33 @@ class ATSSHead(nn.Module):
             raise ValueError(f"num_box_values must be >= 1, got {num_box_values}")
         if not 0 < prior_prob < 1:
             raise ValueError(f"prior_prob must be between 0 and 1, got {prior_prob}")
+        if pred_kernel_size < 1 or pred_kernel_size % 2 == 0:
+            raise ValueError(f"pred_kernel_size must be an odd number, got {pred_kernel_size}")
         channels = {shape.channels for shape in input_shape}
         if len(channels) != 1:
             raise ValueError(
                 "the head is shared by all levels, which must have the same number of channels, "
                 f"got {[shape.channels for shape in input_shape]}"
             )
-        if deform_last_conv and not len(conv_dims):
-            raise ValueError("deform_last_conv needs at least one convolution in conv_dims, got []")
+        for name, value in (("first", deform_first_conv), ("last", deform_last_conv)):
+            if value and not len(conv_dims):
+                raise ValueError(
+                    f"deform_{name}_conv needs at least one convolution in conv_dims, got []"
+                )
         in_channels = channels.pop()
         self.num_classes = num_classes
         self.num_anchors = num_anchors
         self.num_box_values = num_box_values
         self.predicts_quality = with_centerness
 
-        tower = (in_channels, conv_dims, norm, conv_bias, deform_last_conv)
+        tower = (in_channels, conv_dims, norm, conv_bias, deform_first_conv, deform_last_conv)
         self.cls_subnet = _make_tower(*tower)
         self.bbox_subnet = _make_tower(*tower)
         out_channels = conv_dims[-1] if len(conv_dims) else in_channels
-        self.cls_score = _conv3x3(out_channels, num_anchors * num_classes)
-        self.bbox_pred = _conv3x3(out_channels, num_anchors * num_box_values)
-        self.ctrness = _conv3x3(out_channels, num_anchors) if with_centerness else None
+        side = pred_kernel_size
+        self.cls_score = _conv(out_channels, num_anchors * num_classes, side)
+        self.bbox_pred = _conv(out_channels, num_anchors * num_box_values, side)
+        self.ctrness = _conv(out_channels, num_anchors, side) if with_centerness else None
         self.scales = nn.ModuleList(
             [Scale() if with_scales else nn.Identity() for _ in input_shape]
         )
@@ -161,8 +173,8 @@ class ATSSHead(nn.Module):
         return [logits, deltas] if self.ctrness is None else [logits, deltas, centerness]
 
 
-def _conv3x3(in_channels: int, out_channels: int, bias: bool = True) -> nn.Conv2d:
-    return nn.Conv2d(in_channels, out_channels, kernel_size=3, padding=1, bias=bias)
+def _conv(in_channels: int, out_channels: int, side: int = 3, bias: bool = True) -> nn.Conv2d:
+    return nn.Conv2d(in_channels, out_channels, side, padding=side // 2, bias=bias)
 
 
 def _make_tower(
@@ -170,14 +182,18 @@ def _make_tower(
     conv_dims: Sequence[int],
     norm: str,
     conv_bias: bool,
+    deform_first_conv: bool,
     deform_last_conv: bool,
 ) -> nn.Sequential:
     layers: list[nn.Module] = []
     for i, out_channels in enumerate(conv_dims):
-        if deform_last_conv and i == len(conv_dims) - 1:
-            conv = ModulatedDeformConvPack(in_channels, out_channels, padding=1, bias=conv_bias)
+        is_modulated = deform_last_conv and i == len(conv_dims) - 1
+        if is_modulated or (deform_first_conv and i == 0):
+            conv = ModulatedDeformConvPack(
+                in_channels, out_channels, padding=1, bias=conv_bias, modulated=is_modulated
+            )
         else:
-            conv = _conv3x3(in_channels, out_channels, bias=conv_bias)
+            conv = _conv(in_channels, out_channels, bias=conv_bias)
         layers.append(conv)
         if norm:
             layers.append(get_norm(norm, out_channels))

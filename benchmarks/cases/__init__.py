@@ -17,6 +17,7 @@ from . import (
     nms,
     postprocess,
     prediction,
+    prediction_rules,
     quality_steps,
     training_step,
 )
@@ -24,6 +25,7 @@ from .step import Step
 
 CASES: dict[str, ModuleType] = {
     "assignment": assignment,
+    "prediction_rules": prediction_rules,
     "focal_loss": focal_loss,
     "losses": losses,
     "mixtures": mixtures,

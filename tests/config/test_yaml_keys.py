@@ -24,13 +24,20 @@ from atss_d2.modeling import (
     ATSSHead,
     ATSSMatcher,
     CenterSamplingMatcher,
+    DDODCriterion,
+    DDODMatcher,
+    DynamicSoftLabelMatcher,
     IoUBranchCriterion,
     IoUMatcher,
     PAAMatcher,
     ScaleRangeMatcher,
     ShiftedAnchorGenerator,
+    SimOTAMatcher,
+    TaskAlignedMatcher,
     TopKMatcher,
     TorchvisionBackbone,
+    VFNetCriterion,
+    VFNetHead,
     build_fpn_with_p6p7,
 )
 from atss_d2.modeling.backbones import LastLevelP6P7WithoutReLU
@@ -123,6 +130,7 @@ def test_nothing_of_detectron2s_is_changed():
     assert "ATSS" not in get_detectron2_cfg().MODEL
 
 
+SHARED_BY_RULES = ("IGNORE_IOA_THRESH", "CENTER_EPSILON", "INSET")
 # Node -> what its keys are arguments of, and the arguments that come from elsewhere.
 NODES = {
     "": (ATSS, "input_format vis_period criterion head_in_features"),
@@ -134,11 +142,20 @@ NODES = {
     "SCALE_RANGE_MATCHER": (ScaleRangeMatcher, "strides"),
     "CENTER_SAMPLING_MATCHER": (CenterSamplingMatcher, "strides"),
     "TOPK_MATCHER": (TopKMatcher, ""),
+    # Keys cannot name a rule within a rule.
+    "TASK_ALIGNED_MATCHER": (TaskAlignedMatcher, "warm_up warm_up_iterations"),
+    "SIM_OTA_MATCHER": (SimOTAMatcher, "strides"),
+    "DYNAMIC_SOFT_LABEL_MATCHER": (DynamicSoftLabelMatcher, "strides"),
     "PAA_MATCHER": (PAAMatcher, ""),
     "POINT_DISTANCES": (PointDistances, ""),
+    "DDOD_MATCHER": (DDODMatcher, "num_anchors topk metric std_factor unbiased_std min_positives"),
+    "DDOD_CRITERION": (
+        *(DDODCriterion, " ".join({*arguments_of(ATSSCriterion), "quality_loss_weight"})),
+    ),
     "IOU_BRANCH_CRITERION": (IoUBranchCriterion, " ".join(arguments_of(ATSSCriterion))),
+    "VF_NET_HEAD": (VFNetHead, "num_anchors num_box_values norm deform_last_conv prior_prob"),
+    "VF_NET_CRITERION": (VFNetCriterion, "box_reg_loss_type box_reg_loss_weight"),
 }
-SHARED_BY_RULES = ("IGNORE_IOA_THRESH", "CENTER_EPSILON", "INSET")
 
 
 @pytest.mark.parametrize("name", NODES)
@@ -223,10 +240,12 @@ VALUES = {
     "MATCHER.METRIC": "giou",
     "MATCHER.IGNORE_IOA_THRESH": 0.5,
     "IOU_MATCHER.THRESHOLDS": (0.3, 0.6),
+    "DDOD_MATCHER.BOX_ALPHA": 0.3,
     "CENTER_SAMPLING_MATCHER.TOPK": 5,
     "BOX2BOX_TRANSFORM.WEIGHTS": (1.0, 2.0, 3.0, 4.0),
 }
-PARTS = {"ANCHOR_GENERATOR": "anchor_generator"}
+PARTS = {"ANCHOR_GENERATOR": "anchor_generator", "DDOD_CRITERION": "criterion"}
+PARTS |= {"VF_NET_HEAD": "head", "VF_NET_CRITERION": "criterion"}
 PARTS |= dict.fromkeys(
     ("POINT_DISTANCES", "DISTANCE_DISTRIBUTIONS", "BOX2BOX_TRANSFORM"), "box2box_transform"
 )
@@ -249,6 +268,7 @@ EFFECTS = {
     "HEAD.CONV_DIMS": ([64, 32], lambda m: m.head.cls_score.in_channels, 32),
     "HEAD.NORM": ("BN", lambda m: type(m.head.cls_subnet[1]), nn.BatchNorm2d),
     "HEAD.CONV_BIAS": (False, lambda m: m.head.cls_subnet[0].bias, None),
+    "HEAD.DEFORM_FIRST_CONV": (True, lambda m: type(m.head.cls_subnet[0]), ModulatedDeformConvPack),
     "HEAD.DEFORM_LAST_CONV": (True, lambda m: type(m.head.cls_subnet[0]), ModulatedDeformConvPack),
     "HEAD.PRIOR_PROB": (
         *(0.5, lambda m: m.head.cls_score.bias.sigmoid().mean().item(), pytest.approx(0.5)),
@@ -256,8 +276,12 @@ EFFECTS = {
     "HEAD.WITH_CENTERNESS": (False, lambda m: m.head.ctrness, None),
     "HEAD.WITH_SCALES": (False, lambda m: len(list(m.head.scales.parameters())), 0),
     "HEAD.BBOX_PRED_BIAS": (4.0, lambda m: m.head.bbox_pred.bias.mean().item(), 4.0),
+    "HEAD.PRED_KERNEL_SIZE": (1, lambda m: m.head.cls_score.kernel_size, (1, 1)),
+    "VF_NET_HEAD.CONV_DIMS": ([32], lambda m: m.head.cls_score.in_channels, 32),
+    "VF_NET_HEAD.CONV_BIAS": (True, lambda m: m.head.first_subnet[0].bias is not None, True),
     "FPN.P7_RELU": (False, lambda m: type(m.backbone.top_block), LastLevelP6P7WithoutReLU),
     "MATCHER.NAME": ("IoUMatcher", lambda m: type(m.matcher), IoUMatcher),
+    "DDOD_CRITERION.NUM_LEVELS": (3, lambda m: m.criterion.num_positives.shape[1], 3),
     "CRITERION.NAME": ("TwiceTheLoss", lambda m: type(m.criterion), TwiceTheLoss),
     "IOU_BRANCH_CRITERION.QUALITY_WEIGHTED_BOX_LOSS": (
         *(True, lambda m: m.criterion.centerness_weighted_box_loss, True),
@@ -304,6 +328,9 @@ def test_every_key_has_an_effect(key):
         cfg.MODEL.ATSS.MATCHER.NAME = NODES[node][0].__name__
     if node.endswith("_CRITERION"):
         cfg.MODEL.ATSS.CRITERION.NAME = NODES[node][0].__name__
+    if node.startswith("VF_NET_"):
+        cfg.MODEL.ATSS.BOX_CODER = "PointDistances"
+        cfg.MODEL.ATSS.HEAD.NAME, cfg.MODEL.ATSS.CRITERION.NAME = "VFNetHead", "VFNetCriterion"
     if key.startswith("ANCHOR_GENERATOR."):
         cfg.MODEL.ANCHOR_GENERATOR.NAME = "ShiftedAnchorGenerator"
     if key.startswith("FPN."):

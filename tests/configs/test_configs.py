@@ -211,10 +211,11 @@ def test_schedule(configs, name):
     max_iter, first, second = (180000, 120000, 160000) if is_2x else (90000, 60000, 80000)
     assert cfg.train.max_iter == max_iter
     multiplier = instantiate(cfg.lr_multiplier)
+    warm_up = {0: 1 / 3, 250: 1 / 3, 499: 1 / 3}
+    if "vfnet" in name:
+        warm_up = {0: 0.1, 250: 0.55, 499: 0.9982}
     expected = {
-        0: 1 / 3,  # constant warm-up
-        250: 1 / 3,
-        499: 1 / 3,
+        **warm_up,
         500: 1,
         first - 1: 1,
         first: 0.1,

@@ -75,6 +75,11 @@ def _authors_weights(checkout: Checkout) -> None:
 def _mmdet_weights(checkout: Checkout) -> None:
     path = checkout.folder / "atss_r50_fpn_1x_coco.pth"
     torch.save({"state_dict": foreign.mmdet()}, path)
+    gfl = foreign.mmdet(class_predictor="gfl_cls", predictors=[("gfl_reg", 68)])
+    torch.save({"state_dict": gfl}, checkout.folder / "gfl_r50_fpn_1x_coco.pth")
+    dyhead = foreign.mmdet(dyhead_blocks=6, tower_length=0)
+    torch.save({"state_dict": dyhead}, checkout.folder / "atss_r50_fpn_dyhead_4x4_1x_coco.pth")
+    (checkout.folder / "paa_r50_fpn_1x_coco.pth").symlink_to(path)
     # What is downloaded from the address in docs/checkpoints.md.
     cached = checkout.cache / "mmdetection/v2.0/atss/atss_r50_fpn_1x_coco"
     cached.mkdir(parents=True)

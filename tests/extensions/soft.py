@@ -1,6 +1,7 @@
 """Selection by predictions with soft targets: task alignment (TOOD, arXiv 2108.07755, Sec. 3.3).
 
-A rule, a criterion, and what they change in the config of a detector: all that a user writes.
+A rule, a criterion, and what they change in the config of a detector: all that a user writes. The
+package has the same rule, :class:`atss_d2.modeling.TaskAlignedMatcher`, which compares fewer pairs.
 
 Shapes: N images, R anchors, K classes, M boxes of the batch, m boxes of a chunk, C candidates of a
 box, P anchors of the batch, all positives among them.

@@ -15,6 +15,7 @@ from atss_d2.modeling import IoUBranchCriterion, PAAMatcher
 from tests import detectron2_models as d2
 from tests import rcnn_models
 from tests.detector import build, image
+from tests.vfnet import toy_vfnet
 
 CHANGED = {"retinanet": d2.retinanet, "fcos": d2.fcos}
 
@@ -41,6 +42,7 @@ DETECTORS = {
     "atss": build,
     "paa": functools.partial(paa, floor_by_images=False),
     "paa, mmdetection's": functools.partial(paa, floor_by_images=True),
+    "vfnet": toy_vfnet,
 }
 
 

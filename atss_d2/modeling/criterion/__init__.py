@@ -2,13 +2,17 @@
 
 from .atss import ATSSCriterion
 from .base import CRITERION_REGISTRY, Criterion
+from .ddod import DDODCriterion
 from .iou_branch import IoUBranchCriterion
 from .soft_target import SoftTargetCriterion
+from .vfnet import VFNetCriterion
 
 __all__ = [
     "CRITERION_REGISTRY",
     "ATSSCriterion",
     "Criterion",
+    "DDODCriterion",
     "IoUBranchCriterion",
     "SoftTargetCriterion",
+    "VFNetCriterion",
 ]

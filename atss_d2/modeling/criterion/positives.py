@@ -129,13 +129,18 @@ def loss_normalizers(
         The normalizers, 0-dim float32, equal on every process and positive.
     """
     sums = torch.stack([total.float() for total in totals])
-    world_size = 1 if _IS_LOCAL.get() else comm.get_world_size()
+    world_size = num_processes()
     if world_size > 1:  # never depends on the data: a process without boxes takes part
         torch.distributed.all_reduce(sums)
     return tuple(
         total.clamp(min=floor) / world_size
         for total, floor in zip(sums.unbind(), floors, strict=True)
     )
+
+
+def num_processes() -> int:
+    """Returns the number of processes that :func:`loss_normalizers` averages over."""
+    return 1 if _IS_LOCAL.get() else comm.get_world_size()
 
 
 @contextlib.contextmanager

@@ -8,8 +8,12 @@ from .base import MATCHER_REGISTRY, DenseMatcher
 from .center_sampling import CenterSamplingMatcher
 from .iou import IoUMatcher
 from .paa import PAAMatcher
+from .prediction_aware_atss import DDODMatcher
 from .scale_range import ScaleRangeMatcher
 from .selection import BACKGROUND, IGNORED
+from .sim_ota import SimOTAMatcher
+from .soft_label import DynamicSoftLabelMatcher
+from .task_aligned import TaskAlignedMatcher
 from .topk import TopKMatcher
 
 __all__ = [
@@ -18,9 +22,13 @@ __all__ = [
     "MATCHER_REGISTRY",
     "ATSSMatcher",
     "CenterSamplingMatcher",
+    "DDODMatcher",
     "DenseMatcher",
+    "DynamicSoftLabelMatcher",
     "IoUMatcher",
     "PAAMatcher",
     "ScaleRangeMatcher",
+    "SimOTAMatcher",
+    "TaskAlignedMatcher",
     "TopKMatcher",
 ]

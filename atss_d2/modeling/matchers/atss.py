@@ -106,30 +106,42 @@ class ATSSMatcher(DenseMatcher):
         self.num_anchors = bound_value(self, "num_anchors", self.num_anchors, num_anchors)
 
     def match(self, scene: Scene) -> Assignment:
-        all_anchors, boxes = torch.cat(scene.anchors), scene.boxes  # (R, 4), (M, 4)
+        candidates, candidate_boxes = self._find_candidates(scene)  # (M, C), (M, C, 4)
+        overlaps = _METRICS[self.metric](candidate_boxes, scene.boxes[:, None])  # (M, C)
+        is_inside = self._is_inside(candidate_boxes, scene.boxes[:, None])  # (M, C)
+        matched, stats = self._select(scene, candidates, overlaps, is_inside)
+        return Assignment(matched, stats=stats)
+
+    def _find_candidates(self, scene: Scene) -> tuple[Tensor, Tensor]:
+        """Returns candidates (M, C), indices into the R anchors, and their boxes (M, C, 4)."""
+        all_anchors = torch.cat(scene.anchors)  # (R, 4)
         candidates = self._candidates(scene, all_anchors)  # (M, C)
         # (M, C, 4); index_select takes half the time of indexing.
         candidate_boxes = all_anchors.index_select(0, candidates.flatten())
-        candidate_boxes = candidate_boxes.view(*candidates.shape, 4)
+        return candidates, candidate_boxes.view(*candidates.shape, 4)
 
-        overlaps = _METRICS[self.metric](candidate_boxes, boxes[:, None])  # (M, C)
+    def _select(
+        self, scene: Scene, candidates: Tensor, overlaps: Tensor, is_inside: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Selects candidates (M, C) by overlaps (M, C); returns matched boxes (N, R) and stats."""
         thresholds = self._thresholds(overlaps)  # (M,)
         positive = overlaps >= thresholds[:, None]  # (M, C)
-        positive &= self._is_inside(candidate_boxes, boxes[:, None])
+        positive &= is_inside
         if self.min_positives:
             positive |= self._best_candidates(overlaps)
-        is_real = has_area(boxes)  # (M,)
+        is_real = has_area(scene.boxes)  # (M,)
         positive &= is_real[:, None]
 
         # A "mean" over no boxes would be NaN; a sum divided by at least 1 is 0.
         sum_thresholds = thresholds.masked_fill(~is_real, 0).sum()
         stats = {"mean_threshold": sum_thresholds / is_real.sum().clamp(min=1)}
-        box_idxs = torch.arange(len(boxes), device=boxes.device)[:, None]
+        box_idxs = torch.arange(len(positive), device=positive.device)[:, None]
         keys = priority_keys(overlaps, box_idxs)
+        num_anchors = sum(len(level) for level in scene.anchors)
         matched = resolve_conflicts(
-            candidates, positive, keys, scene.image_idxs, scene.num_images, len(all_anchors)
+            candidates, positive, keys, scene.image_idxs, scene.num_images, num_anchors
         )
-        return Assignment(matched, stats=stats)
+        return matched, stats
 
     def _candidates(self, scene: Scene, all_anchors: Tensor) -> Tensor:
         """Returns candidates (M, C), indices into the R anchors (Algorithm 1, lines 3 to 6)."""
