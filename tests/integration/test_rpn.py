@@ -224,6 +224,17 @@ def test_half_precision(focal):
             torch.testing.assert_close(losses[name].float(), expected[name], rtol=0.05, atol=0.05)
 
 
+@pytest.mark.parametrize("bias", [-1e4, 1e4])
+def test_extreme_scores_have_finite_gradients(bias):
+    model = r.build(r.with_atss(r.rcnn_config(), focal=True))
+    head = model.proposal_generator.rpn_head
+    for predictor in (head.objectness_logits, head.ctrness):
+        torch.nn.init.constant_(predictor.bias, bias)
+    gradients = r.gradients_of(model)
+    assert all(g.isfinite().all() for g in gradients.values())
+    assert gradients["proposal_generator.rpn_head.objectness_logits.bias"].any()
+
+
 def test_no_boxes_in_the_batch():
     model = r.build(r.with_atss(r.rcnn_config(), focal=True))
     images = [r.image(), r.image(seed=1)]
