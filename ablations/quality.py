@@ -13,7 +13,7 @@ import functools
 import io
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -32,8 +32,10 @@ from atss_d2.warning_filters import filter_third_party_warnings
 from benchmarks.settings import Settings
 from benchmarks.timing import Contestant, race
 
+from .configs import load_row_config
 from .document import fill_blocks
 from .paired import (
+    ClassMatches,
     average_precision,
     calibration_error,
     draw_images,
@@ -41,8 +43,8 @@ from .paired import (
     match,
 )
 from .report import Measurement, collect
-from .rows import BASELINE, QUALITY_ROWS, Row
-from .runs import read_results
+from .rows import BASELINE, QUALITY_ROWS, Row, select_rows
+from .runs import Result, read_results
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = "shapes"
@@ -59,13 +61,18 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--output", type=Path, default=Path("output/ablations"), help="folder")
+    parser.add_argument("--rows", nargs="+", metavar="PATTERN", default=["quality/*"])
     parser.add_argument("--cost", action="store_true", help="measure time on one thread")
     parser.add_argument("--seconds", type=float, default=60.0, help="of each race, with --cost")
     parser.add_argument("--report", action="store_true", help="fill the document, draw the picture")
     parser.add_argument("--document", type=Path, default=ROOT / "docs" / "quality.md")
-    args = parser.parse_args(argv)
+    # Parsed separately, because --rows would take them as its values.
+    argv = sys.argv[1:] if argv is None else list(argv)
+    overrides = [text for text in argv if "=" in text and not text.startswith("-")]
+    args = parser.parse_args([text for text in argv if text not in overrides])
     if not (args.cost or args.report):
         parser.error("what to do? Give --cost or --report")
+    args.overrides = overrides
     return args
 
 
@@ -74,22 +81,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
     filter_third_party_warnings()
     try:
+        rows = [row for row in select_rows(args.rows) if row in QUALITY_ROWS]
+        if not rows:
+            raise ValueError(f"no row of docs/quality.md fits {' '.join(args.rows)}")
         if args.cost:
-            print(write_cost(args.output, seconds=args.seconds))
+            print(write_cost(args.output, rows, args.overrides, seconds=args.seconds))
         if args.report:
-            for path in write_report(args.document, args.output):
+            for path in write_report(args.document, args.output, rows, args.overrides):
                 print(path)
     except (DataError, OSError, KeyError, ValueError) as error:
         sys.exit(f"ablations.quality: {one_sentence(error)}")
     return 0
 
 
-def write_cost(output: Path, *, seconds: float = 60.0, rows: Sequence[Row] = QUALITY_ROWS) -> Path:
+def write_cost(
+    output: Path, rows: Sequence[Row], overrides: Sequence[str] = (), *, seconds: float = 60.0
+) -> Path:
     """Times a training step and a detection of every row, in turns, and saves the medians."""
     torch.set_num_threads(1)
     steps, detections = [], []
     for row in rows:
-        step, detect = _contestants(row)
+        step, detect = _contestants(row, overrides)
         steps.append(Contestant(row.name, step))
         detections.append(Contestant(row.name, detect))
     settings = Settings(seconds=seconds)
@@ -104,17 +116,17 @@ def write_cost(output: Path, *, seconds: float = 60.0, rows: Sequence[Row] = QUA
     return path
 
 
-def _contestants(row: Row):
+def _contestants(
+    row: Row, overrides: Sequence[str]
+) -> tuple[Callable[[], object], Callable[[], object]]:
     """Returns calls of a training step, without the optimizer, and of the detection of an image."""
-    from .configs import load_row_config
-
-    cfg = load_row_config(row, DATA)
+    cfg = load_row_config(row, DATA, overrides)
     torch.manual_seed(0)
     model = instantiate(cfg.model).to(memory_format=torch.channels_last)
     batch = next(iter(instantiate(cfg.dataloader.train)))
     image = next(iter(instantiate(cfg.dataloader.test)))
 
-    def step():
+    def step() -> None:
         model.train()
         # The rules after their warm-up.
         with EventStorage(cfg.train.max_iter):
@@ -122,13 +134,15 @@ def _contestants(row: Row):
         model.zero_grad()
 
     @torch.no_grad()
-    def detect():
+    def detect() -> object:
         return model.eval()(image)
 
     return step, detect
 
 
-def write_report(document: Path, output: Path) -> list[Path]:
+def write_report(
+    document: Path, output: Path, rows: Sequence[Row], overrides: Sequence[str] = ()
+) -> list[Path]:
     """Fills the table and draws the picture of gain against cost.
 
     Returns:
@@ -137,7 +151,8 @@ def write_report(document: Path, output: Path) -> list[Path]:
     Raises:
         ValueError: The baseline was not measured, or the document lacks the block.
     """
-    measurements = collect(read_results(output, DATA), DATA, rows=QUALITY_ROWS)
+    rows = [BASELINE, *(row for row in rows if row != BASELINE)]
+    measurements = collect(read_results(output, DATA), DATA, rows=rows, overrides=overrides)
     if not measurements[BASELINE.name].results:
         raise ValueError(
             f"{BASELINE.name} has no results in {output}: run python -m ablations --data {DATA} "
@@ -180,28 +195,28 @@ def compare(row: Measurement, baseline: Measurement, output: Path) -> dict:
     return found
 
 
-def _drawn_aps(runs, draws: np.ndarray, thresholds: slice) -> np.ndarray:
+def _drawn_aps(
+    runs: Sequence[list[ClassMatches]], draws: np.ndarray, thresholds: slice
+) -> np.ndarray:
     """Returns AP (S, B) of each run on each draw of images."""
     return np.array(
         [[average_precision(run, draw)[thresholds].mean() for draw in draws] for run in runs]
     )
 
 
-def _result(measurement: Measurement, seed: int):
+def _result(measurement: Measurement, seed: int) -> Result:
     return next(x for x in measurement.results if x.seed == seed)
 
 
 @functools.cache
 def _annotations() -> COCO:
-    from .configs import load_row_config
-
-    name = load_row_config(BASELINE, DATA).dataloader.test.dataset.names
-    instantiate(load_row_config(BASELINE, DATA).dataloader.test.dataset)  # draws them if need be
+    node = load_row_config(BASELINE, DATA).dataloader.test.dataset
+    instantiate(node)  # draws the scenes if need be
     with contextlib.redirect_stdout(io.StringIO()):
-        return COCO(PathManager.get_local_path(MetadataCatalog.get(name).json_file))
+        return COCO(PathManager.get_local_path(MetadataCatalog.get(node.names).json_file))
 
 
-def _matches(output: Path, result):
+def _matches(output: Path, result: Result) -> list[ClassMatches]:
     (folder,) = Path(output, DATA).glob(f"*_{result.config}/seed{result.seed}")
     return match(_annotations(), folder / "inference" / "coco_instances_results.json")
 

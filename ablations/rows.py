@@ -103,6 +103,7 @@ QUALITY_ROWS = (
     _quality("gflv2", "GFLv2", 41.0),
     _quality("paa", "PAA", 40.4),
     _quality("vfnet", "VFNet", 41.6),
+    _quality("tood", "TOOD", 42.5),
     _quality("ddod", "DDOD", 41.6),
     _quality("atss_dyhead", "ATSS, DyHead", 42.4),
     _quality("atss_simota", "ATSS's head, SimOTA", None, on_coco=False),

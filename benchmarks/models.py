@@ -34,6 +34,7 @@ FAMILY = {
     "GFLv2": "coco/gflv2_R_50_FPN_1x",
     "PAA": "coco/paa_R_50_FPN_1x",
     "VFNet": "coco/vfnet_R_50_FPN_1x",
+    "TOOD": "coco/tood_R_50_FPN_1x",
     "DDOD": "coco/ddod_R_50_FPN_1x",
     "DyHead": "coco/atss_dyhead_R_50_FPN_1x",
 }

@@ -70,7 +70,8 @@ def build(num_levels=2, num_anchors=1, num_classes=3, anchor_scale=4, seed=0, **
         **options,
     }
     model = ATSS(**parts)
-    for predictor in (model.head.cls_score, model.head.bbox_pred, model.head.ctrness):
+    for name in ("cls_score", "bbox_pred", "ctrness"):
+        predictor = getattr(model.head, name, None)
         if predictor is not None:
             nn.init.normal_(predictor.weight, std=0.15)
     return model

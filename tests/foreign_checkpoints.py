@@ -189,6 +189,7 @@ def mmdet(
     predictor_side: int = 3,
     tower_length: int = 4,
     dyhead_blocks: int = 0,
+    shared_convs: int = 0,
     seed: int = 0,
     device: str = "cpu",
 ) -> dict[str, Tensor]:
@@ -216,9 +217,27 @@ def mmdet(
             weights.group_norm(f"{name}.gn", channels)
     for name, out_channels in ((class_predictor, num_classes), *predictors):
         weights.conv(f"bbox_head.{name}", out_channels, channels, predictor_side, bias=True)
+    if shared_convs:
+        _parts_of_tood(weights, shared_convs, channels)
     for level in range(5):
         weights.uniform(f"bbox_head.scales.{level}.scale", *scale_shape, low=0.5, high=1.5)
     return dict(weights)
+
+
+def _parts_of_tood(weights: Weights, count: int, channels: int) -> None:
+    for index in range(count):
+        weights.conv(f"bbox_head.inter_convs.{index}.conv", channels, channels, 3)
+        weights.group_norm(f"bbox_head.inter_convs.{index}.gn", channels)
+    for part in ("cls_decomp", "reg_decomp"):
+        name, hidden = f"bbox_head.{part}", channels // 8
+        weights.conv(f"{name}.layer_attention.0", hidden, count * channels, bias=True)
+        weights.conv(f"{name}.layer_attention.2", count, hidden, bias=True)
+        weights.conv(f"{name}.reduction_conv.conv", channels, count * channels)
+        weights.group_norm(f"{name}.reduction_conv.gn", channels)
+    for part, out_channels in (("cls_prob_module", 1), ("reg_offset_module", 8)):
+        name, hidden = f"bbox_head.{part}", channels // 4
+        weights.conv(f"{name}.0", hidden, count * channels, bias=True)
+        weights.conv(f"{name}.2", out_channels, hidden, 3, bias=True)
 
 
 def _dyhead_block(weights: Weights, name: str, channels: int) -> None:

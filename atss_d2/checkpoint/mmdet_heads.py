@@ -50,6 +50,11 @@ def _bins(shape: Callable[[str], Shape]) -> dict[str, Any]:
     return {"box2box_transform.num_bins": num_values // 4, "head.num_box_values": num_values}
 
 
+def _shared_convs(shape: Callable[[str], Shape]) -> dict[str, Any]:
+    channels, stacked, *_ = shape("head.cls_decomposition.reduction.weight")
+    return {"head.conv_dims": [channels] * (stacked // channels)}
+
+
 _OF_ATSS = {
     r"bbox_head\.atss_cls": "head.cls_score",
     r"bbox_head\.atss_reg": "head.bbox_pred",
@@ -118,6 +123,27 @@ MMDET_HEADS: Mapping[str, MMDetHead] = {
         sign="bbox_head.vfnet_cls",
         parts={"head": "VFNetHead"},
         p7_relu=True,
+    ),
+    "tood": MMDetHead(
+        title="TOOD",
+        config="coco/tood_R_50_FPN_1x",
+        modules={
+            r"bbox_head\.tood_cls": "head.cls_score",
+            r"bbox_head\.tood_reg": "head.bbox_pred",
+            r"bbox_head\.inter_convs\.(\d+)\.conv": r"head.shared_convs.\1.0",
+            r"bbox_head\.inter_convs\.(\d+)\.gn": r"head.shared_convs.\1.1",
+            r"bbox_head\.cls_decomp\.(layer_attention\.\d)": r"head.cls_decomposition.\1",
+            r"bbox_head\.cls_decomp\.reduction_conv\.conv": "head.cls_decomposition.reduction",
+            r"bbox_head\.cls_decomp\.reduction_conv\.gn": "head.cls_decomposition.norm",
+            r"bbox_head\.reg_decomp\.(layer_attention\.\d)": r"head.bbox_decomposition.\1",
+            r"bbox_head\.reg_decomp\.reduction_conv\.conv": "head.bbox_decomposition.reduction",
+            r"bbox_head\.reg_decomp\.reduction_conv\.gn": "head.bbox_decomposition.norm",
+            r"bbox_head\.cls_prob_module\.(\d)": r"head.alignment.\1",
+            r"bbox_head\.reg_offset_module\.(\d)": r"head.side_offsets.\1",
+        },
+        sign="bbox_head.tood_cls",
+        parts={"head": "TOODHead"},
+        settings=_shared_convs,
     ),
 }
 

@@ -21,7 +21,7 @@ _REFUSED = ("missing", "unexpected", "misshapen")
 # Copied from atss_d2.checkpoint.CONVENTIONS, which takes seconds to import; the detectors from
 # atss_d2.checkpoint.mmdet_heads.
 _CONVENTIONS = ("auto", "authors", "mmdet")
-_DETECTORS = ("auto", "atss", "gfl", "paa", "ddod", "vfnet")
+_DETECTORS = ("auto", "atss", "gfl", "paa", "ddod", "vfnet", "tood")
 
 
 class _OldFlag(argparse.Action):

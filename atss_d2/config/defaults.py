@@ -58,6 +58,10 @@ def add_atss_config(cfg: CN) -> None:
     # Side of the kernels of the predictors.
     _C.HEAD.PRED_KERNEL_SIZE = 3
 
+    _C.TOOD_HEAD = CN()
+    # Channels of each shared convolution of "TOODHead", all equal. Its other keys are those above.
+    _C.TOOD_HEAD.CONV_DIMS = (256, 256, 256, 256, 256, 256)
+
     _C.VF_NET_HEAD = CN()
     # VFNetHead, which also takes HEAD.NORM, HEAD.DEFORM_LAST_CONV and HEAD.PRIOR_PROB: channels of
     # each convolution of a tower; the branch of the first box has one more.
@@ -142,6 +146,8 @@ def add_atss_config(cfg: CN) -> None:
     _C.TASK_ALIGNED_MATCHER.ALPHA = 1.0
     # Exponent of the IoU.
     _C.TASK_ALIGNED_MATCHER.BETA = 6.0
+    # Number of first iterations in which an ATSSMatcher selects instead; 30000 of 90000 in TOOD.
+    _C.TASK_ALIGNED_MATCHER.WARM_UP_ITERATIONS = 0
 
     # "SimOTAMatcher" of YOLOX.
     _C.SIM_OTA_MATCHER = CN()
@@ -200,6 +206,8 @@ def add_atss_config(cfg: CN) -> None:
     _C.POINT_DISTANCES.ANCHOR_SCALE = 8.0
     # Pixels subtracted from each of the four distances.
     _C.POINT_DISTANCES.INSET = 0.0
+    # Whether negative distances count as 0; TOODHead needs False.
+    _C.POINT_DISTANCES.CLAMP = True
     _C.DISTANCE_DISTRIBUTIONS = CN()
     # Bins of a side: distances of 0 to NUM_BINS - 1 strides.
     _C.DISTANCE_DISTRIBUTIONS.NUM_BINS = 17
@@ -245,6 +253,10 @@ def add_atss_config(cfg: CN) -> None:
     # Whether the classification loss is divided by at least the number of images (mmdetection's
     # PAA).
     _C.IOU_BRANCH_CRITERION.FLOOR_BY_IMAGES = False
+
+    _C.TASK_ALIGNED_CRITERION = CN()
+    # Exponent of the quality focal loss.
+    _C.TASK_ALIGNED_CRITERION.CLS_LOSS_GAMMA = 2.0
 
     _C.VF_NET_CRITERION = CN()
     # VFNetCriterion, which also takes BOX_REG_LOSS_TYPE and BOX_REG_LOSS_WEIGHT: weight of the

@@ -14,6 +14,7 @@ from .criterion import (
     DDODCriterion,
     IoUBranchCriterion,
     SoftTargetCriterion,
+    TaskAlignedCriterion,
     VFNetCriterion,
 )
 from .distance_distributions import DistanceDistributions
@@ -36,6 +37,7 @@ from .matchers import (
 )
 from .nouns import Assignment, DecodedPredictions, Predictions, Scene, Targets
 from .test_time_augmentation import DenseDetectorWithTTA
+from .tood_head import TOODHead
 from .torchvision_backbone import TorchvisionBackbone, build_torchvision_fpn_backbone
 from .vfnet_head import VFNetHead
 
@@ -68,7 +70,9 @@ __all__ = [
     "ShiftedAnchorGenerator",
     "SimOTAMatcher",
     "SoftTargetCriterion",
+    "TOODHead",
     "Targets",
+    "TaskAlignedCriterion",
     "TaskAlignedMatcher",
     "TopKMatcher",
     "TorchvisionBackbone",

@@ -60,13 +60,17 @@ class PointDistances:
     an anchor matter, so there is one point per location: A = 1.
     """
 
-    def __init__(self, *, anchor_scale: float = 8.0, inset: float = 0.0) -> None:
+    def __init__(
+        self, *, anchor_scale: float = 8.0, inset: float = 0.0, clamp: bool = True
+    ) -> None:
         """
         Args:
             anchor_scale: Side of an anchor (the square root of its area) in strides, from which the
                 stride is computed. 8 in ATSS, 1 in Detectron2's FCOS.
             inset: Pixels subtracted from each of the four distances, see :class:`ATSSMatcher`: 0.5
                 decodes the predictions of the authors' inclusive-corner geometry.
+            clamp: Whether negative distances count as 0 when decoding; otherwise a box may lie
+                beside its point.
 
         Raises:
             ValueError: ``anchor_scale`` is not positive, or ``inset`` is negative.
@@ -77,6 +81,7 @@ class PointDistances:
             raise ValueError(f"inset must be >= 0, got {inset}")
         self.anchor_scale = anchor_scale
         self.inset = inset
+        self.clamp = clamp
 
     def get_deltas(self, anchors: Tensor, boxes: Tensor) -> Tensor:
         """Returns distances (R, 4) from anchors (R, 4) to boxes (R, 4); negative beyond a side."""
@@ -84,9 +89,9 @@ class PointDistances:
         return (side_distances(centers, boxes) - self.inset) / strides
 
     def apply_deltas(self, deltas: Tensor, anchors: Tensor) -> Tensor:
-        """Returns boxes (R, 4) at distances (R, 4) from anchors (R, 4); negatives count as 0."""
+        """Returns boxes (R, 4) at distances (R, 4) from anchors (R, 4), see ``clamp``."""
         centers, strides = self._points(anchors)
-        distances = deltas.relu() * strides + self.inset
+        distances = (deltas.relu() if self.clamp else deltas) * strides + self.inset
         return torch.cat((centers - distances[:, :2], centers + distances[:, 2:]), dim=1)
 
     def _points(self, anchors: Tensor) -> tuple[Tensor, Tensor]:

@@ -59,7 +59,8 @@ def build_matcher(cfg: CfgNode) -> DenseMatcher:
     """Builds the rule that ``MODEL.ATSS.MATCHER.NAME`` names; its model binds it.
 
     Arguments come from the node named after the class (``MODEL.ATSS.MY_RULE`` for ``MyRule``), from
-    those of its base classes, and from the keys of ``MODEL.ATSS.MATCHER`` that all rules share.
+    those of its base classes, and from the keys of ``MODEL.ATSS.MATCHER`` that all rules share. If
+    ``WARM_UP_ITERATIONS`` is above 0, an :class:`ATSSMatcher` is the rule of these iterations.
 
     Args:
         cfg: A cfg with ``MODEL.ATSS``.
@@ -70,7 +71,11 @@ def build_matcher(cfg: CfgNode) -> DenseMatcher:
     node = cfg.MODEL.ATSS
     rule = _registered(MATCHER_REGISTRY, "MATCHER", node)
     shared = CfgNode({key: node.MATCHER[key] for key in _SHARED_BY_RULES})
-    return rule(**{**kwargs_from(shared, rule), **_own_kwargs(node, rule)})
+    kwargs = {**kwargs_from(shared, rule), **_own_kwargs(node, rule)}
+    if kwargs.get("warm_up_iterations"):
+        warm_up = {**kwargs_from(shared, ATSSMatcher), **_own_kwargs(node, ATSSMatcher)}
+        kwargs["warm_up"] = ATSSMatcher(**warm_up)
+    return rule(**kwargs)
 
 
 def build_criterion(cfg: CfgNode) -> Criterion:
@@ -183,6 +188,9 @@ def build_parts(cfg: CfgNode, meta_architecture: type) -> dict:
     coder_key, coder = BOX_CODERS[node.BOX_CODER]
     coder = coder(**kwargs_from(node[coder_key], coder))
     head = _registered(HEAD_REGISTRY, "HEAD", node)
+    head_kwargs = {**kwargs_from(node.HEAD, head), **_own_kwargs(node, head)}
+    if "anchor_offset" in arguments_of(head):
+        head_kwargs["anchor_offset"] = anchor_generator.offset
     kwargs = kwargs_from(node, meta_architecture)
     if ATSSCriterion.__name__ != node.CRITERION.NAME:
         kwargs = {k: v for k, v in kwargs.items() if k not in arguments_of(ATSSCriterion)}
@@ -195,7 +203,7 @@ def build_parts(cfg: CfgNode, meta_architecture: type) -> dict:
             num_classes=node.NUM_CLASSES,
             num_anchors=anchor_generator.num_anchors[0],
             num_box_values=num_box_values(coder),
-            **{**kwargs_from(node.HEAD, head), **_own_kwargs(node, head)},
+            **head_kwargs,
         ),
         "anchor_generator": anchor_generator,
         "box2box_transform": coder,
@@ -260,6 +268,8 @@ def check_parts(
         raise ValueError(
             f"num_classes={num_classes}, but the head was built for {head_classes} classes"
         )
+    if hasattr(head, "check_fit"):
+        head.check_fit(anchor_generator, box2box_transform)
     predicts_quality = getattr(head, "predicts_quality", None)
     if criterion is not None and predicts_quality is not None:
         criterion.check_quality(predicts_quality)

@@ -34,6 +34,7 @@ HEADS_WITH_NUMBERS = {
 DYHEAD = {"dyhead_blocks": 6, "tower_length": 0}
 DDOD = {"predictors": [("atss_reg", 4), ("atss_iou", 1)], "dcn_first_in_tower": True}
 GFL = {"class_predictor": "gfl_cls", "predictors": [("gfl_reg", 68)]}
+TOOD = {"class_predictor": "tood_cls", "predictors": [("tood_reg", 4)], "tower_length": 0}
 # Options of the checkpoint, its detector, its config, and the settings in which it differs.
 MODELS = {
     "dyhead 1x1": (
@@ -59,6 +60,11 @@ MODELS = {
     ),
     "gfl": (GFL, "gfl", "coco/gfl_R_50_FPN_1x", {}),
     "paa": ({}, "paa", "coco/paa_R_50_FPN_1x", {}),  # its names are those of ATSS
+    "tood": ({**TOOD, "shared_convs": 6}, "tood", "coco/tood_R_50_FPN_1x", {}),
+    "tood, 4 layers": (
+        {**TOOD, "shared_convs": 4},
+        *("tood", "coco/tood_R_50_FPN_1x", {"head.conv_dims": [256] * 4}),
+    ),
     "gfl, 9 bins": (
         {**GFL, "predictors": [("gfl_reg", 36)], "num_classes": 7, "dcn_in_tower": True},
         *("gfl", "coco/gfl_R_50_FPN_1x"),

@@ -33,7 +33,9 @@ from atss_d2.modeling import (
     ScaleRangeMatcher,
     ShiftedAnchorGenerator,
     SimOTAMatcher,
+    TaskAlignedCriterion,
     TaskAlignedMatcher,
+    TOODHead,
     TopKMatcher,
     TorchvisionBackbone,
     VFNetCriterion,
@@ -142,12 +144,13 @@ NODES = {
     "SCALE_RANGE_MATCHER": (ScaleRangeMatcher, "strides"),
     "CENTER_SAMPLING_MATCHER": (CenterSamplingMatcher, "strides"),
     "TOPK_MATCHER": (TopKMatcher, ""),
-    # Keys cannot name a rule within a rule.
-    "TASK_ALIGNED_MATCHER": (TaskAlignedMatcher, "warm_up warm_up_iterations"),
+    "TASK_ALIGNED_MATCHER": (TaskAlignedMatcher, "warm_up"),
     "SIM_OTA_MATCHER": (SimOTAMatcher, "strides"),
     "DYNAMIC_SOFT_LABEL_MATCHER": (DynamicSoftLabelMatcher, "strides"),
     "PAA_MATCHER": (PAAMatcher, ""),
     "POINT_DISTANCES": (PointDistances, ""),
+    "TOOD_HEAD": (TOODHead, "num_anchors num_box_values norm prior_prob anchor_offset"),
+    "TASK_ALIGNED_CRITERION": (TaskAlignedCriterion, " ".join(arguments_of(ATSSCriterion))),
     "DDOD_MATCHER": (DDODMatcher, "num_anchors topk metric std_factor unbiased_std min_positives"),
     "DDOD_CRITERION": (
         *(DDODCriterion, " ".join({*arguments_of(ATSSCriterion), "quality_loss_weight"})),
@@ -276,6 +279,7 @@ EFFECTS = {
     "HEAD.WITH_CENTERNESS": (False, lambda m: m.head.ctrness, None),
     "HEAD.WITH_SCALES": (False, lambda m: len(list(m.head.scales.parameters())), 0),
     "HEAD.BBOX_PRED_BIAS": (4.0, lambda m: m.head.bbox_pred.bias.mean().item(), 4.0),
+    "TOOD_HEAD.CONV_DIMS": ([64, 64], lambda m: len(m.head.shared_convs), 2),
     "HEAD.PRED_KERNEL_SIZE": (1, lambda m: m.head.cls_score.kernel_size, (1, 1)),
     "VF_NET_HEAD.CONV_DIMS": ([32], lambda m: m.head.cls_score.in_channels, 32),
     "VF_NET_HEAD.CONV_BIAS": (True, lambda m: m.head.first_subnet[0].bias is not None, True),
@@ -289,12 +293,22 @@ EFFECTS = {
     "IOU_BRANCH_CRITERION.QUALITY_LOSS_WEIGHT": (
         *(0.5, lambda m: m.criterion.centerness_loss_weight, 0.5),
     ),
+    "TASK_ALIGNED_CRITERION.CLS_LOSS_GAMMA": (1.5, lambda m: m.criterion.cls_loss_gamma, 1.5),
     "IOU_BRANCH_CRITERION.FLOOR_BY_IMAGES": (True, lambda m: m.criterion.floor_by_images, True),
     "BOX_CODER": ("PointDistances", lambda m: type(m.box2box_transform), PointDistances),
     "BOX2BOX_TRANSFORM.CLAMP_BOTH_SIDES": (
         *(True, lambda m: type(m.box2box_transform), TwoSidedBox2BoxTransform),
     ),
 }
+
+
+def make_task_aligned(cfg):
+    """Chooses TOOD's parts."""
+    cfg.MODEL.ATSS.HEAD.NAME = "TOODHead"
+    cfg.MODEL.ATSS.BOX_CODER = "PointDistances"
+    cfg.MODEL.ATSS.POINT_DISTANCES.CLAMP = False
+    cfg.MODEL.ATSS.MATCHER.NAME = "TaskAlignedMatcher"
+    cfg.MODEL.ATSS.CRITERION.NAME = "TaskAlignedCriterion"
 
 
 def other_value(key, value):
@@ -326,6 +340,8 @@ def test_every_key_has_an_effect(key):
             cfg.MODEL.ATSS.BOX_CODER = name
     if (node := key.partition(".")[0]).endswith("MATCHER"):
         cfg.MODEL.ATSS.MATCHER.NAME = NODES[node][0].__name__
+    if key.startswith(("TASK_ALIGNED_", "TOOD_HEAD.")):
+        make_task_aligned(cfg)
     if node.endswith("_CRITERION"):
         cfg.MODEL.ATSS.CRITERION.NAME = NODES[node][0].__name__
     if node.startswith("VF_NET_"):
@@ -369,6 +385,31 @@ def test_parts_follow_each_other():
     cfg.MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS = [[0.5, 1.0, 2.0]]
     model = build_model(cfg)
     assert model.head.num_anchors == model.matcher.num_anchors == 3
+
+
+def test_the_parts_of_tood_by_name():
+    """With the offset of the anchors, and the rule of ATSS in the warm-up."""
+    cfg = toy_cfg()
+    make_task_aligned(cfg)
+    cfg.MODEL.ANCHOR_GENERATOR.OFFSET = 0.5
+    cfg.MODEL.ATSS.HEAD.NORM = "BN"
+    cfg.MODEL.ATSS.MATCHER.update(CENTER_EPSILON=0.1, IGNORE_IOA_THRESH=0.4, TOPK=7)
+    cfg.MODEL.ATSS.FOCAL_LOSS_ALPHA, cfg.MODEL.ATSS.BOX_REG_LOSS_TYPE = 0.5, "diou"
+    model = build_model(cfg)
+    assert model.matcher.warm_up is None
+    assert (model.matcher.topk, model.matcher.ignore_ioa_thresh) == (13, 0.4)
+    cfg.MODEL.ATSS.TASK_ALIGNED_MATCHER.WARM_UP_ITERATIONS = 20
+    model = build_model(cfg)
+    assert (type(model.head), type(model.criterion)) == (TOODHead, TaskAlignedCriterion)
+    assert model.head.anchor_offset == 0.5
+    assert (model.matcher.warm_up_iterations, model.matcher.center_epsilon) == (20, 0.1)
+    assert type(model.matcher.warm_up) is ATSSMatcher
+    assert (model.matcher.warm_up.topk, model.matcher.warm_up.center_epsilon) == (7, 0.1)
+    criterion = model.criterion
+    assert (criterion.focal_loss_alpha, criterion.box_reg_loss_type) == (0.5, "diou")
+    cfg.MODEL.ATSS.POINT_DISTANCES.CLAMP = True
+    with pytest.raises(ValueError, match=r"set box2box_transform to PointDistances\(clamp=False"):
+        build_model(cfg)
 
 
 @pytest.mark.parametrize(

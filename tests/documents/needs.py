@@ -109,6 +109,7 @@ def _bad_step(checkout: Checkout) -> None:
 
 NEEDS: dict[str, tuple[Callable[[Checkout], None], ...]] = {
     "README.md": (Checkout.add_photographs, _repository, _coco_model),
+    "docs/quality.md": (Checkout.add_coco, Checkout.add_r50),
     "docs/ablations.md": (Checkout.add_coco, Checkout.add_r50, _demo_model, _shapes_model),
     "docs/checkpoints.md": (
         Checkout.add_coco,

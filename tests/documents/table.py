@@ -112,6 +112,32 @@ TABLE: dict[str, tuple[Entry, ...]] = {
             },
         ),
     ),
+    "docs/quality.md": (
+        Entry(
+            "configs/demo/gfl_shapes_wide.py",
+            replace={"--num-gpus 8": "--num-gpus 1"},
+            append={
+                "configs/coco/gfl_R_50_FPN_1x.py": _SMALL,
+                "configs/demo/gfl_shapes_wide.py": _SMALL_SHAPES,
+            },
+        ),
+        Entry(
+            "matchability_aware",
+            before="from atss_d2 import get_config\n"
+            "model = get_config('coco/atss_R_50_FPN_1x').model\n",
+            after="from detectron2.config import instantiate\n"
+            "assert instantiate(model.criterion).cls_loss == 'matchability_aware'\n",
+        ),
+        Entry(
+            "--report",
+            replace={
+                "--rows 'quality/*' --seeds 0 1 2 3 4": "--rows quality/atss --seeds 0",
+                "--cost": "--cost --rows quality/atss --seconds 0.1",
+                "ablations.quality --report": "ablations.quality --rows quality/atss --report",
+            },
+            append={"--rows": _SMALL_SHAPES},
+        ),
+    ),
     "docs/checkpoints.md": (
         Entry(
             "--config-file output/mmdet_R_50.py",

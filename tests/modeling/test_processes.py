@@ -15,6 +15,7 @@ from atss_d2.modeling import IoUBranchCriterion, PAAMatcher
 from tests import detectron2_models as d2
 from tests import rcnn_models
 from tests.detector import build, image
+from tests.tood import tood
 from tests.vfnet import toy_vfnet
 
 CHANGED = {"retinanet": d2.retinanet, "fcos": d2.fcos}
@@ -42,6 +43,8 @@ DETECTORS = {
     "atss": build,
     "paa": functools.partial(paa, floor_by_images=False),
     "paa, mmdetection's": functools.partial(paa, floor_by_images=True),
+    "tood": tood,
+    "tood, warm-up": functools.partial(tood, warm_up_iterations=1),
     "vfnet": toy_vfnet,
 }
 

@@ -5,6 +5,7 @@ from .base import CRITERION_REGISTRY, Criterion
 from .ddod import DDODCriterion
 from .iou_branch import IoUBranchCriterion
 from .soft_target import SoftTargetCriterion
+from .task_aligned import TaskAlignedCriterion
 from .vfnet import VFNetCriterion
 
 __all__ = [
@@ -14,5 +15,6 @@ __all__ = [
     "DDODCriterion",
     "IoUBranchCriterion",
     "SoftTargetCriterion",
+    "TaskAlignedCriterion",
     "VFNetCriterion",
 ]

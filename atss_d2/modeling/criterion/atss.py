@@ -30,9 +30,12 @@ class ATSSCriterion(Criterion):
     Attributes:
         quality_name: Name of the loss of the head's third output, ``loss_<name>``; a class
             attribute.
+        weighs_without_quality: Whether box losses are weighted even if the head predicts no
+            quality; a class attribute.
     """
 
     quality_name = "centerness"
+    weighs_without_quality = False
 
     def __init__(
         self,
@@ -148,7 +151,8 @@ class ATSSCriterion(Criterion):
             with torch.no_grad():
                 quality = self.quality_targets(positives)
         quality = quality * positives.mask
-        is_weighted = positives.quality is not None and self.centerness_weighted_box_loss
+        has_quality = positives.quality is not None or self.weighs_without_quality
+        is_weighted = has_quality and self.centerness_weighted_box_loss
         weights = quality if is_weighted else positives.mask.to(quality.dtype)
         num_positives = positives.mask.sum()
         if self.floor_per_image:

@@ -1,0 +1,66 @@
+"""TOOD trained, interrupted in its warm-up, and in micro-batches: the iteration decides."""
+
+import pytest
+from detectron2.config import LazyCall as L
+
+from atss_d2.engine import do_train
+from atss_d2.modeling import ATSSMatcher, TaskAlignedCriterion, TaskAlignedMatcher, TOODHead
+from atss_d2.modeling.box_coding import PointDistances
+from tests import toy
+
+pytestmark = pytest.mark.usefixtures("toy_data")
+
+WARM_UP, MAX_ITER = 4, 6
+SHORT = {
+    "train.max_iter": MAX_ITER,
+    "train.checkpointer.period": 2,
+    "train.eval_period": 0,
+    "train.ema": {"enabled": True, "decay": 0.9},
+}
+
+
+def tood_run(folder, **overrides):
+    """A run of the toy config with TOOD's parts."""
+    run = toy.Run(folder, **{**SHORT, **overrides})
+    model = run.cfg.model
+    model.head.update(_target_=TOODHead, conv_dims=[toy.CHANNELS] * 2)
+    model.head.anchor_offset = "${..anchor_generator.offset}"
+    model.box2box_transform = L(PointDistances)(anchor_scale=4, clamp=False)
+    model.matcher = L(TaskAlignedMatcher)(
+        warm_up=L(ATSSMatcher)(topk=9), warm_up_iterations=WARM_UP
+    )
+    model.criterion = L(TaskAlignedCriterion)()
+    return run
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    return tood_run(tmp_path_factory.mktemp("whole")).train()
+
+
+def test_soft_targets_begin_after_the_warm_up(whole):
+    for i in range(MAX_ITER):
+        scalars = whole.metrics[i]
+        assert ("atss/sum_soft" in scalars) == (i >= WARM_UP)
+        assert {"loss_cls", "loss_box_reg", "total_loss"} <= scalars.keys()
+        assert not any("centerness" in key for key in scalars)
+
+
+def test_a_run_resumed_in_the_warm_up_equals_the_uninterrupted_one(tmp_path, whole):
+    run = tood_run(tmp_path).train(fail_at=3)
+    assert (run.output_dir / "last_checkpoint").read_text() == "model_0000001.pth"
+    run.forget().train(resume=True, seed=1)
+    assert min(run.seen) == 2
+    toy.assert_equal(run.checkpoint(), whole.checkpoint())
+    assert "trained_model" in run.checkpoint()  # beside the average
+    for name in ("loss_cls", "loss_box_reg"):
+        found, expected = ([x.metrics[i][name] for i in range(MAX_ITER)] for x in (run, whole))
+        assert found == expected
+
+
+def test_micro_batches_in_both_phases(tmp_path):
+    """Each has normalizers of its own, since labels need the predictions."""
+    run = tood_run(tmp_path, **{"train.accumulate": 2, "train.max_iter": WARM_UP + 1})
+    do_train(run.cfg)
+    assert all("loss_cls" in run.metrics[i] for i in range(WARM_UP + 1))
+    assert "atss/sum_soft" in run.metrics[WARM_UP]
