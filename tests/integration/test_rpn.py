@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from atss_d2 import ATSSHead, ATSSMatcher, IoUMatcher, add_atss_config, use_atss
+from atss_d2.commands.export import export
 from atss_d2.export.checks import check_exportable
 from atss_d2.integration import ATSSRPN, ATSSRPNHead
 from atss_d2.integration.rpn import sqrt_product_logits
@@ -400,5 +401,9 @@ def test_a_quality_cannot_be_scripted():
 
 
 def test_our_exporter_says_what_it_exports():
-    with pytest.raises(ValueError, match="can export an ATSS, got GeneralizedRCNN"):
-        check_exportable(r.build(r.with_atss(r.rcnn_config())).eval())
+    model = r.build(r.with_atss(r.rcnn_config())).eval()
+    message = "can export an ATSS, got GeneralizedRCNN: trace an R-CNN with"
+    with pytest.raises(ValueError, match=message):
+        check_exportable(model)
+    with pytest.raises(ValueError, match=message):  # and so does the command, before all else
+        export(SimpleNamespace(model=model), SimpleNamespace())
