@@ -18,7 +18,8 @@ from .config_node import change_node
 from .detector import replace_label_anchors
 from .retinanet import RetinaNetWithMatcher
 from .roi_heads import ProbabilisticCascadeROIHeads
-from .rpn import ATSSRPN, ATSSRPNHead
+from .rpn import ATSSRPN
+from .rpn_head import ATSSRPNHead
 
 __all__ = [
     "ATSSRPN",

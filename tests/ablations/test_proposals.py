@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from pycocotools.coco import COCO
 
 from ablations import RPN_ROWS, configs, proposals
-from ablations.proposals import SIZES, average_recall, best_pairs, cover
+from ablations.recall import SIZES, average_recall, best_pairs, cover, propose
 from tests import rcnn_models as r
 from tests import toy
 from tests.ablations.conftest import write_result
@@ -130,11 +130,11 @@ def test_images_keep_their_size_in_a_measurement(rcnn):
     model = r.build(cfg.model).eval()
     (inputs,) = list(instantiate(cfg.dataloader.test))[:1]
     with torch.no_grad():
-        (found,) = proposals.propose(model, inputs)
+        (found,) = propose(model, inputs)
         doubled = [
             {**inputs[0], "height": 2 * inputs[0]["height"], "width": 2 * inputs[0]["width"]}
         ]
-        (larger,) = proposals.propose(model, doubled)
+        (larger,) = propose(model, doubled)
     torch.testing.assert_close(larger.proposal_boxes.tensor, 2 * found.proposal_boxes.tensor)
 
 

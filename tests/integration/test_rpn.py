@@ -22,7 +22,7 @@ from atss_d2 import ATSSHead, ATSSMatcher, IoUMatcher, add_atss_config, use_atss
 from atss_d2.commands.export import export
 from atss_d2.export.checks import check_exportable
 from atss_d2.integration import ATSSRPN, ATSSRPNHead
-from atss_d2.integration.rpn import sqrt_product_logits
+from atss_d2.integration.rpn_head import sqrt_product_logits
 from atss_d2.modeling import ATSSCriterion, DistanceDistributions, IoUBranchCriterion
 from tests import rcnn_models as r
 from tests.detectron2_models import model_zoo
