@@ -8,13 +8,14 @@ from .document import write_document
 from .execution import command, execute, locked
 from .positives import measure_positives
 from .report import Measurement, collect
-from .rows import QUALITY_ROWS, ROWS, TABLES, Row, find_row, select_rows
+from .rows import QUALITY_ROWS, ROWS, RPN_ROWS, TABLES, Row, find_row, select_rows
 from .runs import Result, Run, plan_runs, read_results
 
 __all__ = [
     "DATA",
     "QUALITY_ROWS",
     "ROWS",
+    "RPN_ROWS",
     "TABLES",
     "Measurement",
     "Result",

@@ -36,6 +36,7 @@ from . import (
     DATA,
     QUALITY_ROWS,
     ROWS,
+    RPN_ROWS,
     Run,
     collect,
     command,
@@ -161,7 +162,7 @@ def count_positives(args: argparse.Namespace) -> None:
 
 def list_rows(args: argparse.Namespace) -> None:
     """Prints every row."""
-    rows = select_rows(args.rows) if args.rows else (*ROWS, *QUALITY_ROWS)
+    rows = select_rows(args.rows) if args.rows else (*ROWS, *QUALITY_ROWS, *RPN_ROWS)
     measurements = collect(
         read_results(args.output, args.data), args.data, rows=rows, overrides=args.overrides
     )

@@ -241,7 +241,9 @@ def table_of(measurements: dict, compared: dict, cost: dict) -> str:
             lines.append([label, quoted, "not measured", *[""] * (len(header) - 3)])
             continue
         found = compared[name]
-        gains = ["", ""] if row == BASELINE else [_gain(found["gain"]), _gain(found["gain75"])]
+        gains = (
+            ["", ""] if row == BASELINE else [gain_text(found["gain"]), gain_text(found["gain75"])]
+        )
         means = [f"{measurement.mean(metric):.1f}" for metric in _METRICS]
         times = [
             f"{cost[kind][name]:.0f}" if name in cost.get(kind, {}) else ""
@@ -255,7 +257,8 @@ def table_of(measurements: dict, compared: dict, cost: dict) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _gain(values: tuple[float, float, float]) -> str:
+def gain_text(values: tuple[float, float, float]) -> str:
+    """Formats a difference and its interval, in bold if the interval excludes 0."""
     mean, low, high = values
     text = f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]"
     return f"**{text}**" if low > 0 or high < 0 else text

@@ -29,7 +29,7 @@ class Row:
 
     @property
     def table(self) -> str:
-        """``"table1"`` to ``"table7"``, or ``"quality"``."""
+        """``"table1"`` to ``"table7"``, ``"quality"`` or ``"rpn"``."""
         return self.name.split("/")[0]
 
     @property
@@ -111,6 +111,26 @@ QUALITY_ROWS = (
 )
 
 
+def _rpn(name: str, label: str, quoted_ap: float | None = None) -> Row:
+    return Row(
+        f"rpn/{name}", label, quoted_ap, f"rcnn/{name}_R_50_FPN_1x", f"demo/{name}_shapes_wide"
+    )
+
+
+# RPNs in Detectron2's R-CNNs, see docs/integration.md and ablations/proposals.py. A row is compared
+# with the one whose name ends before "_atss".
+RPN_ROWS = (
+    _rpn("faster_rcnn", "Faster R-CNN", 37.9),
+    _rpn("faster_rcnn_atss_rpn", "Faster R-CNN, ATSS, sampled"),
+    _rpn("faster_rcnn_atss_rpn_focal", "Faster R-CNN, ATSS, focal"),
+    _rpn("cascade_rcnn", "Cascade R-CNN", 40.3),
+    _rpn("cascade_rcnn_atss_rpn", "Cascade R-CNN, ATSS, sampled"),
+    _rpn("cascade_rcnn_atss", "Cascade R-CNN, an ATSS detector first"),
+    _rpn("mask_rcnn", "Mask R-CNN", 38.6),
+    _rpn("mask_rcnn_atss_rpn", "Mask R-CNN, ATSS, sampled"),
+)
+
+
 def select_rows(patterns: Sequence[str]) -> list[Row]:
     """Returns the rows whose names match one of the patterns, in the order of the paper.
 
@@ -120,7 +140,7 @@ def select_rows(patterns: Sequence[str]) -> list[Row]:
     Raises:
         ValueError: A pattern matches no row; the message names the nearest rows.
     """
-    rows = (*ROWS, *QUALITY_ROWS)
+    rows = (*ROWS, *QUALITY_ROWS, *RPN_ROWS)
     names = [row.name for row in rows]
     selected = set()
     for pattern in patterns:

@@ -40,7 +40,7 @@ class Recipe(Row):
 def recipes() -> tuple[Recipe, ...]:
     """Returns the zoo, by name, then the rows of Tables 1 to 7 in the order of the paper."""
     folder = Path(get_config_path("coco/atss_R_50_FPN_1x")).parent
-    zoo = [_of_config(path) for path in sorted(folder.glob("atss_*.py"))]
+    zoo = [_of_config(path) for path in sorted(folder.glob("*.py"))]
     return (*zoo, *(Recipe(row.name, row.label, row.quoted_ap) for row in ROWS))
 
 
@@ -54,8 +54,8 @@ def _of_config(path: Path) -> Recipe:
         name,
         label,
         quoted.get("val2017"),
-        quoted.get("test-dev"),
-        name.removesuffix("_tta") if is_evaluation else None,
+        quoted_test_dev=quoted.get("test-dev"),
+        evaluates=name.removesuffix("_tta") if is_evaluation else None,
     )
 
 

@@ -158,7 +158,9 @@ def export(predictor: Predictor, args: argparse.Namespace) -> Path:
 
     from .. import export as exporters
     from ..export import Metadata, quantize_onnx, resizing_of
+    from ..export.checks import check_exportable
 
+    check_exportable(predictor.model)  # before anything asks for what only an ATSS has
     options: dict[str, Any] = {"with_nms": not args.no_nms, "dtype": getattr(torch, args.dtype)}
     if args.format == "torchscript":
         options["method"] = args.export_method

@@ -285,6 +285,14 @@ def add_atss_config(cfg: CN) -> None:
     # Sigma of score voting, which refines the boxes that NMS keeps; 0.025 in PAA. None: no voting.
     _C.SCORE_VOTING = None
 
+    # -------------------------- proposals of an R-CNN, if MODEL.PROPOSAL_GENERATOR.NAME is ATSSRPN
+    # Its rule is MODEL.ATSS.MATCHER, the rest Detectron2's MODEL.RPN.
+    _C.RPN = CN()
+    # Whether anchors are sampled and have Detectron2's losses. Otherwise all anchors have the
+    # losses of MODEL.ATSS.CRITERION, which need MODEL.RPN.HEAD_NAME ATSSRPNHead: it reads
+    # MODEL.ATSS.HEAD.PRIOR_PROB and WITH_CENTERNESS.
+    _C.RPN.SAMPLE_ANCHORS = True
+
     # ------------------------------------------------------- training, of any model of Detectron2
     _C.TRAIN = CN()
     # A training image that cannot be used: "stop", or "skip" to take another one and list it in

@@ -35,6 +35,8 @@ _YAML_NUM_CLASSES = {
     "RetinaNet": "MODEL.RETINANET.NUM_CLASSES",
     "RetinaNetWithMatcher": "MODEL.RETINANET.NUM_CLASSES",
     "FCOS": "MODEL.FCOS.NUM_CLASSES",
+    "GeneralizedRCNN": "MODEL.ROI_HEADS.NUM_CLASSES",
+    "PanopticFPN": "MODEL.ROI_HEADS.NUM_CLASSES",
 }
 
 
@@ -187,7 +189,6 @@ class LazyView(View):
     dataset_keys: ClassVar = {
         split: f"dataloader.{split}.dataset.names" for split in ("train", "test")
     }
-    num_classes_key = "model.num_classes"
     categories_key = "categories"
     device_key = "train.device"
     more_detections = "model.max_detections_per_image=1000"
@@ -199,6 +200,11 @@ class LazyView(View):
         apply_overrides(self.cfg, overrides)
         if device is not None:
             self.cfg.train.device = device
+
+    @property
+    def num_classes_key(self) -> str:
+        is_rcnn = self.get("model.roi_heads") is not None
+        return "model.roi_heads.num_classes" if is_rcnn else "model.num_classes"
 
     @property
     def missing_keys(self) -> list[str]:

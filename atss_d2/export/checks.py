@@ -37,7 +37,10 @@ def check_exportable(model: ATSS) -> None:
             exported.
     """
     if not isinstance(model, ATSS):
-        raise ValueError(f"can export an ATSS, got {type(model).__name__}")
+        name, hint = type(model).__name__, ""
+        if hasattr(model, "proposal_generator"):
+            hint = ": trace an R-CNN with detectron2.export.TracingAdapter"
+        raise ValueError(f"can export an ATSS, got {name}{hint}")
     if model.training:
         raise ValueError("only a model in evaluation mode can be exported: call model.eval()")
     if not lays_out_cells(model.anchor_generator):

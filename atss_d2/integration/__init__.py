@@ -1,8 +1,9 @@
-"""Our sample selection in Detectron2's own dense detectors: RetinaNet, FCOS, their subclasses.
+"""Our sample selection in Detectron2's own detectors: RetinaNet, FCOS, R-CNNs, their subclasses.
 
 :func:`use_atss` and :func:`use_matcher` replace ``label_anchors`` of a model, or change a model's
 node in a LazyConfig so that the built model has it replaced; :class:`RetinaNetWithMatcher` does
-this for yaml configs. Weights, checkpoints and inference do not change.
+this for yaml configs. Weights, checkpoints and inference do not change. :class:`ATSSRPN` is a
+region proposal network with our rules and, on request, our losses.
 """
 
 from __future__ import annotations
@@ -16,8 +17,18 @@ from ..modeling.matchers import ATSSMatcher, DenseMatcher
 from .config_node import change_node
 from .detector import replace_label_anchors
 from .retinanet import RetinaNetWithMatcher
+from .roi_heads import ProbabilisticCascadeROIHeads
+from .rpn import ATSSRPN
+from .rpn_head import ATSSRPNHead
 
-__all__ = ["RetinaNetWithMatcher", "use_atss", "use_matcher"]
+__all__ = [
+    "ATSSRPN",
+    "ATSSRPNHead",
+    "ProbabilisticCascadeROIHeads",
+    "RetinaNetWithMatcher",
+    "use_atss",
+    "use_matcher",
+]
 
 
 def use_atss(
@@ -27,7 +38,7 @@ def use_atss(
     anchor_scale: float | None = None,
     **options: Any,
 ) -> nn.Module | DictConfig:
-    """Trains a Detectron2 RetinaNet or FCOS with adaptive training sample selection.
+    """Trains a Detectron2 RetinaNet, FCOS or RPN with adaptive training sample selection.
 
     Args:
         model: As in :func:`use_matcher`.
@@ -48,7 +59,7 @@ def use_matcher(
     anchor_scale: float | None = None,
     **options: Any,
 ) -> nn.Module | DictConfig:
-    """Replaces the sample selection of a Detectron2 dense detector.
+    """Replaces the sample selection of a Detectron2 dense detector, or of the RPN of an R-CNN.
 
     In a model, ``label_anchors`` is replaced on this instance only: parameters, ``state_dict`` and
     inference do not change, and copies and pickles of the model keep the replacement. If the model
@@ -56,13 +67,17 @@ def use_matcher(
     feature maps, so that the host does not wait for a GPU. A LazyConfig node keeps all of its keys
     and gets a key ``matcher``.
 
+    In an R-CNN, ``label_and_sample_anchors`` of its RPN is replaced; sampling and losses stay.
+
     Detectron2's FCOS has no ignored anchors and cannot regress to a box that does not contain the
     anchor's center. Here, anchors that a matcher ignores get no classification loss, and positives
     whose center lies outside their box are ignored.
 
     Args:
         model: A :class:`RetinaNet`, an :class:`FCOS`, or another detector with an equivalent
-            ``label_anchors(anchors, gt_instances)``; or the node of one in a LazyConfig.
+            ``label_anchors(anchors, gt_instances)``; a :class:`GeneralizedRCNN`, another model
+            whose ``proposal_generator`` is an :class:`RPN`, or an RPN; or the node of a model in a
+            LazyConfig.
         matcher: A matcher, or a matcher class, which is built from ``options`` and from what the
             model determines (``num_anchors``, ``strides``). For a LazyConfig, a class or the node
             of a matcher. None restores the model's own rule.

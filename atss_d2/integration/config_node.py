@@ -6,12 +6,14 @@ from collections.abc import Callable
 from typing import Any
 
 from detectron2.config import LazyCall
+from detectron2.modeling.proposal_generator import RPN
 from omegaconf import DictConfig
 from torch import nn
 
 from ..config import located
 from ..modeling.matchers import DenseMatcher
 from .detector import replace_label_anchors
+from .rpn import ATSSRPN
 
 
 def build_with_matcher(
@@ -78,10 +80,19 @@ def _check_target(node: DictConfig) -> None:
     """Raises immediately the errors that building the model would raise."""
     target = located(node._target_)
     name = getattr(target, "__name__", target)
+    if "proposal_generator" in node:
+        target = located(node.proposal_generator._target_)
+        if isinstance(target, type) and issubclass(target, RPN):
+            if issubclass(target, ATSSRPN):
+                raise TypeError(
+                    f"{target.__name__} has a matcher of its own: set the key anchor_matcher of "
+                    "proposal_generator"
+                )
+            return
     if isinstance(target, type) and not hasattr(target, "label_anchors"):
         raise TypeError(
-            "use_matcher works with Detectron2's RetinaNet and FCOS and with detectors like them, "
-            f"got {name}, which has no label_anchors"
+            "use_matcher works with Detectron2's RetinaNet, FCOS and R-CNNs with an RPN, and with "
+            f"detectors like them, got {name}, which has no label_anchors"
         )
     if "matcher" in node:
         raise TypeError(f"{name} has a matcher of its own: set the key matcher of its node")

@@ -23,6 +23,8 @@ from ..modeling.labels import look_up
 from ..modeling.matchers import DenseMatcher
 from ..modeling.scene import scene_of_instances
 from ..modeling.training_log import training_iteration
+from .rpn_labels import find_rpn, replace_rpn_labels
+from .view import View
 
 # Side, in strides, of the anchors that the paper compares with boxes. Detectron2's FCOS has
 # anchors of side 1, which stand for points.
@@ -48,6 +50,10 @@ def replace_label_anchors(
     options: dict[str, Any],
 ) -> nn.Module:
     """Replaces one model's sample selection, or restores its own; see :func:`use_matcher`."""
+    rpn = find_rpn(model)
+    if rpn is not None:
+        replace_rpn_labels(rpn, matcher, anchor_scale, options)
+        return model
     _check_detector(model)
     if matcher is None:
         for name in ("label_anchors", "losses", "forward_training"):
@@ -100,8 +106,8 @@ def _check_detector(model: object) -> None:
     missing = [name for name in _PARTS if not hasattr(model, name)]
     if missing:
         raise TypeError(
-            "use_matcher works with Detectron2's RetinaNet and FCOS and with detectors like them, "
-            f"got {type(model).__name__}, which has no {', '.join(missing)}"
+            "use_matcher works with Detectron2's RetinaNet, FCOS and R-CNNs with an RPN, and with "
+            f"detectors like them, got {type(model).__name__}, which has no {', '.join(missing)}"
         )
 
 
@@ -212,19 +218,8 @@ def _forward_training_on_grids(
     Without the sizes, the matcher would read the anchors and make the host wait for a GPU.
     """
     sizes = grid_sizes(model.anchor_generator, features)
-    view = _View(model, label_anchors=functools.partial(label_anchors, grid_sizes=sizes))
+    view = View(model, label_anchors=functools.partial(label_anchors, grid_sizes=sizes))
     return type(model).forward_training(view, images, features, *args)
-
-
-class _View:
-    """A view of a model with some attributes replaced; the model itself does not change."""
-
-    def __init__(self, model: nn.Module, **attributes: Any) -> None:
-        self._model = model
-        self.__dict__.update(attributes)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._model, name)
 
 
 def _losses_without_ignored(

@@ -2,7 +2,7 @@
 
 import pytest
 
-from ablations.rows import QUALITY_ROWS, ROWS, TABLES, find_row, select_rows
+from ablations.rows import QUALITY_ROWS, ROWS, RPN_ROWS, TABLES, find_row, select_rows
 
 
 def test_names_are_unique_and_belong_to_a_table():
@@ -21,7 +21,7 @@ def test_patterns_give_rows_once_and_in_the_order_of_the_paper():
         "table4/k3",
         "table4/k9",
     ]
-    assert select_rows(["*"]) == [*ROWS, *QUALITY_ROWS]
+    assert select_rows(["*"]) == [*ROWS, *QUALITY_ROWS, *RPN_ROWS]
     assert find_row("table5/scale6").config == "ablations/table5/scale6"
 
 

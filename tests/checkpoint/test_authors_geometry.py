@@ -89,7 +89,7 @@ def make_scene(kind, seed):
     classes = torch.zeros(NUM_BOXES, dtype=torch.int64)
     instances = Instances(SIZE, gt_boxes=Boxes(gt_boxes), gt_classes=classes)
     anchors = model().anchor_generator([torch.zeros(1, 1, *shape) for shape in SHAPES])
-    _, labels, boxes, _ = model().label_anchors(anchors, [instances])
+    _, labels, boxes, *_ = model().label_anchors(anchors, [instances])
     all_anchors = Boxes.cat(anchors).tensor
     deltas = model().box2box_transform.get_deltas(all_anchors, boxes[0])
     deltas = deltas + torch.randn(deltas.shape, generator=generator)  # 0.1 of the anchor's side

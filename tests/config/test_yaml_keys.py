@@ -320,8 +320,9 @@ def other_value(key, value):
 
 
 DEFAULTS = flatten(add_keys().MODEL.ATSS)
-# Read by the trainer, see tests/engine/; the categories are saved with the model.
-NOT_OF_THE_MODEL = {key for key in DEFAULTS if key.startswith("TRAIN.")}
+# Read by the trainer, see tests/engine/, and by R-CNNs, see tests/integration/test_rpn.py; the
+# categories are saved with the model.
+NOT_OF_THE_MODEL = {key for key in DEFAULTS if key.startswith(("TRAIN.", "RPN."))}
 NOT_OF_THE_MODEL |= {"CATEGORIES", "CHECK_DATA"}
 
 

@@ -206,16 +206,29 @@ TABLE: dict[str, tuple[Entry, ...]] = {
         Entry("export_torchscript(", run_by="tests/deployment/test_document.py"),
         Entry("scripting_with_instances(", run_by="tests/deployment/test_document.py"),
     ),
-    "docs/integration.md": tuple(
-        Entry(text, run_by="tests/documents/test_integration.py")
-        for text in (
-            "use_matcher(model, None)",
-            "use_atss(cfg.model, topk=9)",
-            "add_atss_config(cfg)",
-            "keep_ignored=True",
-            "torch.meshgrid",
-            "class CentralPartMatcher",
-        )
+    "docs/integration.md": (
+        *(
+            Entry(text, run_by="tests/documents/test_integration.py")
+            for text in (
+                "use_matcher(model, None)",
+                "use_atss(cfg.model, topk=9)",
+                "RetinaNetWithMatcher",
+                "keep_ignored=True",
+                "torch.meshgrid",
+                "class CentralPartMatcher",
+                "rcnn = use_atss(",
+                "rpn.criterion =",
+                "RPN.SAMPLE_ANCHORS",
+            )
+        ),
+        Entry(
+            "ablations.proposals --measure",
+            replace={
+                "--data shapes --rows 'rpn/*' --seeds 0 1 2 3 4": "--list",
+                "--measure": "--help",
+                "--report": "--help",
+            },
+        ),
     ),
     "docs/performance.md": (
         Entry(

@@ -3,15 +3,18 @@
 import torch
 from detectron2.modeling.meta_arch.fcos import FCOS
 from detectron2.modeling.meta_arch.retinanet import RetinaNet
+from detectron2.modeling.proposal_generator import RPN
 
+from atss_d2.integration import ATSSRPN, ATSSRPNHead
+from atss_d2.modeling import IoUBranchCriterion
 from tests.detectron2_models import anchors_of, image, losses_of
 from tests.documents.blocks import read
 
 
 def test_the_snippets_on_integration_run():
     """In the order of the document; what each of them leaves behind is what it says."""
-    blocks = [block.text for block in read("docs/integration.md")]
-    model_block, lazy, yaml, ignore, tensors, own_rule = blocks
+    blocks = [block.text for block in read("docs/integration.md") if block.language == "python"]
+    model_block, lazy, yaml, *rcnns, ignore, tensors, own_rule = blocks
     names = {}
     exec(model_block, names)
     assert type(names["model"]) is RetinaNet
@@ -26,6 +29,19 @@ def test_the_snippets_on_integration_run():
     model = names["model"]
     assert isinstance(model, RetinaNet)
     assert (model.label_anchors.matcher.topk, model.label_anchors.matcher.num_anchors) == (9, 9)
+
+    changed, lazy_rcnn, yaml_rcnn = rcnns
+    own = {**names}  # the rest of the document goes on with the RetinaNet
+    exec(changed, own)
+    assert type(own["rcnn"].proposal_generator) is RPN
+    assert "forward" not in vars(own["rcnn"].proposal_generator)
+    for block in (lazy_rcnn, yaml_rcnn):
+        exec(block, own)
+        rpn = own["rcnn"].proposal_generator
+        assert type(rpn) is ATSSRPN
+        assert (rpn.anchor_matcher.topk, rpn.anchor_matcher.num_anchors) == (9, 3)
+        assert type(rpn.criterion) is IoUBranchCriterion
+        assert type(rpn.rpn_head) is ATSSRPNHead
 
     exec(ignore, names)
     assert names["mapper"].keep_ignored

@@ -56,7 +56,8 @@ def test_labels_on_the_model_zoo_are_those_of_our_class(zoo_pairs, name, num_box
     ]
     theirs_of_d2, theirs_of_ours = d2.anchors_of(theirs, size), d2.anchors_of(ours, size)
     labels, boxes = theirs.label_anchors(theirs_of_d2, batch)
-    _, expected_labels, expected_boxes, _ = ours.label_anchors(theirs_of_ours, batch)
+    targets = ours.label_anchors(theirs_of_ours, batch)
+    expected_labels, expected_boxes = targets.labels, targets.boxes
     assert torch.equal(torch.stack(labels), expected_labels)
     is_positive = (expected_labels >= 0) & (expected_labels < 80)
     assert is_positive.any() == any(num_boxes)
@@ -161,7 +162,13 @@ class NotAMatcher:
 @pytest.mark.parametrize(
     ("model", "matcher", "options", "error", "message"),
     [
-        (nn.Linear(1, 1), ATSSMatcher(), {}, TypeError, r"RetinaNet and FCOS .* got Linear, .* no"),
+        (
+            nn.Linear(1, 1),
+            ATSSMatcher(),
+            {},
+            TypeError,
+            r"RetinaNet, FCOS and .* got Linear, .* no",
+        ),
         (nn.Linear(1, 1), None, {}, TypeError, "got Linear, which has no label_anchors"),
         (d2.fcos(), NotAMatcher(), {}, TypeError, "must be a DenseMatcher, got NotAMatcher"),
         (d2.fcos(), NotAMatcher, {}, TypeError, "got the class NotAMatcher"),

@@ -6,12 +6,14 @@ import functools
 import pytest
 import torch
 from detectron2.engine import launch
+from detectron2.modeling.meta_arch import ProposalNetwork
 from torch.nn.parallel import DistributedDataParallel
 
 from atss_d2 import use_atss
 from atss_d2.engine import leave_process_group
 from atss_d2.modeling import IoUBranchCriterion, PAAMatcher
 from tests import detectron2_models as d2
+from tests import rcnn_models
 from tests.detector import build, image
 from tests.tood import tood
 from tests.vfnet import toy_vfnet
@@ -25,7 +27,19 @@ def paa(*, floor_by_images):
     return build(matcher=PAAMatcher(), criterion=criterion)
 
 
+def proposal_network():
+    """Our RPN in the setting in which all of its losses are ours."""
+    parts = rcnn_models.build(rcnn_models.with_atss(rcnn_models.rcnn_config(), focal=True))
+    return ProposalNetwork(
+        backbone=parts.backbone,
+        proposal_generator=parts.proposal_generator,
+        pixel_mean=[103.53, 116.28, 123.675],
+        pixel_std=[57.375, 57.12, 58.395],
+    )
+
+
 DETECTORS = {
+    "rpn": proposal_network,
     "atss": build,
     "paa": functools.partial(paa, floor_by_images=False),
     "paa, mmdetection's": functools.partial(paa, floor_by_images=True),

@@ -157,7 +157,7 @@ def test_the_model_ranks_and_scores_as_it_is_told(rank_by):
             torch.nn.init.normal_(parameter, std=0.3)
         (output,) = model([{"image": image}])
         features = model.backbone(model.preprocess_image([{"image": image}]).tensor)
-        logits, _, centerness = model.as_predictions(model.head(list(features.values())))
+        logits, _, centerness, _ = model.as_predictions(model.head(list(features.values())))
     expected = []
     for level_logits, level_centerness in zip(logits, centerness):
         class_scores = level_logits[0].sigmoid()

@@ -12,7 +12,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import load_coco_json
 from detectron2.utils.file_io import PathHandler, PathManager
 
-from . import shapes, trees
+from . import shape_masks, shapes, trees
 
 __all__ = ["DataRootHandler", "dataset_root", "register_datasets"]
 
@@ -43,6 +43,7 @@ class DataRootHandler(PathHandler):
         local = self._resolve(path)
         if path.startswith(f"{self.PREFIX}shapes/"):
             shapes.prepare_shapes(dataset_root())
+            shape_masks.prepare_masks(local)
         if not local.exists():
             raise FileNotFoundError(
                 f"{local} ({path}) does not exist: run `make setup` or `python "
@@ -80,6 +81,9 @@ def register_datasets() -> None:
         _register(
             name, shapes.annotation_file(name), shapes.IMAGES_FOLDER, shapes.class_names(name)
         )
+    for name, source in shape_masks.MASK_SETS.items():
+        json_file = shape_masks.annotation_file(source)
+        _register(name, json_file, shapes.IMAGES_FOLDER, shapes.class_names(source))
 
 
 def _register(name: str, json_file: str, image_root: str, classes: tuple[str, ...]) -> None:

@@ -17,7 +17,14 @@ from .coco_writer import Picture, is_written, write_coco
 from .download import disk_errors, require_free_space
 from .shape_drawing import SHAPES_CLASSES, draw_background, paint, shape_mask
 
-__all__ = ["SHAPES_CLASSES", "SHAPES_SPLITS", "class_names", "draw_scene", "prepare_shapes"]
+__all__ = [
+    "SHAPES_CLASSES",
+    "SHAPES_SPLITS",
+    "class_names",
+    "draw_masks",
+    "draw_scene",
+    "prepare_shapes",
+]
 
 SHAPES_SPLITS = {
     "shapes_train": 200,
@@ -85,6 +92,19 @@ def draw_scene(name: str, index: int) -> Picture:
         name: Name of the data set; different names give different images.
         index: Index of the image.
     """
+    canvas = _draw(name, index)
+    boxes, classes, is_crowd = canvas.labels()
+    if not _layout(name).has_classes:
+        classes = np.zeros_like(classes)
+    return Picture(f"{name}/{index:06d}.png", canvas.pixels, boxes, classes, is_crowd)
+
+
+def draw_masks(name: str, index: int) -> list[np.ndarray]:
+    """Draws one image and returns, for each of its boxes, the visible pixels (H, W) bool."""
+    return _draw(name, index).masks()
+
+
+def _draw(name: str, index: int) -> "_Canvas":
     seed = [_VERSION, zlib.crc32(name.encode()), index]
     # Two sources, so that boxes depend only on numpy, not on what OpenCV draws.
     rng, look = np.random.default_rng([*seed, 0]), np.random.default_rng([*seed, 1])
@@ -100,10 +120,7 @@ def draw_scene(name: str, index: int) -> Picture:
             canvas.add(rng, int(rng.integers(len(SHAPES_CLASSES))), size)
     if kind in (3, 5):
         _add_cluster(rng, canvas, is_crowd=kind == 3)
-    boxes, classes, is_crowd = canvas.labels()
-    if not layout.has_classes:
-        classes = np.zeros_like(classes)
-    return Picture(f"{name}/{index:06d}.png", canvas.pixels, boxes, classes, is_crowd)
+    return canvas
 
 
 @dataclass(frozen=True)
@@ -192,22 +209,23 @@ class _Canvas:
 
     def labels(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Returns boxes (M, 4), classes (M,) and crowd flags (M,) of the visible pixels."""
-        boxes, classes, is_crowd = [], [], []
-        for index, (label, group) in enumerate(zip(self.classes, self.groups, strict=True)):
-            if group < 0:
-                boxes.append(_bounding_box(self.owner == index))
-                classes.append(label)
-                is_crowd.append(False)
-        for group in sorted(set(self.groups) - {-1}):
-            members = [i for i, other in enumerate(self.groups) if other == group]
-            boxes.append(_bounding_box(np.isin(self.owner, members)))
-            classes.append(self.classes[members[0]])
-            is_crowd.append(True)
+        members = self._members()
+        boxes = [_bounding_box(mask) for mask in self.masks()]
         return (
             np.array(boxes, np.float64).reshape(-1, 4),
-            np.array(classes, np.int64),
-            np.array(is_crowd, bool),
+            np.array([self.classes[indices[0]] for indices in members], np.int64),
+            np.array([self.groups[indices[0]] >= 0 for indices in members], bool),
         )
+
+    def masks(self) -> list[np.ndarray]:
+        """Returns the visible pixels (H, W) bool of every box, in the order of :meth:`labels`."""
+        return [np.isin(self.owner, indices) for indices in self._members()]
+
+    def _members(self) -> list[list[int]]:
+        """Returns the indices of the objects of every box: one, or those of a crowd region."""
+        groups = sorted(set(self.groups) - {-1})
+        objects = [[i] for i, group in enumerate(self.groups) if group < 0]
+        return objects + [[i for i, x in enumerate(self.groups) if x == group] for group in groups]
 
 
 def _add_cluster(rng: np.random.Generator, canvas: _Canvas, *, is_crowd: bool) -> None:
