@@ -18,3 +18,4 @@ model.box2box_transform = L(PointDistances)(clamp=False)
 # 4 of 12 epochs; in a schedule of another length, a third of it.
 model.matcher = L(TaskAlignedMatcher)(warm_up=L(ATSSMatcher)(topk=9), warm_up_iterations=30000)
 model.criterion = L(TaskAlignedCriterion)()
+train.activation_checkpointing.parts = ["backbone", "head.shared_convs.?", "head.*_decomposition"]

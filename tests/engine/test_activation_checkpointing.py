@@ -5,9 +5,12 @@ import torch
 from detectron2.config import instantiate
 from detectron2.utils.events import EventStorage
 
+from atss_d2 import get_config
 from atss_d2.config import ConfigError
+from atss_d2.engine import activation_checkpointing
 from atss_d2.engine.activation_checkpointing import checkpoint_activations
 from tests import toy
+from tests.detector import image
 
 KEYS = {"train.max_iter": 3, "train.eval_period": 0, "train.ema": {"enabled": True, "decay": 0.9}}
 ON = {"train.activation_checkpointing": {"enabled": True}}
@@ -67,3 +70,22 @@ def test_impossible_values(tmp_path, options, message):
     cfg = toy.config(tmp_path, **ON, **options)
     with pytest.raises(ConfigError, match=message):
         checkpoint_activations(cfg, torch.nn.Sequential(torch.nn.ReLU()))
+
+
+@pytest.mark.parametrize("detector", ["atss_dyhead", "ddod", "gflv2", "tood", "vfnet"])
+def test_detectors_with_other_heads_have_the_parts_of_their_configs(detector, monkeypatch):
+    calls = []
+    monkeypatch.setattr(
+        activation_checkpointing,
+        "checkpoint",
+        lambda forward, *args, **_: (calls.append(forward.__self__), forward(*args))[1],
+    )
+    cfg = get_config(f"demo/{detector}_shapes_wide")
+    cfg.train.activation_checkpointing.enabled = True
+    model = instantiate(cfg.model)
+    checkpoint_activations(cfg, model)
+    with EventStorage():
+        model([image([[8.0, 8, 40, 40]], [0])])
+    of_head = [module for module in model.head.modules() if module in calls]
+    assert of_head
+    assert model.backbone in calls
