@@ -278,5 +278,5 @@ def check_parts(
     if head_values != num_values:
         raise ValueError(
             f"the head was built for num_box_values={head_values} per anchor, but "
-            f"{type(box2box_transform).__name__} takes {num_values}"
+            f"{type(box2box_transform).__name__} takes {num_values}: set head.num_box_values"
         )

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch._subclasses import FakeTensorMode
 
-from atss_d2.modeling import ATSSMatcher, Predictions
+from atss_d2.modeling import ATSSMatcher, DDODMatcher, PAAMatcher, Predictions
 from atss_d2.modeling.box_coding import PointDistances
 from atss_d2.modeling.matchers import (
     BACKGROUND,
@@ -558,6 +558,25 @@ def test_the_warm_up_is_a_matter_of_the_iteration():
         assert set(found.stats) == {"mean_threshold"}
     for iteration in (10, 10**6, None):
         assert_same(matcher.assign(scene._replace(iteration=iteration)), full)
+
+
+def test_the_rule_of_the_warm_up_keeps_its_ignore_regions():
+    atss = ATSSMatcher(topk=3, ignore_ioa_thresh=0.5)
+    matcher = TaskAlignedMatcher(warm_up=atss, warm_up_iterations=10)
+    scene, _ = random_scene(3, [4, 6])
+    regions = torch.zeros_like(scene.boxes)
+    regions[0] = torch.tensor([0.0, 0, 60, 60])
+    scene = scene._replace(regions=regions, iteration=0)
+    found = matcher.assign(scene)
+    assert torch.equal(found.matched_idxs, atss.assign(scene).matched_idxs)
+    assert (found.matched_idxs == IGNORED).any()
+
+
+@pytest.mark.parametrize("rule", [*RULES.values(), PAAMatcher, DDODMatcher])
+def test_the_classes_of_the_boxes_must_be_known(rule):
+    scene, _ = random_scene(3, [4, 6])
+    with pytest.raises(ValueError, match="needs the classes of the boxes: build the scene with"):
+        rule().assign(scene._replace(classes=None))
 
 
 @all_rules

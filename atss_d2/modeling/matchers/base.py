@@ -117,11 +117,16 @@ class DenseMatcher(ABC):
             if ``ignore_ioa_thresh`` is set.
 
         Raises:
-            ValueError: The rule needs predictions, which the scene does not have.
+            ValueError: The rule needs predictions, and the scene has none or no classes.
         """
         if self.needs_predictions and scene.predictions is None:
             raise ValueError(
                 f"{type(self).__name__} selects by predictions: give scene.predictions to assign()"
+            )
+        if self.needs_predictions and scene.classes is None:
+            raise ValueError(
+                "a rule that selects by scores needs the classes of the boxes: build the scene "
+                "with gt_classes"
             )
         with torch.autocast(scene.boxes.device.type, enabled=False):
             result = self.match(scene)

@@ -46,17 +46,9 @@ class PredictedPairs:
         scene: A scene with predictions and classes.
         num_anchors: R.
         has_area: (M,) bool; boxes without area match nothing.
-
-    Raises:
-        ValueError: The scene has no classes.
     """
 
     def __init__(self, scene: Scene) -> None:
-        if scene.classes is None:
-            raise ValueError(
-                "a rule that selects by scores needs the classes of the boxes: build the scene "
-                "with gt_classes"
-            )
         logits, boxes, _ = scene.predictions
         self.scene = scene
         self.num_anchors = boxes.shape[1]

@@ -99,7 +99,7 @@ class TaskAlignedMatcher(DenseMatcher):
 
     def match(self, scene: Scene) -> Assignment | Tensor:
         if scene.iteration is not None and scene.iteration < self.warm_up_iterations:
-            return self.warm_up.match(scene)
+            return self.warm_up.assign(scene)
         boxes, num_images = scene.boxes, scene.num_images
         anchors = torch.cat(scene.anchors)  # (R, 4)
         pairs = PredictedPairs(scene)
