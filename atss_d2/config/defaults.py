@@ -216,9 +216,10 @@ def add_atss_config(cfg: CN) -> None:
 
     # -------------------------------------------------------------------------------- losses
     _C.CRITERION = CN()
-    # The losses: "ATSSCriterion", "IoUBranchCriterion", or your own class, registered in
-    # CRITERION_REGISTRY. Its arguments are those of the following keys that it takes, and the keys
-    # of the node named after it, MODEL.ATSS.MY_CRITERION for MyCriterion.
+    # The losses: "ATSSCriterion", "IoUBranchCriterion", "SoftTargetCriterion" (GFL, varifocal
+    # loss), "VFNetCriterion", "DDODCriterion", "TaskAlignedCriterion" (TOOD), or your own class,
+    # registered in CRITERION_REGISTRY. Its arguments are those of the following keys that it takes,
+    # and the keys of the node named after it, MODEL.ATSS.MY_CRITERION for MyCriterion.
     _C.CRITERION.NAME = "ATSSCriterion"
     # Weight of positives in the focal loss.
     _C.FOCAL_LOSS_ALPHA = 0.25
@@ -253,6 +254,21 @@ def add_atss_config(cfg: CN) -> None:
     # Whether the classification loss is divided by at least the number of images (mmdetection's
     # PAA).
     _C.IOU_BRANCH_CRITERION.FLOOR_BY_IMAGES = False
+
+    _C.SOFT_TARGET_CRITERION = CN()
+    # SoftTargetCriterion, which also takes BOX_REG_LOSS_TYPE, BOX_REG_LOSS_WEIGHT and
+    # FLOOR_PER_IMAGE: "quality_focal" (GFL), "varifocal" or "matchability_aware" (DEIM).
+    _C.SOFT_TARGET_CRITERION.CLS_LOSS = "quality_focal"
+    # Exponent of that loss. None: its own, 2, 2 or 1.5.
+    _C.SOFT_TARGET_CRITERION.CLS_LOSS_GAMMA = None
+    # Weight of the background in the varifocal loss. None: its own, 0.75.
+    _C.SOFT_TARGET_CRITERION.VARIFOCAL_ALPHA = None
+    # Weights of positives in the losses of boxes: "score" (GFL), "quality", "centerness" or "none".
+    _C.SOFT_TARGET_CRITERION.BOX_WEIGHTS = "score"
+    # Weight of the distribution focal loss, with the box coder "DistanceDistributions".
+    _C.SOFT_TARGET_CRITERION.DISTRIBUTION_LOSS_WEIGHT = 0.25
+    # What the classification loss is divided by: "positives", or the sum of their "quality".
+    _C.SOFT_TARGET_CRITERION.NORMALIZED_BY = "positives"
 
     _C.TASK_ALIGNED_CRITERION = CN()
     # Exponent of the quality focal loss.

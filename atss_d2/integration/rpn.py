@@ -123,6 +123,8 @@ class ATSSRPN(RPN):
                 f"{type(self.box2box_transform).__name__} takes {num_values}"
             )
         self.criterion.check_quality(predicts_quality)
+        num_levels = len(self.anchor_generator.num_anchors)
+        self.criterion.check_fit(head, self.anchor_matcher, num_levels=num_levels)
 
     def _bind_parts(self) -> None:
         generator = self.anchor_generator

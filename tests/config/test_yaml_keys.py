@@ -33,6 +33,7 @@ from atss_d2.modeling import (
     ScaleRangeMatcher,
     ShiftedAnchorGenerator,
     SimOTAMatcher,
+    SoftTargetCriterion,
     TaskAlignedCriterion,
     TaskAlignedMatcher,
     TOODHead,
@@ -156,6 +157,9 @@ NODES = {
         *(DDODCriterion, " ".join({*arguments_of(ATSSCriterion), "quality_loss_weight"})),
     ),
     "IOU_BRANCH_CRITERION": (IoUBranchCriterion, " ".join(arguments_of(ATSSCriterion))),
+    "SOFT_TARGET_CRITERION": (
+        *(SoftTargetCriterion, "box_reg_loss_type box_reg_loss_weight floor_per_image"),
+    ),
     "VF_NET_HEAD": (VFNetHead, "num_anchors num_box_values norm deform_last_conv prior_prob"),
     "VF_NET_CRITERION": (VFNetCriterion, "box_reg_loss_type box_reg_loss_weight"),
 }
@@ -285,13 +289,28 @@ EFFECTS = {
     "VF_NET_HEAD.CONV_BIAS": (True, lambda m: m.head.first_subnet[0].bias is not None, True),
     "FPN.P7_RELU": (False, lambda m: type(m.backbone.top_block), LastLevelP6P7WithoutReLU),
     "MATCHER.NAME": ("IoUMatcher", lambda m: type(m.matcher), IoUMatcher),
-    "DDOD_CRITERION.NUM_LEVELS": (3, lambda m: m.criterion.num_positives.shape[1], 3),
     "CRITERION.NAME": ("TwiceTheLoss", lambda m: type(m.criterion), TwiceTheLoss),
     "IOU_BRANCH_CRITERION.QUALITY_WEIGHTED_BOX_LOSS": (
         *(True, lambda m: m.criterion.centerness_weighted_box_loss, True),
     ),
     "IOU_BRANCH_CRITERION.QUALITY_LOSS_WEIGHT": (
         *(0.5, lambda m: m.criterion.centerness_loss_weight, 0.5),
+    ),
+    "SOFT_TARGET_CRITERION.CLS_LOSS": (
+        *("varifocal", lambda m: m.criterion.cls_loss, "varifocal"),
+    ),
+    "SOFT_TARGET_CRITERION.CLS_LOSS_GAMMA": (
+        *(1.0, lambda m: m.criterion._cls_loss.keywords, {"gamma": 1.0}),
+    ),
+    "SOFT_TARGET_CRITERION.VARIFOCAL_ALPHA": (
+        *(0.5, lambda m: m.criterion._cls_loss.keywords, {"alpha": 0.5}),
+    ),
+    "SOFT_TARGET_CRITERION.BOX_WEIGHTS": ("none", lambda m: m.criterion.box_weights, "none"),
+    "SOFT_TARGET_CRITERION.DISTRIBUTION_LOSS_WEIGHT": (
+        *(0.5, lambda m: m.criterion.distribution_loss_weight, 0.5),
+    ),
+    "SOFT_TARGET_CRITERION.NORMALIZED_BY": (
+        *("quality", lambda m: m.criterion.normalized_by_name, "quality"),
     ),
     "TASK_ALIGNED_CRITERION.CLS_LOSS_GAMMA": (1.5, lambda m: m.criterion.cls_loss_gamma, 1.5),
     "IOU_BRANCH_CRITERION.FLOOR_BY_IMAGES": (True, lambda m: m.criterion.floor_by_images, True),
@@ -324,6 +343,8 @@ DEFAULTS = flatten(add_keys().MODEL.ATSS)
 # categories are saved with the model.
 NOT_OF_THE_MODEL = {key for key in DEFAULTS if key.startswith(("TRAIN.", "RPN."))}
 NOT_OF_THE_MODEL |= {"CATEGORIES", "CHECK_DATA"}
+# Follows from other keys, see test_the_levels_of_ddod.
+NOT_OF_THE_MODEL |= {"DDOD_CRITERION.NUM_LEVELS"}
 
 
 @pytest.mark.parametrize("key", sorted(DEFAULTS.keys() - NOT_OF_THE_MODEL))
@@ -344,6 +365,12 @@ def test_every_key_has_an_effect(key):
         make_task_aligned(cfg)
     if node.endswith("_CRITERION"):
         cfg.MODEL.ATSS.CRITERION.NAME = NODES[node][0].__name__
+    if node == "DDOD_CRITERION":
+        cfg.MODEL.ATSS.DDOD_CRITERION.NUM_LEVELS = 3
+    if node == "SOFT_TARGET_CRITERION":
+        cfg.MODEL.ATSS.HEAD.WITH_CENTERNESS = False
+    if key == "SOFT_TARGET_CRITERION.VARIFOCAL_ALPHA":
+        cfg.MODEL.ATSS.SOFT_TARGET_CRITERION.CLS_LOSS = "varifocal"
     if node.startswith("VF_NET_"):
         cfg.MODEL.ATSS.BOX_CODER = "PointDistances"
         cfg.MODEL.ATSS.HEAD.NAME, cfg.MODEL.ATSS.CRITERION.NAME = "VFNetHead", "VFNetCriterion"
@@ -362,6 +389,17 @@ def test_every_key_has_an_effect(key):
     model = build_model(cfg)
     assert read(model) == expected
     assert type(model) is ATSS
+
+
+def test_the_levels_of_ddod():
+    cfg = toy_cfg()
+    cfg.MODEL.ATSS.HEAD_IN_FEATURES = ["p4", "p5"]
+    cfg.MODEL.ANCHOR_GENERATOR.SIZES = [[128], [256]]
+    cfg.MODEL.ATSS.CRITERION.NAME = "DDODCriterion"
+    with pytest.raises(ValueError, match=r"MODEL\.ATSS\.DDOD_CRITERION\.NUM_LEVELS in yaml"):
+        build_model(cfg)
+    cfg.MODEL.ATSS.DDOD_CRITERION.NUM_LEVELS = 2
+    assert build_model(cfg).criterion.num_positives.shape == (2, 2)
 
 
 def test_parts_follow_each_other():
