@@ -22,6 +22,7 @@ from ..config.arguments import arguments_of
 from ..modeling.anchor_generator import ShiftedAnchorGenerator
 from ..modeling.atss import ATSS
 from ..modeling.box_coding import PointDistances, TwoSidedBox2BoxTransform
+from ..modeling.build import key_of
 from ..modeling.dyhead import DyHead
 from .mmdet_heads import MMDET_HEADS, check_detector, detector_of
 
@@ -225,8 +226,11 @@ def _lazy_settings(cfg: DictConfig, name: str) -> dict[str, Any]:
         settings["head.conv_bias"] = convention.conv_bias
     criterion = node.get("criterion")
     of_losses = arguments_of(model if criterion is None else target_of(criterion))
+    floor_per_image = convention.floor_per_image
+    if criterion is not None and criterion.get("normalized_by") == "quality":
+        floor_per_image = False  # no positives are counted
     for key in ("centerness_inset", "floor_per_image"):
-        value = convention.inset if key == "centerness_inset" else convention.floor_per_image
+        value = convention.inset if key == "centerness_inset" else floor_per_image
         if key in of_losses:
             settings[key if criterion is None else f"criterion.{key}"] = value
     return {
@@ -278,8 +282,20 @@ def _yaml_settings(cfg: CfgNode, name: str) -> dict[str, Any]:
     is_resnet = cfg.MODEL.RESNETS.NUM_GROUPS == 1
     generator = known[1] if convention.center_shift else cfg.MODEL.ANCHOR_GENERATOR.NAME
     node = cfg.MODEL.ATSS
-    names = {"head": node.HEAD.NAME, "criterion": node.CRITERION.NAME}
-    own = MMDET_HEADS[detector_of({**names, "box2box_transform": node.BOX_CODER}.get)]
+    names = {"head": node.HEAD.NAME, "matcher": node.MATCHER.NAME, "criterion": node.CRITERION.NAME}
+    detector = detector_of({**names, "box2box_transform": node.BOX_CODER}.get)
+    check_detector(detector, name)
+    own = MMDET_HEADS[detector]
+    floor_per_image = convention.floor_per_image and key_of(node, "criterion", "floor_per_image")
+    has_centerness = key_of(node, "criterion", "centerness_inset")
+    takes_quality = key_of(node, "criterion", "normalized_by")
+    if takes_quality and node.SOFT_TARGET_CRITERION.NORMALIZED_BY == "quality":
+        floor_per_image = False  # no positives are counted
+    of_detector = {}
+    for key, value in own.convention.items() if name == "mmdet" else ():
+        part, _, argument = key.rpartition(".")
+        key = key_of(node, part, argument) if part else argument.upper()
+        of_detector[f"MODEL.ATSS.{key}"] = value
     return {
         "MODEL.ANCHOR_GENERATOR.NAME": generator,
         "MODEL.ANCHOR_GENERATOR.OFFSET": convention.anchor_offset,
@@ -290,8 +306,8 @@ def _yaml_settings(cfg: CfgNode, name: str) -> dict[str, Any]:
         "MODEL.ATSS.FPN.P7_RELU": convention.p7_relu if own.p7_relu is None else own.p7_relu,
         "MODEL.RESNETS.STRIDE_IN_1X1": convention.stride_in_1x1 and is_resnet,
         "MODEL.ATSS.HEAD.CONV_BIAS": convention.conv_bias,
-        "MODEL.ATSS.CENTERNESS_INSET": convention.inset,
-        "MODEL.ATSS.FLOOR_PER_IMAGE": convention.floor_per_image,
+        "MODEL.ATSS.CENTERNESS_INSET": convention.inset if has_centerness else 0.0,
+        "MODEL.ATSS.FLOOR_PER_IMAGE": bool(floor_per_image),
         "MODEL.ATSS.TEST_SCORE_TYPE": convention.score_type,
         "MODEL.ATSS.TEST_RANK_BY": convention.rank_by,
         **{f"MODEL.ATSS.{key.upper()}": value for key, value in _SAME_IN_ALL.items()},
@@ -299,4 +315,5 @@ def _yaml_settings(cfg: CfgNode, name: str) -> dict[str, Any]:
         "MODEL.PIXEL_MEAN": list(convention.pixel_mean),
         "MODEL.PIXEL_STD": list(convention.pixel_std),
         "INPUT.FORMAT": convention.input_format,
+        **of_detector,
     }

@@ -102,6 +102,25 @@ def build_criterion(cfg: CfgNode) -> Criterion:
     return criterion(**{**kwargs_from(node, criterion), **_own_kwargs(node, criterion)})
 
 
+def key_of(node: CfgNode, part: str, argument: str) -> str | None:
+    """Returns the key, below ``MODEL.ATSS``, of an argument of the matcher or the criterion.
+
+    Args:
+        node: ``MODEL.ATSS``.
+        part: "matcher" or "criterion".
+        argument: Name of the argument. None is returned if the part has no such argument.
+    """
+    registry = {"matcher": MATCHER_REGISTRY, "criterion": CRITERION_REGISTRY}[part]
+    kind = _registered(registry, part.upper(), node)
+    if argument not in arguments_of(kind):
+        return None
+    for base in kind.__mro__:
+        name = _NODES.get(base, node_name(base))
+        if argument.upper() in node.get(name, {}):
+            return f"{name}.{argument.upper()}"
+    return argument.upper()
+
+
 def _own_kwargs(node: CfgNode, kind: type) -> dict[str, Any]:
     """Reads arguments from the nodes named after a class and its base classes."""
     kwargs = {}

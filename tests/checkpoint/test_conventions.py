@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 
 from atss_d2 import get_cfg, get_config
 from atss_d2.checkpoint import CONVENTIONS, apply_convention, convention_differences
+from atss_d2.config import load_config
 from atss_d2.modeling import CenterSamplingMatcher, ShiftedAnchorGenerator, TopKMatcher
 from atss_d2.modeling.backbones import LastLevelP6P7, LastLevelP6P7WithoutReLU
 from atss_d2.modeling.box_coding import PointDistances
@@ -89,6 +90,77 @@ def test_yaml_builds_what_a_lazy_config_builds(convention, deform, groups):
     features = [torch.zeros(1, 1, side, side + 1) for side in (9, 5, 3, 2, 1)]
     for ours, theirs in zip(model.anchor_generator(features), other.anchor_generator(features)):
         assert torch.equal(ours.tensor, theirs.tensor)
+
+
+# What chooses a detector in yaml, below MODEL.ATSS.
+IN_YAML = {
+    "gfl": {
+        "BOX_CODER": "DistanceDistributions",
+        "CRITERION.NAME": "SoftTargetCriterion",
+        "HEAD.WITH_CENTERNESS": False,
+    },
+    "paa": {"MATCHER.NAME": "PAAMatcher", "CRITERION.NAME": "IoUBranchCriterion"},
+    "ddod": {
+        "MATCHER.NAME": "DDODMatcher",
+        "CRITERION.NAME": "DDODCriterion",
+        "DDOD_CRITERION.NUM_LEVELS": 2,
+    },
+    "vfnet": {
+        "BOX_CODER": "PointDistances",
+        "HEAD.NAME": "VFNetHead",
+        "CRITERION.NAME": "VFNetCriterion",
+    },
+    "tood": {
+        "BOX_CODER": "PointDistances",
+        "POINT_DISTANCES.CLAMP": False,
+        "HEAD.NAME": "TOODHead",
+        "MATCHER.NAME": "TaskAlignedMatcher",
+        "CRITERION.NAME": "TaskAlignedCriterion",
+    },
+    "simota": {
+        "MATCHER.NAME": "SimOTAMatcher",
+        "CRITERION.NAME": "SoftTargetCriterion",
+        "SOFT_TARGET_CRITERION.NORMALIZED_BY": "quality",
+        "HEAD.WITH_CENTERNESS": False,
+    },
+    "iou": {"CRITERION.NAME": "IoUBranchCriterion"},
+}
+
+
+def yaml_of(detector, folder):
+    (folder / "toy.yaml").write_text(toy.yaml_config(folder))
+    cfg = load_config(folder / "toy.yaml")
+    cfg.MODEL.DEVICE = "cpu"
+    for key, value in IN_YAML[detector].items():
+        cfg.merge_from_list([f"MODEL.ATSS.{key}", value])
+    return cfg
+
+
+@pytest.mark.parametrize("detector", IN_YAML)
+def test_yaml_of_other_detectors(detector, tmp_path):
+    model = build_model(apply_convention(yaml_of(detector, tmp_path), "mmdet"))
+    assert convention_differences(model, "mmdet") == []
+    if detector == "paa":  # what its labels and losses follow is set, too
+        matcher, criterion = model.matcher, model.criterion
+        assert (matcher.low_quality_override, matcher.giou_cost_weight) == (True, 1.3)
+        assert (criterion.floor_by_images, criterion.floor_per_image) == (True, False)
+    if detector == "ddod":
+        assert model.criterion.shared_counter
+    if detector in ("ddod", "gfl", "iou"):
+        assert model.criterion.floor_per_image
+    authors = yaml_of(detector, tmp_path)
+    if detector in ("simota", "iou"):
+        build_model(apply_convention(authors, "authors"))
+    else:
+        with pytest.raises(ValueError, match=r"the convention of .* is 'mmdet', got 'authors'"):
+            apply_convention(authors, "authors")
+
+
+@pytest.mark.parametrize("convention", CONVENTIONS)
+def test_losses_that_do_not_count_positives(convention):
+    model = get_config("demo/atss_simota_shapes_wide").model
+    criterion = instantiate(apply_convention(model, convention).criterion)
+    assert not criterion.floor_per_image
 
 
 @pytest.mark.parametrize("kind", ["lazy", "yaml"])
