@@ -7,6 +7,7 @@ import torch.fx.experimental._config as fx_config
 from detectron2.structures import Boxes, pairwise_iou
 from torch import nn
 
+from atss_d2.export import Metadata, export_onnx, export_pt2, export_torchscript
 from tests.detector import build
 
 # A graph for images of all sizes, of which both .pt2 and .onnx files are made.
@@ -52,6 +53,21 @@ def noise(height, width, seed=0):
     image = levels.repeat_interleave(BLOCK, 1).repeat_interleave(BLOCK, 2)
     image = image + torch.randint(0, 26, image.shape, generator=generator)
     return image[:, :height, :width].to(torch.uint8).contiguous()
+
+
+def written(model, kind, folder):
+    """The path of an exported file; kind: "scripting", "tracing", "pt2" or "onnx"."""
+    sample, about = noise(80, 80)[None], Metadata.from_model(model)
+    if kind in ("scripting", "tracing"):
+        path = folder / "m.ts"
+        return export_torchscript(model, sample, path, metadata=about, method=kind)
+    if not EXPORTS_GRAPHS:
+        pytest.skip("such graphs need torch 2.7 or newer")
+    if kind == "pt2":
+        return export_pt2(model, sample, folder / "m.pt2", metadata=about)
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(package)
+    return export_onnx(model, sample, folder / "m.onnx", metadata=about)
 
 
 def spots(height, width, *cells):

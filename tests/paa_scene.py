@@ -9,28 +9,13 @@ from atss_d2.modeling.box_coding import TwoSidedBox2BoxTransform
 from atss_d2.modeling.nouns import Predictions, Scene
 from atss_d2.modeling.predictions import decode_predictions, predictions_from_maps
 from atss_d2.modeling.scene import build_scene
+from tests.quality_scene import anchors, of_images, tensor
 from tests.reference import published_quality
 
 numbers = published_quality()
 LEVELS = range(5)
-LEVEL_SIZES = [numbers[f"feat_{i}"][0, 0].size for i in LEVELS]
 SIZES = [(height, width) for width, height in numbers["sizes_wh"].tolist()]
 CODER = TwoSidedBox2BoxTransform((10.0, 10.0, 5.0, 5.0))
-
-
-def tensor(name: str) -> Tensor:
-    """A published array."""
-    return torch.from_numpy(numbers[name])
-
-
-def of_images(name: str) -> list[Tensor]:
-    """The arrays of both images."""
-    return [tensor(f"{name}_{i}") for i in range(2)]
-
-
-def anchors() -> list[Tensor]:
-    """L x (Ri, 4)."""
-    return list(tensor("anchors").split(LEVEL_SIZES))
 
 
 def predictions() -> Predictions:

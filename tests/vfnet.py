@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
 import torch
 from detectron2.layers import ShapeSpec
 from torch import Tensor, nn
 
-from atss_d2.checkpoint.foreign_names import our_names
 from atss_d2.modeling import ATSS, VFNetCriterion, VFNetHead
 from atss_d2.modeling.box_coding import PointDistances
 from tests.detector import CHANNELS, build
+from tests.quality_scene import (
+    NUM_LEVELS,
+    anchors,
+    load_published,
+    of_images,
+    of_levels,
+    our_names_of,
+    tensor,
+)
 from tests.reference import published_quality
 
-LEVELS = range(5)
+__all__ = ["anchors", "of_images", "of_levels", "tensor"]  # of the published scene
 STRIDES = published_quality()["strides"].tolist()
 # Our losses -> mmdetection's.
 LOSSES = {
@@ -25,41 +32,17 @@ LOSSES = {
 }
 
 
-def tensor(name: str) -> Tensor:
-    """A published array."""
-    return torch.from_numpy(np.asarray(published_quality()[name]))
-
-
-def of_levels(name: str) -> list[Tensor]:
-    return [tensor(f"{name}_{level}") for level in LEVELS]
-
-
-def of_images(name: str) -> list[Tensor]:
-    return [tensor(f"{name}_{i}") for i in range(2)]
-
-
-def anchors() -> list[Tensor]:
-    """L x (Ri, 4)."""
-    return list(tensor("anchors").split([x[0, 0].numel() for x in of_levels("feat")]))
-
-
 def our_name(theirs: str) -> str:
     """Our name of a parameter of mmdetection's head."""
-    (name,) = our_names(
-        [f"bbox_head.{theirs.removeprefix('bbox_head.')}"], "mmdet", "vfnet"
-    ).values()
-    return name.removeprefix("head.")
+    return our_names_of("vfnet")[f"bbox_head.{theirs.removeprefix('bbox_head.')}"]
 
 
 def published_head() -> VFNetHead:
     """mmdetection's head, with its weights."""
     head = VFNetHead(
-        input_shape=[ShapeSpec(channels=32)] * len(LEVELS), num_classes=5, conv_dims=[32] * 3
+        input_shape=[ShapeSpec(channels=32)] * NUM_LEVELS, num_classes=5, conv_dims=[32] * 3
     )
-    prefix = "vfnet.sd."
-    keys = [key for key in published_quality() if key.startswith(prefix)]
-    head.load_state_dict({our_name(key.removeprefix(prefix)): tensor(key) for key in keys})
-    return head
+    return load_published(head, "vfnet")
 
 
 def assert_published_detections(

@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from atss_d2.export import Metadata, export_onnx, export_pt2, export_torchscript, load_exported
+from atss_d2.export import load_exported
 from atss_d2.modeling import DyHead
 from tests.detector import CHANNELS, ToyBackbone, build, toy_head
-from tests.exported import BATCHES, EXPORTS_GRAPHS, assert_same_detections, noise
+from tests.exported import BATCHES, assert_same_detections, written
 
 
 def detector(reading):
@@ -23,20 +23,6 @@ def detector(reading):
         if "offset" in name:
             nn.init.normal_(parameter, std=0.02)
     return build(backbone=backbone, head=toy_head(pred_kernel_size=1)).eval()
-
-
-def written(model, kind, folder):
-    sample, about = noise(80, 80)[None], Metadata.from_model(model)
-    if kind in ("scripting", "tracing"):
-        path = folder / "m.ts"
-        return export_torchscript(model, sample, path, metadata=about, method=kind)
-    if not EXPORTS_GRAPHS:
-        pytest.skip("such graphs need torch 2.7 or newer")
-    if kind == "pt2":
-        return export_pt2(model, sample, folder / "m.pt2", metadata=about)
-    for package in ("onnx", "onnxscript", "onnxruntime"):
-        pytest.importorskip(package)
-    return export_onnx(model, sample, folder / "m.onnx", metadata=about)
 
 
 @pytest.mark.parametrize(

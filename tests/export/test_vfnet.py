@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from atss_d2.export import Metadata, export_onnx, export_pt2, export_torchscript, load_exported
+from atss_d2.export import load_exported
 from atss_d2.export.detector import ExportableDetector, to_precision
 from atss_d2.modeling import DenseDetectorWithTTA
-from tests.exported import EXPORTS_GRAPHS, assert_same_detections, noise
+from tests.exported import assert_same_detections, noise, written
 from tests.vfnet import toy_head, toy_vfnet
 
 # No black ones: what it finds there is equal everywhere, and any of it may win.
@@ -19,20 +19,6 @@ BATCHES = [
 @pytest.fixture(scope="module")
 def model():
     return toy_vfnet().eval()
-
-
-def written(model, kind, folder):
-    sample, about = noise(80, 80)[None], Metadata.from_model(model)
-    if kind in ("scripting", "tracing"):
-        path = folder / "m.ts"
-        return export_torchscript(model, sample, path, metadata=about, method=kind)
-    if not EXPORTS_GRAPHS:
-        pytest.skip("such graphs need torch 2.7 or newer")
-    if kind == "pt2":
-        return export_pt2(model, sample, folder / "m.pt2", metadata=about)
-    for package in ("onnx", "onnxscript", "onnxruntime"):
-        pytest.importorskip(package)
-    return export_onnx(model, sample, folder / "m.onnx", metadata=about)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,5 @@
 """DDOD: numbers of mmdetection."""
 
-import numpy as np
 import pytest
 import torch
 from detectron2.layers import ShapeSpec
@@ -20,39 +19,19 @@ from atss_d2.modeling.labels import look_up
 from atss_d2.modeling.postprocess import postprocess
 from atss_d2.modeling.predictions import decode_predictions, predictions_from_maps
 from atss_d2.modeling.scene import scene_of_instances
-from tests.reference import published_quality
+from tests import quality_scene
+from tests.quality_scene import (
+    NUM_CLASSES,
+    assert_published_gradients,
+    grid_sizes,
+    instances,
+    load_published,
+    of_levels,
+    tensor,
+)
 
-NUM_CLASSES = 5
-NAMES = {
-    "atss_cls": "cls_score",
-    "atss_reg": "bbox_pred",
-    "atss_iou": "ctrness",
-    "cls_convs": "cls_subnet",
-    "reg_convs": "bbox_subnet",
-}
 LOSSES = {"loss_cls": "loss_cls", "loss_box_reg": "loss_bbox", "loss_iou": "loss_iou"}
 CODER = Box2BoxTransform((10.0, 10.0, 5.0, 5.0))
-
-
-def numbers(name):
-    return torch.from_numpy(np.asarray(published_quality()[name]))
-
-
-def levels(name):
-    return [numbers(f"{name}_{i}") for i in range(5)]
-
-
-def our_name(key):
-    """mmdetection's name of a parameter of the head -> ours."""
-    part, *rest = key.split(".")
-    if part.endswith("_convs"):
-        place, *layer, kind = rest
-        layer = ".".join(layer)
-        module = str(3 * int(place) + (layer == "gn"))
-        if place == "0" and layer != "gn":  # deformable
-            module += ".offset" if layer == "conv.conv_offset" else ".conv"
-        rest = [module, kind]
-    return ".".join([NAMES.get(part, part), *rest])
 
 
 @pytest.fixture(scope="module")
@@ -64,21 +43,12 @@ def head():
         conv_bias=False,
         deform_first_conv=True,
     )
-    prefix = "ddod.sd.bbox_head."
-    weights = {
-        our_name(key.removeprefix(prefix)): numbers(key)
-        for key in published_quality()
-        if key.startswith(prefix)
-    }
-    shapes = {name: value.shape for name, value in head.state_dict().items()}
-    head.load_state_dict({name: value.reshape(shapes[name]) for name, value in weights.items()})
-    return head
+    return load_published(head, "ddod")
 
 
 @pytest.fixture(scope="module")
 def anchors():
-    counts = [len(x.flatten()) for x in (level[0, 0] for level in levels("feat"))]
-    return list(numbers("anchors").split(counts))
+    return quality_scene.anchors()
 
 
 def as_predictions(maps):
@@ -88,20 +58,15 @@ def as_predictions(maps):
 
 
 def published_predictions():
-    return as_predictions([levels(f"ddod.{part}") for part in ("cls", "reg", "iou")])
+    return as_predictions([of_levels(f"ddod.{part}") for part in ("cls", "reg", "iou")])
 
 
 def labeled(anchors, predictions, with_boxes=(True, True)):
     """The scene's assignment and targets, with or without the boxes of its images."""
-    instances = []
-    for i, has_boxes in enumerate(with_boxes):
-        boxes = numbers(f"gt_boxes_{i}")[: None if has_boxes else 0]
-        classes = numbers(f"gt_classes_{i}")[: len(boxes)]
-        instances.append(Instances((288, 224), gt_boxes=Boxes(boxes), gt_classes=classes))
     scene = scene_of_instances(
         anchors,
-        instances,
-        [tuple(level.shape[-2:]) for level in levels("feat")],
+        instances(with_boxes),
+        grid_sizes(),
         num_classes=NUM_CLASSES,
         predictions=decode_predictions(predictions, anchors, CODER),
     )
@@ -118,25 +83,25 @@ def mmdets_criterion():
 def assert_mmdets_losses(losses, case):
     assert losses.keys() == LOSSES.keys()
     for ours, theirs in LOSSES.items():
-        expected = numbers(f"{case}.{theirs}")
+        expected = tensor(f"{case}.{theirs}")
         torch.testing.assert_close(losses[ours].double(), expected, rtol=1e-5, atol=1e-7)
 
 
 def test_maps_of_mmdetection(head):
-    for ours, part in zip(head(levels("feat")), ("cls", "reg", "iou"), strict=True):
-        for level, expected in zip(ours, levels(f"ddod.{part}")):
+    for ours, part in zip(head(of_levels("feat")), ("cls", "reg", "iou"), strict=True):
+        for level, expected in zip(ours, of_levels(f"ddod.{part}")):
             torch.testing.assert_close(level, expected, rtol=1e-5, atol=1e-4)
 
 
 def test_labels_of_mmdetection(anchors):
     scene, assignment, targets = labeled(anchors, published_predictions())
-    first = len(numbers("gt_boxes_0"))
+    first = len(tensor("gt_boxes_0"))
     for kind, alpha, found in (
         ("cls", 0.8, assignment.matched_idxs),
         ("reg", 0.5, assignment.box_matched_idxs),
     ):
         for i in range(2):
-            expected = numbers(f"ddod.assigned_{kind}_{i}")
+            expected = tensor(f"ddod.assigned_{kind}_{i}")
             expected = torch.where(expected >= 0, expected + i * first, expected)
             assert torch.equal(found[i], expected)
             rows = (expected >= 0).nonzero()[:, 0]
@@ -145,11 +110,9 @@ def test_labels_of_mmdetection(anchors):
             ious = paired_iou(scene.predictions.boxes[i, rows], scene.boxes[box_idxs])
             costs = torch.zeros(len(expected))
             costs[rows] = scores ** (1 - alpha) * ious**alpha
-            torch.testing.assert_close(
-                costs, numbers(f"ddod.cost_{kind}_{i}"), rtol=1e-5, atol=1e-6
-            )
-    assert (targets.labels < NUM_CLASSES).sum() == numbers("ddod.num_pos_cls")
-    assert (targets.box_labels < NUM_CLASSES).sum() == numbers("ddod.num_pos_reg")
+            torch.testing.assert_close(costs, tensor(f"ddod.cost_{kind}_{i}"), rtol=1e-5, atol=1e-6)
+    assert (targets.labels < NUM_CLASSES).sum() == tensor("ddod.num_pos_cls")
+    assert (targets.box_labels < NUM_CLASSES).sum() == tensor("ddod.num_pos_reg")
 
 
 def test_losses_and_counters_of_mmdetection(anchors):
@@ -161,10 +124,10 @@ def test_losses_and_counters_of_mmdetection(anchors):
         assert_mmdets_losses(criterion(predictions, targets), case)
         of_cls = criterion.num_positives[0]
         for name, counts in (("cls", of_cls + of_boxes), ("reg", criterion.num_positives.sum(0))):
-            expected = numbers(f"{case}.level_weights_{name}")
+            expected = tensor(f"{case}.level_weights_{name}")
             torch.testing.assert_close(level_weights(counts), expected, rtol=0, atol=1e-9)
         of_boxes = criterion.num_positives[1].clone()
-        assert torch.equal((of_cls + of_boxes).double(), step * numbers("ddod.counter"))
+        assert torch.equal((of_cls + of_boxes).double(), step * tensor("ddod.counter"))
 
 
 @pytest.mark.parametrize(
@@ -180,7 +143,7 @@ def test_losses_of_mmdetection_leave_out_ignored_anchors(anchors):
     """It leaves out anchors beyond an image's own padding; here, they are ignored."""
     predictions = published_predictions()
     decoded = decode_predictions(predictions, anchors, CODER)
-    is_used = numbers("gfl.own_pad.label_weights") > 0  # (2, R), the same in all heads
+    is_used = tensor("gfl.own_pad.label_weights") > 0  # (2, R), the same in all heads
     sizes = [len(level) for level in anchors]
     labels, box_labels, matched = [], [], []
     for i, scale in enumerate((1.0, 0.6)):
@@ -190,8 +153,8 @@ def test_losses_of_mmdetection_leave_out_ignored_anchors(anchors):
             [
                 Instances(
                     (288, 224),
-                    gt_boxes=Boxes(numbers(f"gt_boxes_{i}") * scale),
-                    gt_classes=numbers(f"gt_classes_{i}"),
+                    gt_boxes=Boxes(tensor(f"gt_boxes_{i}") * scale),
+                    gt_classes=tensor(f"gt_classes_{i}"),
                 )
             ],
             None,
@@ -219,17 +182,14 @@ def test_losses_of_mmdetection_leave_out_ignored_anchors(anchors):
 
 def test_gradients_of_mmdetection(head, anchors):
     head.zero_grad()
-    features = [level.requires_grad_() for level in levels("feat")]
+    features = [level.requires_grad_() for level in of_levels("feat")]
     predictions = as_predictions(head(features))
     _, _, targets = labeled(anchors, predictions)
     losses = mmdets_criterion()(predictions, targets)
     sum(losses.values()).backward()
-    parameters = dict(head.named_parameters())
-    for key, expected in zip(published_quality()["ddod.grad_names"], numbers("ddod.grad_norms")):
-        parameter = parameters[our_name(str(key))]
-        torch.testing.assert_close(parameter.grad.double().norm(), expected, rtol=1e-4, atol=1e-7)
+    assert_published_gradients(head, "ddod", "ddod", rtol=1e-4)
     for level in (2, 3, 4):
-        expected = numbers(f"ddod.grad_feat_{level}")
+        expected = tensor(f"ddod.grad_feat_{level}")
         torch.testing.assert_close(features[level].grad, expected, rtol=1e-3, atol=1e-6)
 
 
@@ -237,14 +197,14 @@ def test_detections_of_mmdetection(anchors):
     found = postprocess(
         published_predictions(),
         anchors,
-        [(int(h), int(w)) for w, h in numbers("sizes_wh")],
+        [(int(h), int(w)) for w, h in tensor("sizes_wh")],
         score_type="product",
         nms_thresh=0.6,
         max_detections=100,
         box2box_transform=CODER,
     )
     for i, detections in enumerate(found):
-        theirs = [numbers(f"ddod.det_{part}_{i}") for part in ("boxes", "scores", "classes")]
+        theirs = [tensor(f"ddod.det_{part}_{i}") for part in ("boxes", "scores", "classes")]
         order, their_order = (
             x[1].argsort(descending=True, stable=True) for x in (detections, theirs)
         )

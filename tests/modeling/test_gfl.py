@@ -7,7 +7,6 @@ import pytest
 import torch
 from detectron2.config import instantiate
 from detectron2.layers import ShapeSpec
-from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -25,34 +24,18 @@ from atss_d2.modeling.labels import look_up
 from atss_d2.modeling.postprocess import postprocess
 from atss_d2.modeling.predictions import predictions_from_maps
 from atss_d2.modeling.scene import scene_of_instances
-from tests.reference import published_quality
+from tests import quality_scene
+from tests.quality_scene import (
+    NUM_CLASSES,
+    assert_published_gradients,
+    grid_sizes,
+    instances,
+    load_published,
+    of_levels,
+    tensor,
+)
 
-NUM_CLASSES, NUM_BINS = 5, 17
-NAMES = {
-    "gfl_cls": "cls_score",
-    "gfl_reg": "bbox_pred",
-    "cls_convs": "cls_subnet",
-    "reg_convs": "bbox_subnet",
-}
-
-
-def numbers(name):
-    return torch.from_numpy(np.asarray(published_quality()[name]))
-
-
-def levels(name):
-    return [numbers(f"{name}_{i}") for i in range(5)]
-
-
-def our_name(key):
-    """mmdetection's name of a parameter of the head -> ours; None for the bins."""
-    part, *rest = key.split(".")
-    if part == "integral":
-        return None
-    if part.endswith("_convs"):
-        place, layer, kind = rest
-        rest = [str(3 * int(place) + {"conv": 0, "gn": 1}[layer]), kind]
-    return ".".join([NAMES.get(part, part), *rest])
+NUM_BINS = 17
 
 
 @pytest.fixture(scope="module")
@@ -65,22 +48,12 @@ def head():
         conv_bias=False,
         with_centerness=False,
     )
-    prefix = "gfl.sd.bbox_head."
-    weights = {
-        our_name(key.removeprefix(prefix)): numbers(key)
-        for key in published_quality()
-        if key.startswith(prefix)
-    }
-    weights.pop(None, None)
-    shapes = {name: value.shape for name, value in head.state_dict().items()}
-    head.load_state_dict({name: value.reshape(shapes[name]) for name, value in weights.items()})
-    return head
+    return load_published(head, "gfl")
 
 
 @pytest.fixture(scope="module")
 def anchors():
-    counts = [len(x.flatten()) for x in (level[0, 0] for level in levels("feat"))]
-    return list(numbers("anchors").split(counts))
+    return quality_scene.anchors()
 
 
 def as_predictions(maps):
@@ -91,13 +64,9 @@ def as_predictions(maps):
 
 def labeled(anchors, with_boxes=(True, True)):
     """The scene's targets, with or without the boxes of its images."""
-    instances = []
-    for i, has_boxes in enumerate(with_boxes):
-        boxes = numbers(f"gt_boxes_{i}")[: None if has_boxes else 0]
-        classes = numbers(f"gt_classes_{i}")[: len(boxes)]
-        instances.append(Instances((288, 224), gt_boxes=Boxes(boxes), gt_classes=classes))
-    sizes = [tuple(level.shape[-2:]) for level in levels("feat")]
-    scene = scene_of_instances(anchors, instances, sizes, num_classes=NUM_CLASSES)
+    scene = scene_of_instances(
+        anchors, instances(with_boxes), grid_sizes(), num_classes=NUM_CLASSES
+    )
     assignment = ATSSMatcher(num_anchors=1).assign(scene)
     return assignment, look_up(assignment, scene, num_classes=NUM_CLASSES)
 
@@ -110,20 +79,20 @@ def gfl_criterion(**arguments):
 
 
 def test_maps_of_mmdetection(head):
-    maps = head(levels("feat"))
-    for ours, theirs in zip(maps, (levels("gfl.cls"), levels("gfl.reg"))):
+    maps = head(of_levels("feat"))
+    for ours, theirs in zip(maps, (of_levels("gfl.cls"), of_levels("gfl.reg"))):
         for level, expected in zip(ours, theirs):
             torch.testing.assert_close(level, expected, rtol=1e-5, atol=1e-4)
 
 
 def test_labels_of_mmdetection(anchors):
     assignment, targets = labeled(anchors)
-    first = len(numbers("gt_boxes_0"))
+    first = len(tensor("gt_boxes_0"))
     for i in range(2):
-        expected = numbers(f"gfl.assigned_{i}")
+        expected = tensor(f"gfl.assigned_{i}")
         expected = torch.where(expected >= 0, expected + i * first, expected)
         assert torch.equal(assignment.matched_idxs[i], expected)
-    assert torch.equal(targets.labels, numbers("gfl.labels"))
+    assert torch.equal(targets.labels, tensor("gfl.labels"))
 
 
 @pytest.mark.parametrize(
@@ -131,49 +100,45 @@ def test_labels_of_mmdetection(anchors):
     [("gfl", (True, True)), ("gfl.empty0", (False, True)), ("gfl.empty", (False, False))],
 )
 def test_losses_of_mmdetection(anchors, case, with_boxes):
-    predictions = as_predictions([levels("gfl.cls"), levels("gfl.reg")])
+    predictions = as_predictions([of_levels("gfl.cls"), of_levels("gfl.reg")])
     _, targets = labeled(anchors, with_boxes)
     losses = gfl_criterion(floor_per_image=True)(predictions, targets)
     names = {"loss_cls": "loss_cls", "loss_box_reg": "loss_bbox", "loss_dfl": "loss_dfl"}
     assert losses.keys() == names.keys()
     for ours, theirs in names.items():
-        expected = numbers(f"{case}.{theirs}")
+        expected = tensor(f"{case}.{theirs}")
         torch.testing.assert_close(losses[ours].double(), expected, rtol=1e-5, atol=1e-7)
 
 
 def test_losses_of_mmdetection_leave_out_ignored_anchors(anchors):
     """It leaves out anchors beyond an image's own padding; here, they are ignored."""
     _, targets = labeled(anchors)
-    boxes = [numbers("gt_boxes_0"), numbers("gt_boxes_1") * 0.6]
-    classes = [numbers("gt_classes_0"), numbers("gt_classes_1")]
-    assigned = [numbers("gfl.assigned_0"), numbers("gfl.own_pad.assigned_1")]
+    boxes = [tensor("gt_boxes_0"), tensor("gt_boxes_1") * 0.6]
+    classes = [tensor("gt_classes_0"), tensor("gt_classes_1")]
+    assigned = [tensor("gfl.assigned_0"), tensor("gfl.own_pad.assigned_1")]
     labels, matched = targets.labels.clone(), targets.boxes.clone()
     for i in range(2):
         is_positive = assigned[i] >= 0
         labels[i] = torch.where(is_positive, classes[i][assigned[i]], NUM_CLASSES)
         matched[i] = torch.where(is_positive[:, None], boxes[i][assigned[i]], targets.anchors)
-    labels[numbers("gfl.own_pad.label_weights") == 0] = -1
+    labels[tensor("gfl.own_pad.label_weights") == 0] = -1
     targets = Targets(targets.anchors, labels, matched)
-    predictions = as_predictions([levels("gfl.cls"), levels("gfl.reg")])
+    predictions = as_predictions([of_levels("gfl.cls"), of_levels("gfl.reg")])
     losses = gfl_criterion(floor_per_image=True)(predictions, targets)
     for ours, theirs in (("loss_cls", "cls"), ("loss_box_reg", "bbox"), ("loss_dfl", "dfl")):
-        expected = numbers(f"gfl.own_pad.loss_{theirs}")
+        expected = tensor(f"gfl.own_pad.loss_{theirs}")
         torch.testing.assert_close(losses[ours].double(), expected, rtol=1e-5, atol=1e-7)
 
 
 def test_gradients_of_mmdetection(head, anchors):
     head.zero_grad()
-    features = [level.requires_grad_() for level in levels("feat")]
+    features = [level.requires_grad_() for level in of_levels("feat")]
     _, targets = labeled(anchors)
     losses = gfl_criterion(floor_per_image=True)(as_predictions(head(features)), targets)
     sum(losses.values()).backward()
-    parameters = dict(head.named_parameters())
-    norms = numbers("gfl.grad_norms")
-    for key, expected in zip(published_quality()["gfl.grad_names"], norms):
-        parameter = parameters[our_name(str(key).removeprefix("bbox_head."))]
-        torch.testing.assert_close(parameter.grad.double().norm(), expected, rtol=1e-4, atol=1e-7)
+    assert_published_gradients(head, "gfl", "gfl", rtol=1e-4)
     for level in (2, 3, 4):
-        expected = numbers(f"gfl.grad_feat_{level}")
+        expected = tensor(f"gfl.grad_feat_{level}")
         torch.testing.assert_close(features[level].grad, expected, rtol=1e-3, atol=1e-7)
 
 
@@ -184,16 +149,16 @@ def sort_by_score(boxes, scores, classes):
 
 def test_detections_of_mmdetection(anchors):
     found = postprocess(
-        as_predictions([levels("gfl.cls"), levels("gfl.reg")]),
+        as_predictions([of_levels("gfl.cls"), of_levels("gfl.reg")]),
         anchors,
-        [(int(h), int(w)) for w, h in numbers("sizes_wh")],
+        [(int(h), int(w)) for w, h in tensor("sizes_wh")],
         nms_thresh=0.6,
         max_detections=100,
         box2box_transform=DistanceDistributions(num_bins=NUM_BINS),
     )
     for i, detections in enumerate(found):
         theirs = sort_by_score(
-            *(numbers(f"gfl.det_{part}_{i}") for part in ("boxes", "scores", "classes"))
+            *(tensor(f"gfl.det_{part}_{i}") for part in ("boxes", "scores", "classes"))
         )
         boxes, scores, classes = sort_by_score(*detections)
         torch.testing.assert_close(scores, theirs[1], rtol=0, atol=1e-5)

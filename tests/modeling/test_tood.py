@@ -2,7 +2,6 @@
 
 import warnings
 
-import numpy as np
 import pytest
 import torch
 from detectron2.layers import ShapeSpec
@@ -10,7 +9,6 @@ from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 from torch._subclasses import FakeTensorMode
 
-from atss_d2.checkpoint.foreign_names import our_names
 from atss_d2.modeling import (
     ATSSMatcher,
     Targets,
@@ -26,35 +24,29 @@ from atss_d2.modeling.matchers import grid
 from atss_d2.modeling.postprocess import postprocess
 from atss_d2.modeling.predictions import decode_predictions, predictions_from_maps
 from atss_d2.modeling.scene import scene_of_instances
+from tests import quality_scene
 from tests.detector import BOXES, CHANNELS, image, toy_head
+from tests.quality_scene import (
+    NUM_CLASSES,
+    assert_published_gradients,
+    grid_sizes,
+    instances,
+    load_published,
+    of_levels,
+    tensor,
+)
 from tests.reference import (
     binary_cross_entropy,
     centerness,
     focal_loss,
     giou,
-    published_quality,
     sigmoid,
 )
 from tests.tood import tood
 
-NUM_CLASSES = 5
 STRIDES = (8, 16, 32, 64, 128)
 CODER = PointDistances(clamp=False)
 PHASES = {"initial": 0, "tal": 10}
-
-
-def numbers(name):
-    return torch.from_numpy(np.asarray(published_quality()[name]))
-
-
-def levels(name):
-    return [numbers(f"{name}_{i}") for i in range(5)]
-
-
-def by_our_names(values):
-    """Renames the parameters of mmdetection's head as its checkpoints are converted."""
-    names = our_names(values, "mmdet", "tood")
-    return {names[key].removeprefix("head."): value for key, value in values.items()}
 
 
 @pytest.fixture(scope="module")
@@ -65,23 +57,12 @@ def head():
         conv_dims=[32] * 6,
         anchor_offset=0.0,
     )
-    prefix = "tood.sd."
-    weights = by_our_names(
-        {
-            key.removeprefix(prefix): numbers(key)
-            for key in published_quality()
-            if key.startswith(prefix)
-        }
-    )
-    shapes = {name: value.shape for name, value in head.state_dict().items()}
-    head.load_state_dict({name: value.reshape(shapes[name]) for name, value in weights.items()})
-    return head
+    return load_published(head, "tood")
 
 
 @pytest.fixture(scope="module")
 def anchors():
-    counts = [len(x.flatten()) for x in (level[0, 0] for level in levels("feat"))]
-    return list(numbers("anchors").split(counts))
+    return quality_scene.anchors()
 
 
 def as_predictions(maps):
@@ -100,10 +81,10 @@ def centers_of(level):
 def published_maps():
     """Their probabilities as logits, their boxes as distances."""
     distances = []
-    for boxes in levels("tood.reg"):
+    for boxes in of_levels("tood.reg"):
         centers = centers_of(boxes)
         distances.append(torch.cat((centers - boxes[:, :2], boxes[:, 2:] - centers), dim=1))
-    return [[p.double().logit().float() for p in levels("tood.cls")], distances]
+    return [[p.double().logit().float() for p in of_levels("tood.cls")], distances]
 
 
 def matcher():
@@ -111,15 +92,10 @@ def matcher():
 
 
 def assigned(anchors, predictions, iteration, with_boxes=(True, True)):
-    instances = []
-    for i, has_boxes in enumerate(with_boxes):
-        boxes = numbers(f"gt_boxes_{i}")[: None if has_boxes else 0]
-        classes = numbers(f"gt_classes_{i}")[: len(boxes)]
-        instances.append(Instances((288, 224), gt_boxes=Boxes(boxes), gt_classes=classes))
     scene = scene_of_instances(
         anchors,
-        instances,
-        [tuple(level.shape[-2:]) for level in levels("feat")],
+        instances(with_boxes),
+        grid_sizes(),
         num_classes=NUM_CLASSES,
         predictions=decode_predictions(predictions, anchors, CODER),
         iteration=iteration,
@@ -137,7 +113,7 @@ def criterion_of(num_classes=NUM_CLASSES, **arguments):
 def assert_losses(losses, case):
     assert list(losses) == ["loss_cls", "loss_box_reg"]
     for ours, theirs in (("loss_cls", "loss_cls"), ("loss_box_reg", "loss_bbox")):
-        expected = numbers(f"{case}.{theirs}")
+        expected = tensor(f"{case}.{theirs}")
         torch.testing.assert_close(losses[ours].double(), expected, rtol=1e-5, atol=1e-7)
 
 
@@ -146,20 +122,20 @@ def assert_losses(losses, case):
 
 @torch.no_grad()
 def test_maps_of_mmdetection(head):
-    logits, distances = head(levels("feat"))
+    logits, distances = head(of_levels("feat"))
     for level in range(5):
-        found, expected = logits[level].sigmoid(), numbers(f"tood.cls_{level}")
+        found, expected = logits[level].sigmoid(), tensor(f"tood.cls_{level}")
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-7)
         centers = centers_of(expected)
         left_top, right_bottom = distances[level].split(2, dim=1)
         boxes = torch.cat((centers - left_top, centers + right_bottom), dim=1)
-        torch.testing.assert_close(boxes, numbers(f"tood.reg_{level}"), rtol=0, atol=1e-4)
+        torch.testing.assert_close(boxes, tensor(f"tood.reg_{level}"), rtol=0, atol=1e-4)
 
 
 @torch.no_grad()
 def test_boxes_of_mmdetection_that_fall_back(head):
     """They are those that the head would predict without offsets."""
-    features = levels("feat")
+    features = of_levels("feat")
     sampled = torch.cat([x.flatten(2) for x in head(features)[1]], dim=2)  # (2, 4, R)
     module, head.side_offsets = head.side_offsets, torch.nn.Conv2d(6 * 32, 8, 1)
     torch.nn.init.zeros_(head.side_offsets.weight)
@@ -167,21 +143,21 @@ def test_boxes_of_mmdetection_that_fall_back(head):
     first = torch.cat([x.flatten(2) for x in head(features)[1]], dim=2)
     head.side_offsets = module
     falls = ((sampled - first).abs() < 1e-5).all(dim=1)
-    assert torch.equal(falls, numbers("tood.fallback"))
+    assert torch.equal(falls, tensor("tood.fallback"))
     assert falls.sum() == 154
 
 
 @pytest.mark.parametrize(("phase", "iteration"), PHASES.items())
 def test_labels_of_mmdetection(anchors, phase, iteration):
     assignment, targets = assigned(anchors, as_predictions(published_maps()), iteration)
-    first = len(numbers("gt_boxes_0"))
+    first = len(tensor("gt_boxes_0"))
     for i in range(2):
-        expected = numbers(f"tood.{phase}.assigned_{i}")
+        expected = tensor(f"tood.{phase}.assigned_{i}")
         expected = torch.where(expected >= 0, expected + i * first, expected)
         assert torch.equal(assignment.matched_idxs[i], expected)
-    assert torch.equal(targets.labels, numbers(f"tood.{phase}.labels"))
+    assert torch.equal(targets.labels, tensor(f"tood.{phase}.labels"))
     if phase == "tal":
-        torch.testing.assert_close(targets.soft, numbers("tood.tal.targets"), rtol=1e-5, atol=1e-7)
+        torch.testing.assert_close(targets.soft, tensor("tood.tal.targets"), rtol=1e-5, atol=1e-7)
     else:
         assert targets.soft is None
 
@@ -199,7 +175,7 @@ def test_losses_of_mmdetection(anchors, phase, iteration, case):
 def test_losses_of_mmdetection_leave_out_ignored_anchors(anchors, phase, iteration):
     """It leaves out anchors beyond an image's own padding; here, no rule takes them."""
     is_padding = []
-    for level, stride in zip(levels("feat"), STRIDES):
+    for level, stride in zip(of_levels("feat"), STRIDES):
         # Image 1 is padded to 192 x 160 pixels, the batch to 288 x 224.
         x, y = centers_of(level)
         is_padding.append(((x >= -(-160 // stride)) | (y >= -(-192 // stride))).flatten())
@@ -212,7 +188,7 @@ def test_losses_of_mmdetection_leave_out_ignored_anchors(anchors, phase, iterati
     decoded = decoded._replace(  # a score of 0 aligns with nothing
         logits=decoded.logits[1:].masked_fill(is_padding[:, None], -1e4), boxes=decoded.boxes[1:]
     )
-    boxes, classes = numbers("gt_boxes_1") * 0.6, numbers("gt_classes_1")
+    boxes, classes = tensor("gt_boxes_1") * 0.6, tensor("gt_classes_1")
     scene = scene_of_instances(
         far,
         [Instances((288, 224), gt_boxes=Boxes(boxes), gt_classes=classes)],
@@ -237,19 +213,13 @@ def test_losses_of_mmdetection_leave_out_ignored_anchors(anchors, phase, iterati
 @pytest.mark.parametrize(("phase", "iteration"), PHASES.items())
 def test_gradients_of_mmdetection(head, anchors, phase, iteration):
     head.zero_grad()
-    features = [level.requires_grad_() for level in levels("feat")]
+    features = [level.requires_grad_() for level in of_levels("feat")]
     predictions = as_predictions(head(features))
     _, targets = assigned(anchors, predictions, iteration)
     sum(criterion_of()(predictions, targets).values()).backward()
-    parameters = dict(head.named_parameters())
-    names = [f"bbox_head.{name}" for name in published_quality()[f"tood.{phase}.grad_names"]]
-    norms = by_our_names(dict(zip(names, numbers(f"tood.{phase}.grad_norms"))))
-    assert norms.keys() == parameters.keys()
-    for name, expected in norms.items():
-        found = parameters[name].grad.double().norm()
-        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-7, msg=name)
+    assert_published_gradients(head, f"tood.{phase}", "tood", rtol=1e-4)
     for level in (2, 3, 4):
-        expected = numbers(f"tood.{phase}.grad_feat_{level}")
+        expected = tensor(f"tood.{phase}.grad_feat_{level}")
         torch.testing.assert_close(features[level].grad, expected, rtol=1e-4, atol=1e-7)
 
 
@@ -266,11 +236,11 @@ def test_detections_of_mmdetection(anchors):
         box2box_transform=CODER,
     )
     for i, (boxes, scores, classes) in enumerate(found):
-        expected = [numbers(f"tood.det_{part}_{i}") for part in ("boxes", "scores", "classes")]
+        expected = [tensor(f"tood.det_{part}_{i}") for part in ("boxes", "scores", "classes")]
         order = expected[1].argsort(descending=True, stable=True)
         expected = [values[order] for values in expected]
         outside = (expected[0][:, :2] < 0).any(1) | (
-            expected[0][:, 2:] > numbers("sizes_wh")[i]
+            expected[0][:, 2:] > tensor("sizes_wh")[i]
         ).any(1)
         assert 40 <= outside.sum() <= 59
         torch.testing.assert_close(scores, expected[1], rtol=0, atol=1e-5)
