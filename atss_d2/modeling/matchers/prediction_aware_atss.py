@@ -23,8 +23,8 @@ class DDODMatcher(ATSSMatcher):
     are those of :class:`ATSSMatcher`, but the quality of a candidate is p^(1 - a) u^a instead of
     the IoU of the anchor: p is its score for the class of the box, u the IoU of its predicted box.
     The rule is applied twice, with the a of the classification and with that of boxes and their
-    quality, to the same candidates. A candidate of quality 0 is never positive, so a box may
-    receive no positives.
+    quality, to the same candidates. A candidate of quality 0 is only positive if ``min_positives``
+    asks for it, so a box may receive no positives.
 
     Its stats are those of :class:`ATSSMatcher`, of the classification, and ``num_box_positives``
     per image.
