@@ -15,6 +15,7 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -35,7 +36,6 @@ from benchmarks.timing import Contestant, race
 from .configs import load_row_config
 from .document import fill_blocks
 from .paired import (
-    ClassMatches,
     average_precision,
     calibration_error,
     draw_images,
@@ -183,25 +183,43 @@ def compare(row: Measurement, baseline: Measurement, output: Path) -> dict:
     seeds = sorted({x.seed for x in row.results} & {x.seed for x in baseline.results})
     if not seeds:
         raise ValueError(f"{row.row.name} and {baseline.row.name} have no seed in common")
-    ours = [_matches(output, _result(row, seed)) for seed in seeds]
-    theirs = [_matches(output, _result(baseline, seed)) for seed in seeds]
-    draws = draw_images(len(ours[0][0].num_objects), _NUM_DRAWS)
-    found = {"seeds": seeds, "calibration": float(np.mean([calibration_error(x) for x in ours]))}
+    ours, theirs = (
+        [_evaluated(*_place(output, _result(x, seed))) for seed in seeds] for x in (row, baseline)
+    )
+    found = {"seeds": seeds, "calibration": float(np.mean([run.calibration for run in ours]))}
     for name, thresholds in (("gain", slice(None)), ("gain75", slice(5, 6))):
-        aps = [_drawn_aps(runs, draws, thresholds) for runs in (ours, theirs)]
-        full = [_drawn_aps(runs, np.ones_like(draws[:1]), thresholds) for runs in (ours, theirs)]
+        full, aps = (
+            [
+                np.stack([getattr(run, what)[:, thresholds].mean(axis=1) for run in runs])
+                for runs in (ours, theirs)
+            ]
+            for what in ("full", "drawn")
+        )
         low, high = interval_of_difference(*aps)
         found[name] = (float((full[0] - full[1]).mean()), low, high)
     return found
 
 
-def _drawn_aps(
-    runs: Sequence[list[ClassMatches]], draws: np.ndarray, thresholds: slice
-) -> np.ndarray:
-    """Returns AP (S, B) of each run on each draw of images."""
-    return np.array(
-        [[average_precision(run, draw)[thresholds].mean() for draw in draws] for run in runs]
-    )
+class _Evaluated(NamedTuple):
+    """A run on the images as they are, and drawn anew."""
+
+    full: np.ndarray  # (1, T) AP
+    drawn: np.ndarray  # (B, T)
+    calibration: float
+
+
+@functools.cache
+def _evaluated(output: Path, config: str, seed: int) -> _Evaluated:
+    (folder,) = Path(output, DATA).glob(f"*_{config}/seed{seed}")
+    matches = match(_annotations(), folder / "inference" / "coco_instances_results.json")
+    draws = draw_images(len(matches[0].num_objects), _NUM_DRAWS)
+    full = average_precision(matches, np.ones_like(draws[0]))[None]
+    drawn = np.stack([average_precision(matches, draw) for draw in draws])
+    return _Evaluated(full, drawn, calibration_error(matches))
+
+
+def _place(output: Path, result: Result) -> tuple[Path, str, int]:
+    return output, result.config, result.seed
 
 
 def _result(measurement: Measurement, seed: int) -> Result:
@@ -214,11 +232,6 @@ def _annotations() -> COCO:
     instantiate(node)  # draws the scenes if need be
     with contextlib.redirect_stdout(io.StringIO()):
         return COCO(PathManager.get_local_path(MetadataCatalog.get(node.names).json_file))
-
-
-def _matches(output: Path, result: Result) -> list[ClassMatches]:
-    (folder,) = Path(output, DATA).glob(f"*_{result.config}/seed{result.seed}")
-    return match(_annotations(), folder / "inference" / "coco_instances_results.json")
 
 
 def table_of(measurements: dict, compared: dict, cost: dict) -> str:
