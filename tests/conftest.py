@@ -16,8 +16,8 @@ import torch
 from atss_d2.warning_filters import filter_third_party_warnings
 
 torch.set_num_threads(1)
-# The first backward pass starts autograd's threads for the devices that torch knows. Fake tensors of
-# a GPU add a device: were they first, processes that tests fork could not train any more.
+# The first backward pass starts autograd's threads for the devices that torch knows. Fake tensors
+# of a GPU add a device: were they first, processes that tests fork could not train any more.
 torch.ones(1, requires_grad=True).sum().backward()
 
 # A busy machine makes any one example slow.
