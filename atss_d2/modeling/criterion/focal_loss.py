@@ -11,6 +11,8 @@ that include all positives.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -51,9 +53,13 @@ def sigmoid_focal_loss(
     weights = (float(alpha), float(1 - alpha)) if alpha >= 0 else (1.0, 1.0)
     if torch.compiler.is_compiling():
         return _by_definition(logits, labels, *weights, gamma)
-    if torch.is_grad_enabled() and logits.requires_grad:
-        return _SigmoidFocalLoss.apply(logits, labels, *weights, gamma)
-    return _fast_loss(logits, labels, *weights, gamma, grad=None)
+    positive_weight, negative_weight = weights
+
+    def positive_term(x: Tensor, _: Tensor, unit: float | None) -> tuple[Tensor, Tensor | None]:
+        term, slope = background_term(-x, gamma)
+        return positive_weight * term, None if unit is None else -positive_weight / unit * slope
+
+    return loss_with_background(logits, labels, gamma, negative_weight, positive_term)
 
 
 def _by_definition(
@@ -67,62 +73,90 @@ def _by_definition(
     return (torch.where(is_positive, positive_weight, negative_weight) * term).sum()
 
 
-class _SigmoidFocalLoss(torch.autograd.Function):
+# Takes logits (P,) of positives, their rows (P,), and a unit, or None if no gradient is needed.
+# Returns the loss (P,) and, in this unit, its derivative (P,).
+PositiveTerm = Callable[[Tensor, Tensor, float | None], tuple[Tensor, Tensor | None]]
+
+
+def loss_with_background(
+    logits: Tensor,
+    labels: Tensor,
+    gamma: float,
+    background_weight: float,
+    positive_term: PositiveTerm,
+) -> Tensor:
+    """Sums p^gamma * -log(1 - p) over all logits but one of each positive, which has its own term.
+
+    Args:
+        logits: (R, K).
+        labels: (R,), see :func:`sigmoid_focal_loss`.
+        gamma: Exponent of the modulating factor of the background.
+        background_weight: Weight of the background.
+        positive_term: See :data:`PositiveTerm`.
+    """
+    arguments = (logits, labels, gamma, background_weight, positive_term)
+    if torch.is_grad_enabled() and logits.requires_grad:
+        return _LossWithBackground.apply(*arguments)
+    return _fast_loss(*arguments, grad=None)
+
+
+class _LossWithBackground(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx,
         logits: Tensor,
         labels: Tensor,
-        positive_weight: float,
-        negative_weight: float,
         gamma: float,
+        background_weight: float,
+        positive_term: PositiveTerm,
     ) -> Tensor:
         # float16 would underflow here, before a gradient scaler can prevent it.
         dtype = torch.float32 if logits.dtype == torch.float16 else logits.dtype
         grad = torch.empty_like(logits, dtype=dtype, memory_format=torch.contiguous_format)
-        loss = _fast_loss(logits, labels, positive_weight, negative_weight, gamma, grad)
+        loss = _fast_loss(logits, labels, gamma, background_weight, positive_term, grad)
         ctx.save_for_backward(grad)
-        ctx.unit, ctx.dtype = _unit(negative_weight), logits.dtype
+        ctx.unit, ctx.dtype = _unit(background_weight), logits.dtype
         return loss
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad_output: Tensor) -> tuple[Tensor, None, None, None, None]:
+    def backward(ctx, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         (grad,) = ctx.saved_tensors
         return (grad * (grad_output * ctx.unit)).to(ctx.dtype), None, None, None, None
 
 
-def _unit(negative_weight: float) -> float:
-    """Returns the unit of the stored gradient: the weight of negatives, or 1 if that is 0."""
-    return negative_weight or 1.0
+def _unit(background_weight: float) -> float:
+    """Returns the unit of the stored gradient: the weight of the background, or 1 if that is 0."""
+    return background_weight or 1.0
 
 
 def _fast_loss(
     logits: Tensor,
     labels: Tensor,
-    positive_weight: float,
-    negative_weight: float,
     gamma: float,
+    background_weight: float,
+    positive_term: PositiveTerm,
     grad: Tensor | None,
 ) -> Tensor:
     """Computes the loss and fills ``grad`` (R, K) with its gradient, in units of :func:`_unit`."""
-    background = sum_background(logits, labels, gamma, grad)
-    if grad is not None and not negative_weight:
+    background = _sum_background(logits, labels, gamma, grad)
+    if grad is not None and not background_weight:
         grad.zero_()
 
-    rows, is_positive, columns = positive_logits(labels, logits.shape[1])
+    rows, is_positive, columns = _positive_logits(labels, logits.shape[1])
     target = widen(logits[rows, columns])
-    as_positive, positive_slope = background_term(-target, gamma)
+    unit = None if grad is None else _unit(background_weight)
+    as_positive, slope = positive_term(target, rows, unit)
     as_background, _ = background_term(target, gamma)
-    correction = positive_weight * as_positive - negative_weight * as_background
+    correction = as_positive - background_weight * as_background
     if grad is not None:
-        slope = (-positive_weight / _unit(negative_weight) * positive_slope).to(grad.dtype)
+        slope = slope.to(grad.dtype)
         grad[rows, columns] = torch.where(is_positive, slope, grad[rows, columns])
     # Not multiplied by the mask: an ignored logit may be infinite.
-    return negative_weight * background + torch.where(is_positive, correction, 0.0).sum()
+    return background_weight * background + torch.where(is_positive, correction, 0.0).sum()
 
 
-def positive_logits(labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor, Tensor]:
+def _positive_logits(labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor, Tensor]:
     """Returns where the logits of positives are.
 
     Args:
@@ -150,7 +184,7 @@ def background_term(x: Tensor, gamma: float) -> tuple[Tensor, Tensor]:
     return factor * cross_entropy, factor * (gamma * (1 - p) * cross_entropy + p)
 
 
-def sum_background(logits: Tensor, labels: Tensor, gamma: float, grad: Tensor | None) -> Tensor:
+def _sum_background(logits: Tensor, labels: Tensor, gamma: float, grad: Tensor | None) -> Tensor:
     """Sums the terms of all logits of anchors not ignored; writes their derivatives to ``grad``.
 
     The formulas are those of :func:`background_term`, with the fewest and fastest operations and

@@ -1,8 +1,6 @@
 """Classification losses whose target at a positive's class is a quality y in [0, 1].
 
-All other targets are 0, so the losses share the way of :mod:`.focal_loss`: the background term is
-summed over all logits, and corrected at the one logit of each positive anchor; the gradient is
-computed in the forward pass.
+All other targets are 0, so they are sums of :func:`.focal_loss.loss_with_background`.
 
 Shapes: R anchors (of one image or of a whole batch), K classes, P anchors that include all
 positives.
@@ -16,10 +14,9 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from ..precision import widen
-from .focal_loss import background_term, positive_logits, sum_background
+from .focal_loss import background_term, loss_with_background
 
 
 def quality_focal_loss(
@@ -118,9 +115,18 @@ def _loss(
     quality = quality.detach()
     if torch.compiler.is_compiling():
         return _by_definition(logits, labels, quality, gamma, background_weight, term)
-    if torch.is_grad_enabled() and logits.requires_grad:
-        return _SoftTargetLoss.apply(logits, labels, quality, gamma, background_weight, term)
-    return _fast_loss(logits, labels, quality, gamma, background_weight, term, grad=None)
+
+    def positive_term(x: Tensor, rows: Tensor, unit: float | None) -> tuple[Tensor, Tensor | None]:
+        y = quality[rows].to(x)
+        if unit is None:
+            return term(x, y), None
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            loss = term(x, y)
+            (slope,) = torch.autograd.grad(loss.sum(), x)
+        return loss.detach(), slope / unit
+
+    return loss_with_background(logits, labels, gamma, background_weight, positive_term)
 
 
 def _by_definition(
@@ -138,56 +144,3 @@ def _by_definition(
     as_background = background_weight * background_term(x, gamma)[0]
     as_positive = term(torch.where(is_positive, x, 0.0), quality.to(x)[:, None].expand_as(x))
     return torch.where(is_positive, as_positive, as_background).sum()
-
-
-class _SoftTargetLoss(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx,
-        logits: Tensor,
-        labels: Tensor,
-        quality: Tensor,
-        gamma: float,
-        background_weight: float,
-        term: _Term,
-    ) -> Tensor:
-        # float16 would underflow here, before a gradient scaler can prevent it.
-        dtype = torch.float32 if logits.dtype == torch.float16 else logits.dtype
-        grad = torch.empty_like(logits, dtype=dtype, memory_format=torch.contiguous_format)
-        loss = _fast_loss(logits, labels, quality, gamma, background_weight, term, grad)
-        ctx.save_for_backward(grad)
-        ctx.unit, ctx.dtype = background_weight, logits.dtype
-        return loss
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        (grad,) = ctx.saved_tensors
-        grad = (grad * (grad_output * ctx.unit)).to(ctx.dtype)
-        return grad, None, None, None, None, None
-
-
-def _fast_loss(
-    logits: Tensor,
-    labels: Tensor,
-    quality: Tensor,
-    gamma: float,
-    background_weight: float,
-    term: _Term,
-    grad: Tensor | None,
-) -> Tensor:
-    """Computes the loss; fills ``grad`` (R, K) with its gradient / ``background_weight``."""
-    background = sum_background(logits, labels, gamma, grad)
-    rows, is_positive, columns = positive_logits(labels, logits.shape[1])
-    # An ignored logit may be infinite.
-    x = torch.where(is_positive, widen(logits[rows, columns]), 0.0)
-    as_background, _ = background_term(x, gamma)
-    with torch.set_grad_enabled(grad is not None):
-        x = x.detach().requires_grad_(grad is not None)
-        as_positive = term(x, quality[rows].to(x))
-        if grad is not None:
-            (slope,) = torch.autograd.grad(as_positive.sum(), x)
-            slope = (slope / background_weight).to(grad.dtype)
-            grad[rows, columns] = torch.where(is_positive, slope, grad[rows, columns])
-    correction = as_positive.detach() - background_weight * as_background
-    return background_weight * background + torch.where(is_positive, correction, 0.0).sum()
