@@ -107,3 +107,8 @@ class Targets(NamedTuple):
     boxes: Tensor
     soft: Tensor | None = None
     box_labels: Tensor | None = None
+
+    @property
+    def labels_of_boxes(self) -> Tensor:
+        """(N, R) labels for the losses of boxes: ``box_labels``, or else ``labels``."""
+        return self.labels if self.box_labels is None else self.box_labels

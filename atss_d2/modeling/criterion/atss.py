@@ -172,8 +172,7 @@ class ATSSCriterion(Criterion):
         weights = quality if is_weighted else positives.mask.to(quality.dtype)
         num_positives = positives.mask.sum()
         if self.floor_per_image:
-            labels = targets.labels if targets.box_labels is None else targets.box_labels
-            num_positives = count_with_floor(labels, self.num_classes)
+            num_positives = count_with_floor(targets.labels_of_boxes, self.num_classes)
         return quality, weights, (num_positives, weights.sum())
 
     @torch.no_grad()

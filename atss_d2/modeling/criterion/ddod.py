@@ -17,7 +17,7 @@ from .box_losses import box_reg_loss
 from .centerness import centerness_loss
 from .focal_loss import sigmoid_focal_loss
 from .iou_branch import IoUBranchCriterion
-from .positives import count_with_floor, find_positives, is_positive, num_processes
+from .positives import find_positives, is_positive, num_processes
 
 
 @CRITERION_REGISTRY.register()
@@ -107,10 +107,8 @@ class DDODCriterion(IoUBranchCriterion):
         """
         sizes = [level.shape[1] for level in predictions.logits]  # Ri
         self._check_levels(len(sizes))
-        labels = [targets.labels, targets.labels]  # (N, R) each
-        if targets.box_labels is not None:
-            labels[1] = targets.box_labels
-        num_cls, num_box, counts = self._count(labels, sizes)
+        labels = [targets.labels, targets.labels_of_boxes]  # (N, R) each
+        num_cls, num_box, counts = self._count_by_level(labels, sizes)
         cls_weights, box_weights = self._level_weights(counts).to(num_cls.dtype)  # (L,) each
 
         loss_cls = torch.stack(
@@ -146,7 +144,9 @@ class DDODCriterion(IoUBranchCriterion):
         }
 
     @torch.no_grad()
-    def _count(self, labels: list[Tensor], sizes: list[int]) -> tuple[Tensor, Tensor, Tensor]:
+    def _count_by_level(
+        self, labels: list[Tensor], sizes: list[int]
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Counts the positives of a batch, over all processes, in one message.
 
         Args:
@@ -161,10 +161,7 @@ class DDODCriterion(IoUBranchCriterion):
             for x in labels
             for level in is_positive(x, self.num_classes).split(sizes, 1)
         ]
-        if self.floor_per_image:
-            totals = [count_with_floor(x, self.num_classes) for x in labels]
-        else:
-            totals = [is_positive(x, self.num_classes).sum() for x in labels]
+        totals = [self._count(x) for x in labels]
         floors = (1, 1, *[0] * len(per_level))
         num_cls, num_box, *means = self.normalizers(*totals, *per_level, floors=floors)
         counts = (torch.stack(means) * num_processes()).round().long()

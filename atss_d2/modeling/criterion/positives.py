@@ -58,8 +58,7 @@ def find_positives(predictions: Predictions, targets: Targets, num_classes: int)
         targets: Targets of its anchors.
         num_classes: K, the label of background.
     """
-    labels = targets.labels if targets.box_labels is None else targets.box_labels
-    labels = labels.flatten()  # (N x R,)
+    labels = targets.labels_of_boxes.flatten()  # (N x R,)
     mask = is_positive(labels, num_classes)
     rows = positive_rows(mask)
     mask = mask[rows]
