@@ -22,6 +22,7 @@ from pycocotools.cocoeval import COCOeval
 
 RECALLS = np.linspace(0, 1, 101)
 NUM_BINS = 10  # of scores, for the calibration
+NUM_DRAWS = 1000  # of images and seeds, for an interval
 
 
 @dataclass(frozen=True)

@@ -24,18 +24,18 @@ from atss_d2.plain.files import replacing
 from atss_d2.visualization import read_metrics
 from atss_d2.warning_filters import filter_third_party_warnings
 
+from .configs import load_row_config
 from .document import fill_blocks
-from .paired import draw_images, interval_of_difference
+from .paired import NUM_DRAWS, draw_images, interval_of_difference
 from .quality import compare, gain_text
 from .recall import LIMITS, SIZES, Coverage, average_recall, measure
 from .report import Measurement, collect
 from .rows import RPN_ROWS, Row
-from .runs import Result, read_results
+from .runs import read_results
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = "shapes"
 _FILE = "proposals.npz"
-_NUM_DRAWS = 1000
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -86,12 +86,10 @@ def text_of(coverage: Coverage) -> str:
 
 def measure_runs(output: Path) -> Iterator[Path]:
     """Measures the finished runs that were not measured yet; yields the files."""
-    from .configs import load_row_config
-
     torch.set_num_threads(1)
     for measurement in collect(read_results(output, DATA), DATA, rows=RPN_ROWS).values():
         for result in measurement.results:
-            folder = folder_of(output, result)
+            folder = result.folder(output)
             if (folder / _FILE).exists():
                 continue
             cfg = load_row_config(measurement.row, DATA, result.overrides)
@@ -104,12 +102,6 @@ def measure_runs(output: Path) -> Iterator[Path]:
             with replacing(folder / _FILE) as temporary, temporary.open("wb") as file:
                 np.savez_compressed(file, **arrays)
             yield folder / _FILE
-
-
-def folder_of(output: Path, result: Result) -> Path:
-    """Returns the folder of a finished run."""
-    (folder,) = Path(output, DATA).glob(f"*_{result.config}/seed{result.seed}")
-    return folder
 
 
 def read_coverage(path: Path) -> Coverage:
@@ -162,7 +154,7 @@ def _line(row: Row, measurements: dict[str, Measurement], output: Path) -> list[
         gain = compare(measurements[row.name], measurements[baseline_of(row)], output)["gain"]
         compared = [gain_text(x) for x in (_gain(pairs, 100), _gain(pairs, 1000), gain)]
     measurement = measurements[row.name]
-    masks = [_mask_ap(folder_of(output, x)) for x in measurement.results if x.seed in seeds]
+    masks = [_mask_ap(x.folder(output)) for x in measurement.results if x.seed in seeds]
     mask_ap = "" if None in masks else f"{np.mean(masks):.1f}"
     return [
         *cells,
@@ -181,14 +173,14 @@ def baseline_of(row: Row) -> str:
 
 def _measured(measurement: Measurement, output: Path) -> dict[int, Coverage]:
     """Returns the coverage by seed, of the runs that have it."""
-    paths = {x.seed: folder_of(output, x) / _FILE for x in measurement.results}
+    paths = {x.seed: x.folder(output) / _FILE for x in measurement.results}
     return {seed: read_coverage(path) for seed, path in paths.items() if path.exists()}
 
 
 def _gain(pairs: Sequence[tuple[Coverage, Coverage]], limit: int) -> tuple[float, float, float]:
     """Returns the mean difference of AR with its interval, over draws of seeds and images."""
     num_images = 1 + max(int(x["all"][0].max()) for pair in pairs for x in pair)
-    draws = draw_images(num_images, _NUM_DRAWS)
+    draws = draw_images(num_images, NUM_DRAWS)
     drawn = [
         np.array([[average_recall(x[side], "all", limit, draw) for draw in draws] for x in pairs])
         for side in (0, 1)

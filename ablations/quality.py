@@ -36,6 +36,7 @@ from benchmarks.timing import Contestant, race
 from .configs import load_row_config
 from .document import fill_blocks
 from .paired import (
+    NUM_DRAWS,
     average_precision,
     calibration_error,
     draw_images,
@@ -44,12 +45,11 @@ from .paired import (
 )
 from .report import Measurement, collect
 from .rows import BASELINE, QUALITY_ROWS, Row, select_rows
-from .runs import Result, read_results
+from .runs import read_results
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = "shapes"
 _COST = "quality_cost.json"
-_NUM_DRAWS = 1000
 _METRICS = ("AP75", "APs", "APm", "APl")
 
 
@@ -180,50 +180,31 @@ def compare(row: Measurement, baseline: Measurement, output: Path) -> dict:
     Returns:
         ``seeds``, ``gain`` and ``gain75`` (mean, low, high) in points of AP, and ``calibration``.
     """
-    seeds = sorted({x.seed for x in row.results} & {x.seed for x in baseline.results})
+    ours, theirs = ({x.seed: x for x in part.results} for part in (row, baseline))
+    seeds = sorted(ours.keys() & theirs.keys())
     if not seeds:
         raise ValueError(f"{row.row.name} and {baseline.row.name} have no seed in common")
-    ours, theirs = (
-        [_evaluated(*_place(output, _result(x, seed))) for seed in seeds] for x in (row, baseline)
-    )
-    found = {"seeds": seeds, "calibration": float(np.mean([run.calibration for run in ours]))}
+    pair = [[_evaluated(of[seed].folder(output)) for seed in seeds] for of in (ours, theirs)]
+    found = {"seeds": seeds, "calibration": float(np.mean([run.calibration for run in pair[0]]))}
     for name, thresholds in (("gain", slice(None)), ("gain75", slice(5, 6))):
-        full, aps = (
-            [
-                np.stack([getattr(run, what)[:, thresholds].mean(axis=1) for run in runs])
-                for runs in (ours, theirs)
-            ]
-            for what in ("full", "drawn")
-        )
-        low, high = interval_of_difference(*aps)
-        found[name] = (float((full[0] - full[1]).mean()), low, high)
+        aps = [np.stack([run.aps[:, thresholds].mean(axis=1) for run in runs]) for runs in pair]
+        low, high = interval_of_difference(*(x[:, 1:] for x in aps))
+        found[name] = (float((aps[0][:, 0] - aps[1][:, 0]).mean()), low, high)
     return found
 
 
 class _Evaluated(NamedTuple):
-    """A run on the images as they are, and drawn anew."""
-
-    full: np.ndarray  # (1, T) AP
-    drawn: np.ndarray  # (B, T)
+    aps: np.ndarray  # (1 + B, T) AP of the images as they are, then of each draw
     calibration: float
 
 
 @functools.cache
-def _evaluated(output: Path, config: str, seed: int) -> _Evaluated:
-    (folder,) = Path(output, DATA).glob(f"*_{config}/seed{seed}")
+def _evaluated(folder: Path) -> _Evaluated:
     matches = match(_annotations(), folder / "inference" / "coco_instances_results.json")
-    draws = draw_images(len(matches[0].num_objects), _NUM_DRAWS)
-    full = average_precision(matches, np.ones_like(draws[0]))[None]
-    drawn = np.stack([average_precision(matches, draw) for draw in draws])
-    return _Evaluated(full, drawn, calibration_error(matches))
-
-
-def _place(output: Path, result: Result) -> tuple[Path, str, int]:
-    return output, result.config, result.seed
-
-
-def _result(measurement: Measurement, seed: int) -> Result:
-    return next(x for x in measurement.results if x.seed == seed)
+    draws = draw_images(len(matches[0].num_objects), NUM_DRAWS)
+    draws = [np.ones_like(draws[0]), *draws]
+    aps = np.stack([average_precision(matches, draw) for draw in draws])
+    return _Evaluated(aps, calibration_error(matches))
 
 
 @functools.cache

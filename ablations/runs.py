@@ -154,6 +154,11 @@ class Result:
     seconds: float | None
     metrics: dict[str, float | None]
 
+    def folder(self, output: str | os.PathLike) -> Path:
+        """Returns the folder of the run, in that of the study."""
+        (folder,) = Path(output, self.data).glob(f"*_{self.config}/seed{self.seed}")
+        return folder
+
 
 def plan_runs(
     rows: Sequence[Row],
