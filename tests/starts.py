@@ -219,7 +219,7 @@ SIGNALS = {
     "SIGINT x 2": ("train", "test"),
     "SIGKILL": ("train", "spawn", "save", "last test"),
 }
-# Of the runs that these are sent to.
+# For the runs that these signals are sent to.
 SHORT = ["train.max_iter=12", "train.checkpointer.period=4", "train.eval_period=6"]
 
 

@@ -25,7 +25,7 @@ def nonfinite_tensors(
 
     Args:
         state: A checkpoint: tensors in dicts, lists and tuples.
-        parameters: Names of the model's parameters, that are not masks. None: unknown, any weight
+        parameters: Names of the model's parameters, which are not masks. None: unknown, any weight
             may be a mask.
     """
     by_device: dict[torch.device, list[tuple[str, Tensor]]] = defaultdict(list)

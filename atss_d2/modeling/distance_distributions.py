@@ -36,7 +36,7 @@ class DistanceDistributions(nn.Module):
         self.num_values = 4 * num_bins
         self.anchor_scale = anchor_scale
         self.points = PointDistances(anchor_scale=anchor_scale)
-        # A buffer moves with the model, and exports keep it once; it is no weight.
+        # A buffer moves with the model and is stored once in exports; it is not a weight.
         self.register_buffer("bins", torch.arange(float(num_bins)), persistent=False)
 
     def get_deltas(self, anchors: Tensor, boxes: Tensor) -> Tensor:

@@ -42,7 +42,7 @@ def test_it_differs_from_atss_in_neck_and_head_only(configs):
 
 @pytest.mark.parametrize("name", ["demo/atss_dyhead_shapes_wide"])
 def test_the_pretrained_part_learns_slowly(configs, name):
-    """Although its names begin otherwise than without DyHead."""
+    """Although DyHead adds a prefix to the names of its parameters."""
     cfg = configs[name]
     with torch.device("meta"):
         model = instantiate(cfg.model)

@@ -161,6 +161,6 @@ def test_losses_of_one_set_of_samples_refuse_a_second_one(kind):
     criterion = kind()
     criterion.bind(box2box_transform=PointDistances(anchor_scale=4), num_classes=2)
     predictions, targets = made_up(torch.tensor([[0, 2, 2, 2, 2, 2]]))
-    soft = torch.zeros(1, 6)  # scores learn the quality of a box that is no sample
+    soft = torch.zeros(1, 6)  # the scores would learn the quality of a box that is not a sample
     with pytest.raises(ValueError, match="trains classes and boxes with the same samples"):
         criterion(predictions._replace(quality=None), targets._replace(soft=soft))

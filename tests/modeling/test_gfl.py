@@ -199,7 +199,7 @@ def test_logits_in_half_precision_are_computed_in_float32():
     torch.testing.assert_close(
         coder.apply_deltas(logits, anchors), coder.apply_deltas(logits.float(), anchors)
     )
-    assert not list(coder.state_dict())  # the bins are no weights
+    assert not list(coder.state_dict())  # the bins are not weights
 
 
 def test_a_coder_needs_two_bins():

@@ -475,7 +475,7 @@ def test_alignment_by_hand():
 
 
 def test_what_is_not_aligned_is_not_positive():
-    """Ties at t = 0 are no positives: a box may get none."""
+    """Anchors with t = 0 are never positive: a box may get none."""
     anchors = [[1, 1, 5, 5], [3, 3, 7, 7]]
     scene = hand_scene(anchors, [[0, 0, 8, 8]], [5, 5], [[9, 9, 12, 12], [0, 0, 0, 0]])
     matched, soft, *_ = TaskAlignedMatcher().assign(scene)
