@@ -204,10 +204,11 @@ def best_anchors(
         chunk = box_idxs[rows, None]  # (m, 1)
         if is_read:
             mask = blocks(rows)  # (m, B)
-            place = mask.flatten().nonzero()[:, 0]  # (P,)
-            values = bounds(place // mask.shape[1] + rows.start, place % mask.shape[1])
+            of_box, block = mask.nonzero().unbind(dim=1)  # (P,)
+            values = bounds(of_box + rows.start, block)
             found = torch.full((mask.numel(),), NO_MERIT, dtype=torch.int32)
-            found = found.index_copy_(0, place, values).view_as(mask)
+            found.index_copy_(0, of_box * mask.shape[1] + block, values)
+            found = found.view_as(mask)
             last = counts[rows, None].clamp(max=k) - 1
             best.append(_search(chunk, merits, found, k, last, num_anchors))
         else:
@@ -253,16 +254,16 @@ def _search(
     least = _merits(best.gather(1, last))  # (m, 1)
     bounds = bounds.scatter(1, blocks, NO_MERIT)
     # Then all others that may hold an anchor as good as the last: a lower index comes first.
-    rows, blocks = ((bounds > NO_MERIT) & (bounds >= least)).nonzero().unbind(dim=1)  # (P,)
+    rows, blocks = (bounds >= least.clamp(min=NO_MERIT + 1)).nonzero().unbind(dim=1)  # (P,)
     for part in box_chunks(rows, BLOCK_SIZE):
         found, anchors = compare(box_idxs[rows[part]], blocks[part, None])  # (p, BLOCK_SIZE)
         # k blocks that each have an anchor so good leave no place for worse ones.
         bounds.fill_(NO_MERIT)[rows[part], blocks[part]] = found.amax(dim=1)
         if k <= bounds.shape[1]:
             least = torch.maximum(least, bounds.topk(k, dim=1).values.gather(1, last))
-        is_better = (found > NO_MERIT) & (found >= least[rows[part]])
-        of_row = rows[part, None].expand_as(found)[is_better]
-        best = _merge(best, of_row, _keys(found[is_better], anchors[is_better]))
+        is_better = found >= least.clamp(min=NO_MERIT + 1)[rows[part]]
+        block, place = is_better.nonzero().unbind(dim=1)  # (q,)
+        best = _merge(best, rows[part][block], _keys(found[block, place], anchors[block, place]))
         least = _merits(best.gather(1, last))
     return best
 
