@@ -77,6 +77,21 @@ def add_atss_config(cfg: CN) -> None:
     _C.FPN = CN()
     _C.FPN.P7_RELU = True
 
+    # Blocks of DyHead between the backbone and the head: 0 for none, 6 in the paper, which also has
+    # HEAD.CONV_DIMS () and HEAD.PRED_KERNEL_SIZE 1.
+    _C.DY_HEAD = CN()
+    _C.DY_HEAD.NUM_BLOCKS = 0
+    # Channels of all levels behind the blocks.
+    _C.DY_HEAD.CHANNELS = 256
+    # Offsets of the convolution of the upper level: "resize", or "flattened" for published weights.
+    _C.DY_HEAD.OFFSETS_OF_UPPER_LEVEL = "resize"
+    # Whether offsets start at zero, as by default in mmdetection.
+    _C.DY_HEAD.ZERO_INIT_OFFSETS = False
+    # Groups of the GroupNorm after each deformable convolution.
+    _C.DY_HEAD.NORM_GROUPS = 16
+    # Images are padded to a multiple of this; 128 in the authors' release. None: the backbone's.
+    _C.DY_HEAD.SIZE_DIVISIBILITY = None
+
     # ------------------------------------------------------------------------------- anchors
     # Sizes, aspect ratios and offset are Detectron2's MODEL.ANCHOR_GENERATOR.*. This is the shift
     # in pixels that ShiftedAnchorGenerator adds to all centers; 0.5 gives the authors' anchors.

@@ -20,6 +20,7 @@ from ..config.arguments import arguments_of, kwargs_from, node_name
 from .box_coding import PointDistances, TwoSidedBox2BoxTransform, num_box_values
 from .criterion import CRITERION_REGISTRY, ATSSCriterion, Criterion, IoUBranchCriterion
 from .distance_distributions import DistanceDistributions
+from .dyhead import DyHead
 from .head import HEAD_REGISTRY
 from .matchers import MATCHER_REGISTRY, ATSSMatcher, DenseMatcher, IoUMatcher, TopKMatcher
 
@@ -196,6 +197,9 @@ def build_parts(cfg: CfgNode, meta_architecture: type) -> dict:
     check_num_classes(cfg)
     node = cfg.MODEL.ATSS
     backbone = build_backbone(cfg)
+    if node.DY_HEAD.NUM_BLOCKS:
+        blocks = kwargs_from(node.DY_HEAD, DyHead)
+        backbone = DyHead(backbone=backbone, in_features=node.HEAD_IN_FEATURES, **blocks)
     shapes = backbone.output_shape()
     names = node.HEAD_IN_FEATURES or sorted(shapes, key=lambda name: shapes[name].stride)
     input_shape = [shapes[name] for name in names]

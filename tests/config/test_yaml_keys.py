@@ -26,6 +26,7 @@ from atss_d2.modeling import (
     CenterSamplingMatcher,
     DDODCriterion,
     DDODMatcher,
+    DyHead,
     DynamicSoftLabelMatcher,
     IoUBranchCriterion,
     IoUMatcher,
@@ -138,6 +139,7 @@ SHARED_BY_RULES = ("IGNORE_IOA_THRESH", "CENTER_EPSILON", "INSET")
 NODES = {
     "": (ATSS, "input_format vis_period criterion head_in_features"),
     "HEAD": (ATSSHead, "num_anchors num_box_values"),
+    "DY_HEAD": (DyHead, "backbone in_features num_blocks"),  # NUM_BLOCKS is 0 by default
     "FPN": (build_fpn_with_p6p7, "in_features out_channels norm fuse_type"),
     "ANCHOR_GENERATOR": (ShiftedAnchorGenerator, "offset"),
     "MATCHER": (ATSSMatcher, "num_anchors"),
@@ -173,6 +175,7 @@ def test_keys_and_defaults_are_those_of_the_signatures(name):
     keys = {key: value for key, value in node.items() if not isinstance(value, CfgNode)}
     for key in ("NUM_CLASSES", "CATEGORIES", "CHECK_DATA", "BOX_CODER", "NAME", "HEAD_IN_FEATURES"):
         keys.pop(key, None)  # choices, and what belongs to the data
+    keys.pop("NUM_BLOCKS", None)
     defaults = {
         argument.upper(): parameter.default
         for argument, parameter in arguments_of(function).items()
@@ -288,6 +291,16 @@ EFFECTS = {
     "VF_NET_HEAD.CONV_DIMS": ([32], lambda m: m.head.cls_score.in_channels, 32),
     "VF_NET_HEAD.CONV_BIAS": (True, lambda m: m.head.first_subnet[0].bias is not None, True),
     "FPN.P7_RELU": (False, lambda m: type(m.backbone.top_block), LastLevelP6P7WithoutReLU),
+    "DY_HEAD.NUM_BLOCKS": (2, lambda m: len(getattr(m.backbone, "blocks", ())), 2),
+    "DY_HEAD.CHANNELS": (32, lambda m: m.head.cls_subnet[0].in_channels, 32),
+    "DY_HEAD.OFFSETS_OF_UPPER_LEVEL": (
+        *("flattened", lambda m: m.backbone.blocks[0].reads_flattened, True),
+    ),
+    "DY_HEAD.ZERO_INIT_OFFSETS": (
+        *(True, lambda m: m.backbone.blocks[0].offset.weight.any().item(), False),
+    ),
+    "DY_HEAD.NORM_GROUPS": (8, lambda m: m.backbone.blocks[0].same.norm.num_groups, 8),
+    "DY_HEAD.SIZE_DIVISIBILITY": (64, lambda m: m.backbone.size_divisibility, 64),
     "MATCHER.NAME": ("IoUMatcher", lambda m: type(m.matcher), IoUMatcher),
     "CRITERION.NAME": ("TwiceTheLoss", lambda m: type(m.criterion), TwiceTheLoss),
     "IOU_BRANCH_CRITERION.QUALITY_WEIGHTED_BOX_LOSS": (
@@ -374,6 +387,8 @@ def test_every_key_has_an_effect(key):
     if node.startswith("VF_NET_"):
         cfg.MODEL.ATSS.BOX_CODER = "PointDistances"
         cfg.MODEL.ATSS.HEAD.NAME, cfg.MODEL.ATSS.CRITERION.NAME = "VFNetHead", "VFNetCriterion"
+    if node == "DY_HEAD" and key != "DY_HEAD.NUM_BLOCKS":
+        cfg.MODEL.ATSS.DY_HEAD.NUM_BLOCKS = 1
     if key.startswith("ANCHOR_GENERATOR."):
         cfg.MODEL.ANCHOR_GENERATOR.NAME = "ShiftedAnchorGenerator"
     if key.startswith("FPN."):

@@ -1,11 +1,14 @@
 """The configs with DyHead: their parts, and how many parameters they have."""
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
 from detectron2.config import instantiate
+from detectron2.modeling import build_model
 
+from atss_d2.config import get_config_path, load_config
 from atss_d2.modeling import DyHead
 from atss_d2.modeling.dyhead import DyHeadBlock
 
@@ -38,6 +41,20 @@ def test_it_differs_from_atss_in_neck_and_head_only(configs):
     for key in ("backbone", "head"):
         del cfg.model[key], atss.model[key]
     assert cfg == atss
+
+
+def test_yaml_keys_build_the_lazy_model(configs):
+    folder = Path(get_config_path("coco/atss_R_50_FPN_1x")).parents[1]
+    cfg = load_config(folder / "yaml/atss_R_50_FPN_1x.yaml")
+    node = cfg.MODEL.ATSS
+    node.DY_HEAD.NUM_BLOCKS, node.DY_HEAD.SIZE_DIVISIBILITY = 6, 128
+    node.HEAD.CONV_DIMS, node.HEAD.PRED_KERNEL_SIZE = (), 1
+    cfg.MODEL.DEVICE = "meta"
+    with torch.device("meta"):
+        model = build_model(cfg)
+        expected = instantiate(configs["coco/atss_dyhead_R_50_FPN_1x"].model)
+    assert str(model) == str(expected)
+    assert model.backbone.padding_constraints == expected.backbone.padding_constraints
 
 
 @pytest.mark.parametrize("name", ["demo/atss_dyhead_shapes_wide"])

@@ -129,6 +129,13 @@ TABLE: dict[str, tuple[Entry, ...]] = {
             "assert instantiate(model.criterion).cls_loss == 'matchability_aware'\n",
         ),
         Entry(
+            "DY_HEAD",
+            after="from detectron2.modeling import build_model\n"
+            "cfg.MODEL.DEVICE = 'cpu'\n"
+            "model = build_model(cfg)\n"
+            "assert len(model.backbone.blocks) == 6 and model.head.num_box_values == 68\n",
+        ),
+        Entry(
             "--report",
             replace={
                 "--rows 'quality/*' --seeds 0 1 2 3 4": "--rows quality/atss --seeds 0",
