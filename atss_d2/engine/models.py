@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import copy
+import logging
 from typing import Any
 
 import torch
-from detectron2.config import instantiate
+from detectron2.config import CfgNode, instantiate
 from omegaconf import DictConfig
 from torch import nn
 
 from ..checkpoint import SafeCheckpointer
-from ..config import ConfigError, resolve_device
+from ..config import ConfigError, by_kind, resolve_device, view_of
+from ..config.arguments import node_name
+
+logger = logging.getLogger(__name__)
 
 _AUTOCAST_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -39,6 +43,21 @@ def build_model(cfg: DictConfig) -> nn.Module:
         for part in (model.backbone, model.head):
             part.compile(**options)  # in place: parameters keep their names
     return model
+
+
+def check_warm_up(cfg: DictConfig | CfgNode, model: nn.Module) -> None:
+    """Warns if the rule of a model that follows a warm-up would never select samples."""
+    matcher = getattr(model, "matcher", None)
+    num_iterations = getattr(matcher, "warm_up_iterations", 0)
+    view = view_of(cfg)
+    max_iter = view.get(view.max_iter_key)
+    if 0 < max_iter <= num_iterations:
+        key = f"MODEL.ATSS.{node_name(type(matcher))}.WARM_UP_ITERATIONS"
+        key = by_kind(cfg, lazy="model.matcher.warm_up_iterations", yaml=key)
+        logger.warning(
+            f"{type(matcher).__name__} never selects samples: {key} is {num_iterations}, but there "
+            f"are only {max_iter} iterations. A third, as in the paper, is {max_iter // 3}"
+        )
 
 
 def build_model_with_tta(cfg: DictConfig, model: nn.Module) -> nn.Module:

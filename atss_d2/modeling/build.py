@@ -6,6 +6,7 @@ The keys under ``MODEL.ATSS`` are the arguments of the classes, see :mod:`atss_d
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,6 +22,7 @@ from .box_coding import PointDistances, TwoSidedBox2BoxTransform, num_box_values
 from .criterion import CRITERION_REGISTRY, ATSSCriterion, Criterion, IoUBranchCriterion
 from .distance_distributions import DistanceDistributions
 from .dyhead import DyHead
+from .geometry import box_areas
 from .head import HEAD_REGISTRY
 from .matchers import MATCHER_REGISTRY, ATSSMatcher, DenseMatcher, IoUMatcher, TopKMatcher
 
@@ -287,6 +289,16 @@ def check_parts(
             f"location, but the anchor generator gives {num_anchors} on its levels; use one size "
             "and one aspect ratio, or Box2BoxTransform"
         )
+    if from_points:
+        _check_scale(anchor_generator, box2box_transform, head)
+    channels = [backbone_shapes[name].channels for name in head_in_features]
+    expected = getattr(head, "in_channels", None)
+    if expected is not None and set(channels) != {expected}:
+        raise ValueError(
+            f"the head was built for features of {expected} channels, but those of the backbone, "
+            f"{list(head_in_features)}, have {channels}: set head.input_shape, or the channels of "
+            "the backbone"
+        )
     head_classes = getattr(head, "num_classes", num_classes)
     if head_classes != num_classes:
         raise ValueError(
@@ -303,3 +315,34 @@ def check_parts(
             f"the head was built for num_box_values={head_values} per anchor, but "
             f"{type(box2box_transform).__name__} takes {num_values}: set head.num_box_values"
         )
+
+
+def _check_scale(
+    anchor_generator: nn.Module, coder: PointDistances | DistanceDistributions, head: nn.Module
+) -> None:
+    """Checks that a coder finds the strides of anchors, which it computes from their sides.
+
+    Raises:
+        ValueError: It does not, and the head or the distributions depend on it.
+    """
+    cells = getattr(anchor_generator, "cell_anchors", None)
+    if cells is None or any(cell.device.type != "cpu" for cell in cells):
+        return
+    areas = [box_areas(cell[:1]).item() for cell in cells]
+    found = [round(area**0.5 / s, 2) for area, s in zip(areas, anchor_generator.strides)]
+    if all(math.isclose(scale, coder.anchor_scale, rel_tol=0.02) for scale in found):
+        return
+    message = (
+        f"{type(coder).__name__} has anchor_scale={coder.anchor_scale:g}, the side of an anchor in "
+        f"strides, but on the levels of the anchor generator it is {found}: set "
+    )
+    if len(set(found)) == 1:
+        key = f"MODEL.ATSS.{node_name(type(coder))}.ANCHOR_SCALE"
+        message += f"box2box_transform.anchor_scale={found[0]:g} ({key} in yaml)"
+    else:
+        message += "anchor_generator.sizes to the same multiple of all strides"
+    # Other heads only learn distances in another unit, as models did before this was checked.
+    if isinstance(coder, PointDistances) and not hasattr(head, "check_fit"):
+        logger.warning(message)
+        return
+    raise ValueError(message)

@@ -117,7 +117,7 @@ class ATSSHead(nn.Module):
                 raise ValueError(
                     f"deform_{name}_conv needs at least one convolution in conv_dims, got []"
                 )
-        in_channels = channels.pop()
+        self.in_channels = in_channels = channels.pop()
         self.num_classes = num_classes
         self.num_anchors = num_anchors
         self.num_box_values = num_box_values

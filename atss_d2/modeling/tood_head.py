@@ -132,10 +132,11 @@ class TOODHead(nn.Module):
         # Of a distance in strides: 22026 strides reach beyond every image.
         self.max_log_distance = 10.0
 
-        in_channels, channels, num_layers = input_shape[0].channels, conv_dims[0], len(conv_dims)
+        self.in_channels = input_shape[0].channels
+        channels, num_layers = conv_dims[0], len(conv_dims)
         self.shared_convs = nn.ModuleList()
         for i in range(num_layers):
-            conv = _conv3x3(channels if i else in_channels, channels, bias=not norm)
+            conv = _conv3x3(channels if i else self.in_channels, channels, bias=not norm)
             layer = [conv, get_norm(norm, channels)] if norm else [conv]
             self.shared_convs.append(nn.Sequential(*layer, nn.ReLU()))
         self.cls_decomposition = TaskDecomposition(num_layers, channels, norm)

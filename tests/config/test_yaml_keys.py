@@ -400,6 +400,8 @@ def test_every_key_has_an_effect(key):
         cfg.MODEL.ATSS.CENTER_SAMPLING_MATCHER.TOPK = 9
     if key != "HEAD_IN_FEATURES":  # None stands for all features
         assert read(build_model(cfg)) != expected
+    if key == "DISTANCE_DISTRIBUTIONS.ANCHOR_SCALE":  # must fit the anchors
+        cfg.MODEL.ANCHOR_GENERATOR.SIZES = [[value * stride] for stride in (8, 16, 32)]
     cfg.merge_from_list([f"MODEL.ATSS.{key}", value])
     model = build_model(cfg)
     assert read(model) == expected

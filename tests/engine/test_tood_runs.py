@@ -3,7 +3,8 @@
 import pytest
 from detectron2.config import LazyCall as L
 
-from atss_d2.engine import do_train
+from atss_d2.config import load_config
+from atss_d2.engine import Trainer, do_train
 from atss_d2.modeling import ATSSMatcher, TaskAlignedCriterion, TaskAlignedMatcher, TOODHead
 from atss_d2.modeling.box_coding import PointDistances
 from tests import toy
@@ -64,3 +65,26 @@ def test_micro_batches_in_both_phases(tmp_path):
     do_train(run.cfg)
     assert all("loss_cls" in run.metrics[i] for i in range(WARM_UP + 1))
     assert "atss/sum_soft" in run.metrics[WARM_UP]
+
+
+def test_a_warm_up_that_never_ends_is_told(tmp_path, caplog):
+    """As when the lines of the paper's config are put into that of a short training."""
+    run = tood_run(tmp_path / "lazy", **{"train.max_iter": WARM_UP})
+    do_train(run.cfg)
+    (record,) = [x for x in caplog.records if "TaskAlignedMatcher" in x.message]
+    assert record.message.startswith(
+        "TaskAlignedMatcher never selects samples: model.matcher.warm_up_iterations is 4, but there"
+    )
+    caplog.clear()
+    (tmp_path / "toy.yaml").write_text(toy.yaml_config(tmp_path / "yaml"))
+    cfg = load_config(tmp_path / "toy.yaml")
+    cfg.MODEL.DEVICE = "cpu"
+    node = cfg.MODEL.ATSS
+    node.HEAD.NAME, node.CRITERION.NAME = "TOODHead", "TaskAlignedCriterion"
+    node.TOOD_HEAD.CONV_DIMS = [toy.CHANNELS] * 2
+    node.MATCHER.NAME, node.TASK_ALIGNED_MATCHER.WARM_UP_ITERATIONS = "TaskAlignedMatcher", 30000
+    node.BOX_CODER = "PointDistances"
+    node.POINT_DISTANCES.CLAMP, node.POINT_DISTANCES.ANCHOR_SCALE = False, 4.0
+    Trainer(cfg)
+    key = "MODEL.ATSS.TASK_ALIGNED_MATCHER.WARM_UP_ITERATIONS"
+    assert f"{key} is 30000, but there are only 6 iterations" in caplog.text

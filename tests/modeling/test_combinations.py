@@ -5,6 +5,7 @@ import itertools
 import pytest
 import torch
 from detectron2.layers import ShapeSpec
+from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
 from detectron2.utils.events import EventStorage
 
 from atss_d2.modeling import (
@@ -26,7 +27,9 @@ from atss_d2.modeling import (
 )
 from atss_d2.modeling.box_coding import PointDistances
 from atss_d2.modeling.criterion.focal_loss import sigmoid_focal_loss
-from tests.detector import BOXES, CHANNELS, build, image, toy_head
+from tests.detector import BOXES, CHANNELS, ToyBackbone, build, image, toy_head
+
+POINTS = PointDistances(anchor_scale=4)
 
 
 def make_head(kind, **options):
@@ -48,7 +51,7 @@ def test_every_rule_trains_with_all_losses_or_is_refused(matcher, criterion):
     losses = kind(num_levels=2) if kind is DDODCriterion else kind()
     parts = {"head": toy_head(with_centerness=losses.uses_quality is not False)}
     if kind is VFNetCriterion:
-        parts = {"head": make_head(VFNetHead), "box2box_transform": PointDistances()}
+        parts = {"head": make_head(VFNetHead), "box2box_transform": POINTS}
     parts |= {"matcher": MATCHER_REGISTRY.get(matcher)(), "criterion": losses}
     if matcher == DDODMatcher.__name__ and not losses.takes_box_labels:
         with pytest.raises(ValueError, match=r"selects those of boxes separately: use .* DDODCrit"):
@@ -66,11 +69,11 @@ def test_every_rule_trains_with_all_losses_or_is_refused(matcher, criterion):
     ("parts", "message"),
     [
         (
-            {"criterion": VFNetCriterion(), "box2box_transform": PointDistances()},
+            {"criterion": VFNetCriterion(), "box2box_transform": POINTS},
             "VFNetCriterion has a loss of first boxes, which ATSSHead lacks: set head to VFNetHead",
         ),
         (
-            {"head": VFNetHead, "box2box_transform": PointDistances()},
+            {"head": VFNetHead, "box2box_transform": POINTS},
             "ATSSCriterion has no loss for the boxes that VFNetHead refines: set criterion to VFN",
         ),
         (
@@ -81,7 +84,7 @@ def test_every_rule_trains_with_all_losses_or_is_refused(matcher, criterion):
             {
                 "head": TOODHead,
                 "criterion": VFNetCriterion(),
-                "box2box_transform": PointDistances(clamp=False),
+                "box2box_transform": PointDistances(anchor_scale=4, clamp=False),
             },
             "VFNetCriterion has a loss of first boxes, which TOODHead lacks",
         ),
@@ -92,7 +95,7 @@ def test_every_rule_trains_with_all_losses_or_is_refused(matcher, criterion):
         (
             {
                 "head": GFLv2Head,
-                "box2box_transform": DistanceDistributions(),
+                "box2box_transform": DistanceDistributions(anchor_scale=4),
                 "criterion": IoUBranchCriterion(),
             },
             "the head does not predict: set head.with_centerness=True, which ATSSHead has",
@@ -114,6 +117,33 @@ def test_distributions_have_one_anchor_per_location():
     head = toy_head(num_anchors=3, num_box_values=coder.num_values)
     with pytest.raises(ValueError, match="DistanceDistributions regresses from a point and needs"):
         build(num_anchors=3, head=head, box2box_transform=coder)
+
+
+def test_the_head_takes_the_channels_of_the_backbone():
+    backbone = ToyBackbone()
+    backbone._out_feature_channels["p4"] = 2 * CHANNELS
+    with pytest.raises(ValueError, match=r"features of 64 channels, but those .* have \[64, 128\]"):
+        build(backbone=backbone)
+
+
+def test_coders_find_the_strides_of_the_anchors(caplog):
+    """Their sides are 4 strides here, and 8 by default."""
+    head = toy_head(with_centerness=False, num_box_values=68)
+    gfl = {"head": head, "criterion": SoftTargetCriterion()}
+    key = r"\(MODEL.ATSS.DISTANCE_DISTRIBUTIONS.ANCHOR_SCALE in yaml\)"
+    sentence = rf"anchor_scale=8, .* it is \[4.0, 4.0\]: set box2box_transform.anchor_scale=4 {key}"
+    with pytest.raises(ValueError, match=sentence):
+        build(**gfl, box2box_transform=DistanceDistributions())
+    build(**gfl, box2box_transform=DistanceDistributions(anchor_scale=4))
+    vfnet = {"head": make_head(VFNetHead), "criterion": VFNetCriterion()}
+    with pytest.raises(ValueError, match="set box2box_transform.anchor_scale=4"):
+        build(**vfnet, box2box_transform=PointDistances())
+    anchors = DefaultAnchorGenerator(sizes=[[32], [80]], aspect_ratios=[1.0], strides=[8, 16])
+    with pytest.raises(ValueError, match=r"\[4.0, 5.0\]: set anchor_generator.sizes to the same"):
+        build(**vfnet, box2box_transform=POINTS, anchor_generator=anchors)
+    assert not caplog.records
+    build(box2box_transform=PointDistances())  # the head may learn distances in any unit
+    assert "PointDistances has anchor_scale=8" in caplog.text
 
 
 # --------------------------------------------------------------- two sets of samples
