@@ -105,6 +105,8 @@ QUALITY_ROWS = (
     _quality("vfnet", "VFNet", 41.6),
     _quality("tood", "TOOD", 42.5),
     _quality("ddod", "DDOD", 41.6),
+    _quality("ddod_plain", "DDOD, no deformable convolutions", None, on_coco=False),
+    _quality("atss_deform", "ATSS, DDOD's deformable convolutions", None, on_coco=False),
     _quality("atss_dyhead", "ATSS, DyHead", 42.4),
     _quality("atss_simota", "ATSS's head, SimOTA", None, on_coco=False),
     _quality("atss_dsla", "ATSS's head, dynamic soft labels", None, on_coco=False),
