@@ -13,7 +13,7 @@ import functools
 import io
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,6 +28,7 @@ from pycocotools.coco import COCO
 
 from atss_d2.commands.errors import Parser, one_sentence
 from atss_d2.data import DataError
+from atss_d2.engine import load_weights
 from atss_d2.plain.files import replacing
 from atss_d2.warning_filters import filter_third_party_warnings
 from benchmarks.settings import Settings
@@ -97,13 +98,26 @@ def main(argv: Sequence[str] | None = None) -> int:
 def write_cost(
     output: Path, rows: Sequence[Row], overrides: Sequence[str] = (), *, seconds: float = 60.0
 ) -> Path:
-    """Times a training step and a detection of every row, in turns, and saves the medians."""
+    """Times a training step and a detection of every row, in turns, and saves the medians.
+
+    All rows get the same images, and the weights of their first trained seed, if there is one.
+    """
     torch.set_num_threads(1)
+    measurements = collect(read_results(output, DATA), DATA, rows=rows, overrides=overrides)
+    data = load_row_config(BASELINE, DATA).dataloader
+    torch.manual_seed(0)
+    batch, image = (next(iter(instantiate(node))) for node in (data.train, data.test))
     steps, detections = [], []
     for row in rows:
-        step, detect = _contestants(row, overrides)
+        cfg = load_row_config(row, DATA, overrides)
+        model = instantiate(cfg.model).to(memory_format=torch.channels_last)
+        results = measurements[row.name].results
+        if results:
+            load_weights(model, str(results[0].folder(output) / "model_final.pth"))
+        # The rules after their warm-up.
+        step = functools.partial(_train, model, batch, cfg.train.max_iter)
         steps.append(Contestant(row.name, step))
-        detections.append(Contestant(row.name, detect))
+        detections.append(Contestant(row.name, functools.partial(_detect, model, image)))
     settings = Settings(seconds=seconds)
     found = {
         kind: {name: 1000 * float(np.median(x)) for name, x in race(racers, settings).items()}
@@ -116,28 +130,17 @@ def write_cost(
     return path
 
 
-def _contestants(
-    row: Row, overrides: Sequence[str]
-) -> tuple[Callable[[], object], Callable[[], object]]:
-    """Returns calls of a training step, without the optimizer, and of the detection of an image."""
-    cfg = load_row_config(row, DATA, overrides)
-    torch.manual_seed(0)
-    model = instantiate(cfg.model).to(memory_format=torch.channels_last)
-    batch = next(iter(instantiate(cfg.dataloader.train)))
-    image = next(iter(instantiate(cfg.dataloader.test)))
+def _train(model: torch.nn.Module, batch: list[dict], iteration: int) -> None:
+    """Runs a training step without the optimizer."""
+    model.train()
+    with EventStorage(iteration):
+        sum(model(batch).values()).backward()
+    model.zero_grad()
 
-    def step() -> None:
-        model.train()
-        # The rules after their warm-up.
-        with EventStorage(cfg.train.max_iter):
-            sum(model(batch).values()).backward()
-        model.zero_grad()
 
-    @torch.no_grad()
-    def detect() -> object:
-        return model.eval()(image)
-
-    return step, detect
+@torch.no_grad()
+def _detect(model: torch.nn.Module, images: list[dict]) -> object:
+    return model.eval()(images)
 
 
 def write_report(
@@ -259,25 +262,28 @@ def gain_text(values: tuple[float, float, float]) -> str:
 
 
 def draw(measurements: dict, compared: dict, cost: dict, path: Path) -> None:
-    """Draws the gain over ATSS, with its interval, against the time of a training step."""
-    figure = Figure(figsize=(9, 5.5), layout="constrained", dpi=120)
-    axes = figure.subplots()
+    """Draws the gain of each row over ATSS, with its interval, beside the time of a step."""
+    names = [name for name in measurements if name in compared][::-1]  # the first row on top
     steps = cost.get("step_ms", {})
-    for name, found in compared.items():
-        if name not in steps or BASELINE.name not in steps:
-            continue
-        mean, low, high = found["gain"]
-        ratio = steps[name] / steps[BASELINE.name]
-        if name == BASELINE.name:
-            mean = low = high = 0.0
-        axes.errorbar(ratio, mean, [[mean - low], [high - mean]], fmt="o", capsize=3)
-        axes.annotate(
-            measurements[name].row.label, (ratio, mean), (6, 4), textcoords="offset points"
+    figure = Figure(figsize=(9, 1 + 0.36 * len(names)), layout="constrained", dpi=120)
+    gains, times = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
+    for place, name in enumerate(names):
+        mean, low, high = compared[name]["gain"] if name != BASELINE.name else (0.0, 0.0, 0.0)
+        color = "tab:green" if low > 0 else "tab:red" if high < 0 else "tab:gray"
+        gains.errorbar(
+            mean, place, xerr=[[mean - low], [high - mean]], fmt="o", capsize=3, color=color
         )
-    axes.axhline(0, color="tab:gray", linewidth=1)
-    axes.set(xlabel="time of a training step / ATSS's", ylabel="AP - ATSS's (bar: 95 % interval)")
-    axes.grid(alpha=0.3)
-    axes.margins(x=0.15)
+        if name in steps and BASELINE.name in steps:
+            ratio = steps[name] / steps[BASELINE.name]
+            bar = times.barh(place, ratio, height=0.6, color="tab:blue")
+            times.bar_label(bar, fmt="%.1f", padding=3)
+    gains.axvline(0, color="black", linewidth=1)
+    gains.set_yticks(range(len(names)), [measurements[name].row.label for name in names])
+    gains.set(xlabel="AP - ATSS's (bar: 95 % interval)")
+    times.set(xlabel="time of a training step / ATSS's")
+    for axes in (gains, times):
+        axes.grid(axis="x", alpha=0.3)
+    times.margins(x=0.15)
     figure.savefig(path)
 
 

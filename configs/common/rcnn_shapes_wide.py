@@ -39,7 +39,8 @@ def shrink(model, train):
     else:
         model.backbone = _fpn
         generator.head.in_channels = _channels
-        generator.post_nms_topk = [300, 1000]  # in training: the images are small
+    # 300 in training: the images are small.
+    generator.post_nms_topk = [300, generator.post_nms_topk[1]]
     heads.update(num_classes=1, batch_size_per_image=128)
     for head in heads.get("box_heads") or [heads.box_head]:
         shape = ShapeSpec(channels=_channels, height=7, width=7)
