@@ -21,6 +21,7 @@ from torch import Tensor
 from .nms import batched_nms, kept_by_nms
 from .nouns import Predictions
 from .pre_nms import NO_SCORE, select_fixed_number, select_pre_nms
+from .precision import no_autocast
 from .score_voting import vote_by_scores
 
 
@@ -126,7 +127,8 @@ def pre_nms_detections(
         deltas = _take_rows(regression[i], anchor_idxs).float()
         levels.append((scores, classes, deltas, level_anchors[anchor_idxs]))
     scores, classes, deltas, anchors = (torch.cat(x, dim=1) for x in zip(*levels))
-    boxes = box2box_transform.apply_deltas(deltas.flatten(0, 1), anchors.flatten(0, 1))
+    with no_autocast(deltas.device.type):
+        boxes = box2box_transform.apply_deltas(deltas.flatten(0, 1), anchors.flatten(0, 1))
     boxes, scores = _into_image(boxes.reshape_as(anchors), scores, image_size)
     return boxes, scores, classes
 

@@ -1,5 +1,7 @@
 """Where half precision is not enough: geometry, scores and losses."""
 
+import contextlib
+
 import torch
 from torch import Tensor
 
@@ -7,3 +9,13 @@ from torch import Tensor
 def widen(x: Tensor) -> Tensor:
     """Converts half precision to float32; keeps wider types (float64 for gradcheck)."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def no_autocast(device_type: str) -> contextlib.AbstractContextManager:
+    """Returns a context outside autocast, which computes matrix products of float32 in half.
+
+    Where autocast is off, there is nothing to leave, and nothing that an exporter would record.
+    """
+    if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
+        return torch.autocast(device_type, enabled=False)
+    return contextlib.nullcontext()
