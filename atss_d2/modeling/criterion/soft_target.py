@@ -180,6 +180,7 @@ class SoftTargetCriterion(Criterion):
                 f"{values['num_too_far']:.0f} positives of a batch have a side farther from their "
                 f"anchor than {max_distance(bins)} strides, which {bins} bins cannot predict; "
                 "atss/num_too_far counts them. Set num_bins of box2box_transform, and 4 x as many "
-                "num_box_values of the head, to more if your objects are larger than about "
+                "num_box_values of the head (in yaml, MODEL.ATSS.DISTANCE_DISTRIBUTIONS.NUM_BINS), "
+                "to more if your objects are larger than about "
                 f"{2 * max_distance(bins):.0f} strides of the coarsest level"
             )
