@@ -20,6 +20,8 @@ from atss_d2.modeling import (
     Targets,
 )
 from atss_d2.modeling.box_coding import PointDistances
+from atss_d2.modeling.criterion import focal_loss
+from atss_d2.modeling.criterion import positives as positives_module
 from atss_d2.modeling.labels import look_up
 from atss_d2.modeling.postprocess import postprocess
 from atss_d2.modeling.predictions import predictions_from_maps
@@ -239,6 +241,7 @@ def test_positives_too_far_for_the_bins_are_counted_and_reported(caplog):
     assert storage.latest()["atss/num_too_far"][0] == 1
     (message,) = caplog.messages  # once
     assert "1 positives of a batch have a side farther from their anchor than 15.9" in message
+    assert "in yaml, MODEL.ATSS.DISTANCE_DISTRIBUTIONS.NUM_BINS" in message
 
 
 def test_weights_of_the_box_losses():
@@ -256,6 +259,42 @@ def test_weights_of_the_box_losses():
     overlap = (min(right, 128) - max(left, 0)) * (min(bottom, 64) - max(top, 0))
     union = (right - left) * (bottom - top) + 128 * 64 - overlap
     torch.testing.assert_close(losses["quality"]["loss_box_reg"], full * (overlap / union))
+
+
+OPTIONS = [
+    {},
+    {"floor_per_image": True},
+    {"cls_loss": "varifocal", "box_weights": "centerness"},
+    {"cls_loss": "varifocal", "box_weights": "quality", "normalized_by": "quality"},
+]
+OPTION_IDS = ["gfl", "mmdetection", "vfl", "rtmdet"]
+
+
+def losses_and_gradients(anchors, options, dtype=torch.float32):
+    maps = [of_levels("gfl.cls"), of_levels("gfl.reg")]
+    maps = [[level.to(dtype).requires_grad_() for level in levels] for levels in maps]
+    losses = gfl_criterion(**options)(as_predictions(maps), labeled(anchors)[1])
+    return losses, torch.autograd.grad(sum(losses.values()), maps[0] + maps[1])
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=OPTION_IDS)
+def test_losses_are_the_same_by_the_way_of_a_gpu(anchors, options, monkeypatch):
+    expected = losses_and_gradients(anchors, options)
+    monkeypatch.setattr(positives_module, "positive_rows", lambda _: slice(None))
+    monkeypatch.setattr(focal_loss, "_is_on_cpu", lambda _: False)
+    found = losses_and_gradients(anchors, options)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=OPTION_IDS)
+def test_autocast_does_not_change_the_losses(anchors, options):
+    """Of maps in bfloat16, which are computed in float32."""
+    expected = losses_and_gradients(anchors, options, torch.bfloat16)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = losses_and_gradients(anchors, options, torch.bfloat16)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+    for name, loss in losses_and_gradients(anchors, options)[0].items():
+        torch.testing.assert_close(found[0][name], loss, rtol=0.02, atol=0)
 
 
 def test_soft_targets_of_the_rule_come_first():
@@ -312,3 +351,15 @@ def test_a_head_that_does_not_fit_the_criterion_is_refused_at_once(
     model.head.with_centerness = with_centerness
     with torch.device("meta"), pytest.raises(ValueError, match=message):
         instantiate(model)
+
+
+def test_autocast_does_not_round_boxes(anchors):
+    """The mean of a distribution is a matrix product, which autocast computes in half precision."""
+    maps = as_predictions([of_levels("gfl.cls"), of_levels("gfl.reg")])
+    coder = DistanceDistributions(num_bins=NUM_BINS)
+    sizes = [(int(h), int(w)) for w, h in tensor("sizes_wh")]
+    expected = postprocess(maps, anchors, sizes, box2box_transform=coder)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = postprocess(maps, anchors, sizes, box2box_transform=coder)
+    assert all(len(boxes) for boxes, *_ in expected)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)

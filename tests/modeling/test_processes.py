@@ -11,10 +11,15 @@ from torch.nn.parallel import DistributedDataParallel
 
 from atss_d2 import use_atss
 from atss_d2.engine import leave_process_group
-from atss_d2.modeling import IoUBranchCriterion, PAAMatcher
+from atss_d2.modeling import (
+    DistanceDistributions,
+    IoUBranchCriterion,
+    PAAMatcher,
+    SoftTargetCriterion,
+)
 from tests import detectron2_models as d2
 from tests import rcnn_models
-from tests.detector import build, image
+from tests.detector import build, image, toy_head
 from tests.tood import tood
 from tests.vfnet import toy_vfnet
 
@@ -38,6 +43,17 @@ def proposal_network():
     )
 
 
+def soft_target(**options):
+    """A detector with distributions whose scores learn the IoU of the predicted box."""
+    torch.manual_seed(0)
+    coder = DistanceDistributions(anchor_scale=4)
+    return build(
+        head=toy_head(with_centerness=False, num_box_values=coder.num_values),
+        box2box_transform=coder,
+        criterion=SoftTargetCriterion(**options),
+    )
+
+
 DETECTORS = {
     "rpn": proposal_network,
     "atss": build,
@@ -46,6 +62,9 @@ DETECTORS = {
     "tood": tood,
     "tood, warm-up": functools.partial(tood, warm_up_iterations=1),
     "vfnet": toy_vfnet,
+    "gfl": soft_target,
+    "vfl": functools.partial(soft_target, cls_loss="varifocal", box_weights="centerness"),
+    "rtmdet": functools.partial(soft_target, box_weights="quality", normalized_by="quality"),
 }
 
 
