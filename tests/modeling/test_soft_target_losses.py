@@ -125,6 +125,19 @@ def test_extreme_logits_have_finite_gradients(name, value):
     assert torch.isfinite(logits.grad).all()
 
 
+@pytest.mark.parametrize("compiles", [False, True])
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0, 2.0])
+def test_a_score_that_equals_its_target_has_a_finite_gradient(gamma, compiles, monkeypatch):
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: compiles)
+    logits = torch.tensor([[30.0, 0.0], [0.0, 0.0]], requires_grad=True)
+    labels, quality = torch.tensor([0, 1]), torch.tensor([1.0, 0.5])  # the very scores
+    loss = quality_focal_loss(logits, labels, quality, gamma=gamma)
+    (slope,) = torch.autograd.grad(loss, logits)
+    assert torch.isfinite(slope).all()
+    assert slope[[0, 1], [0, 1]].abs().max() < 1e-6
+    assert slope[0, 1] > 0.1
+
+
 @pytest.mark.parametrize("name", LOSSES)
 def test_ignored_anchors_and_the_targets_get_no_gradient(name):
     logits, labels, quality = scene(7)

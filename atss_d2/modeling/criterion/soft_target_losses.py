@@ -77,7 +77,9 @@ def matchability_aware_loss(
 
 
 def _quality_term(x: Tensor, y: Tensor, *, gamma: float) -> Tensor:
-    return (x.sigmoid() - y).abs().pow(gamma) * _cross_entropy(x, y)
+    # A power below 1 has an infinite slope at 0, which would become NaN.
+    distance = (x.sigmoid() - y).abs().clamp(min=torch.finfo(x.dtype).tiny)
+    return distance.pow(gamma) * _cross_entropy(x, y)
 
 
 def _varifocal_term(x: Tensor, y: Tensor, *, alpha: float, gamma: float) -> Tensor:
