@@ -48,8 +48,9 @@ def validation_losses(cfg: DictConfig, model: nn.Module) -> dict[str, float]:
     dtype = autocast_dtype(cfg) if is_enabled(cfg, "amp") else None
     sums: dict[str, torch.Tensor | float] = defaultdict(float)
     num_images = 0
-    # What the model logs, it logs about training.
-    storage = EventStorage(training_iteration() or 0)
+    # What the model logs, it logs about training. Outside training, no warm-up goes on.
+    iteration = training_iteration()
+    storage = EventStorage(cfg.train.max_iter if iteration is None else iteration)
     with preserved_rng(), storage, local_normalizers(), torch.no_grad():
         for batch in loader:
             for image in batch:

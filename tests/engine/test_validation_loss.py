@@ -11,6 +11,7 @@ from detectron2.utils.events import EventStorage
 from atss_d2.config import ConfigError
 from atss_d2.engine.validation_loss import validation_losses
 from tests import toy
+from tests.engine.test_tood_runs import WARM_UP, tood_run
 
 KEYS = {"train.max_iter": 4, "train.eval_period": 2, "train.checkpointer.period": 2}
 ON = {"train.validation_loss": {"enabled": True}}
@@ -72,3 +73,15 @@ def test_a_test_set_without_annotations(tmp_path):
     ]
     with pytest.raises(ConfigError, match=r"needs annotations, and '.*toy_val_0.png'"):
         validation_losses(run.cfg, model)
+
+
+@pytest.mark.usefixtures("toy_data")
+def test_outside_training_nothing_is_a_warm_up(tmp_path):
+    """Within it, the losses are those of the iteration: also of the first one."""
+    run = tood_run(tmp_path)
+    torch.manual_seed(0)
+    model = instantiate(run.cfg.model)
+    found = validation_losses(run.cfg, model)
+    for iteration, is_over in ((0, False), (WARM_UP - 1, False), (WARM_UP, True)):
+        with EventStorage(iteration):
+            assert (validation_losses(run.cfg, model) == found) == is_over
