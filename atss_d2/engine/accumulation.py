@@ -80,21 +80,25 @@ class MicroBatches:
     def are_disproved(self) -> bool:
         """Compares what was counted in advance with what the losses counted.
 
-        Only after the first batch, as the host reads the numbers. All processes decide alike.
+        Only after the first batch with positives, as the host reads the numbers. All processes
+        decide alike.
 
         Returns:
             Whether the batch must be repeated: from now on, each part has its own normalizers.
         """
         if not self._uses_totals or self._is_verified:
             return False
-        self._is_verified = True
         totals, seen = self._counted
         counted = [torch.stack(parts).sum() for parts in zip(*seen)]
         is_equal = len(seen) == self._num and len(counted) == len(totals)
         is_equal = is_equal and torch.allclose(
             torch.stack(totals).float(), torch.stack(counted).float(), rtol=1e-4, equal_nan=True
         )
-        self._uses_totals = all(comm.all_gather(is_equal))
+        # Without positives, 0 equals 0: even where each image counts as one, no weights add up.
+        has_positives = all(bool(total) for total in totals)
+        are_equal, had_positives = zip(*comm.all_gather((is_equal, has_positives)))
+        self._uses_totals = all(are_equal)
+        self._is_verified = any(had_positives)
         if not self._uses_totals:
             logger.warning(_WHY_MEAN)
         return not self._uses_totals

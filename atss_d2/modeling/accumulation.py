@@ -30,14 +30,14 @@ _LOSSES = ("forward_training", "label_anchors", "losses")
 def knows_totals(model: nn.Module) -> bool:
     """Returns whether :func:`batch_totals` can count for a model: labels follow from boxes alone.
 
-    It cannot for other models than ATSS, rules that look at predictions, criteria without
-    :meth:`Criterion.totals`, and subclasses with other losses.
+    It cannot for other models than ATSS, rules that look at predictions or select the samples of
+    boxes separately, criteria without :meth:`Criterion.totals`, and subclasses with other losses.
     """
     if not isinstance(model, ATSS) or model.matcher.needs_predictions:
         return False
     if any(getattr(type(model), name) is not getattr(ATSS, name) for name in _LOSSES):
         return False
-    if model.criterion.totals_need_predictions:
+    if model.criterion.totals_need_predictions or model.matcher.selects_boxes_separately:
         return False
     # The class that defines what is computed, or one derived from it, must also say what it counts.
     kinds = type(model.criterion).__mro__

@@ -12,7 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 from atss_d2.config import ConfigError
 from atss_d2.engine import leave_process_group
 from atss_d2.engine.step import StepTrainer
-from atss_d2.modeling import ATSS
+from atss_d2.modeling import ATSS, Assignment, ATSSMatcher
 from atss_d2.modeling.accumulation import knows_totals
 from atss_d2.modeling.criterion import ATSSCriterion
 from tests import detector, toy
@@ -129,6 +129,44 @@ def test_other_losses_are_the_mean_over_the_parts(criterion, caplog):
     mean = {name: (halves[0][0][name] + halves[1][0][name]) / 2 for name in losses}
     mean_gradients = {name: (halves[0][1][name] + halves[1][1][name]) / 2 for name in gradients}
     assert_same((losses, gradients), (mean, mean_gradients))
+
+
+class OwnSamplesOfBoxes(ATSSMatcher):
+    """A rule without predictions whose boxes have fewer samples than their classes."""
+
+    selects_boxes_separately = True
+
+    def match(self, scene):
+        matched = super().match(scene).matched_idxs
+        return Assignment(matched, box_matched_idxs=torch.where(matched % 2 == 0, matched, -1))
+
+
+def test_samples_of_boxes_of_their_own_are_normalized_within_the_parts(caplog):
+    model = detector.build(matcher=OwnSamplesOfBoxes(num_anchors=1))
+    with caplog.at_level(logging.INFO, "atss_d2"):
+        losses, _ = losses_and_gradients(model, images("different numbers of boxes"), 2)
+    assert "normalized within each micro-batch" in caplog.text
+    assert all(loss > 0 for loss in losses.values())
+
+
+class OtherAnchors(ATSS):
+    """Trains other anchors than those that are counted in advance."""
+
+    def as_predictions(self, maps):
+        self.matcher.topk = 1
+        return super().as_predictions(maps)
+
+
+@pytest.mark.parametrize("floor_per_image", [False, True])
+def test_a_batch_without_positives_does_not_verify_the_count(floor_per_image, caplog):
+    model = detector.build(floor_per_image=floor_per_image)
+    model.__class__ = OtherAnchors
+    trainer = StepTrainer(model, None, torch.optim.SGD(model.parameters(), lr=0.0), accumulate=2)
+    trainer.compute(images("no boxes"))
+    assert "normalized within each micro-batch" not in caplog.text
+    model.matcher.topk = 9
+    trainer.compute(images("different numbers of boxes"))
+    assert "normalized within each micro-batch" in caplog.text
 
 
 OPTIONS = {"train.max_iter": 3, "train.eval_period": 0, "dataloader.train.total_batch_size": 4}
