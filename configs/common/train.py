@@ -18,7 +18,8 @@ train = dict(
     # Autocast of the training steps, and, if inference is true, of the evaluations. float16 needs a
     # GPU for training; bfloat16 also runs on a CPU.
     amp=dict(enabled=False, dtype="float16", inference=False),
-    # Micro-batches that every batch is split into: less memory, the same gradient.
+    # Micro-batches that every batch is split into: less memory. The gradient is that of the batch
+    # where boxes alone tell the positives; elsewhere, it is the mean over the micro-batches.
     accumulate=1,
     # Steps whose gradient is not finite change no weight; more than max_skips in a row end a run.
     nonfinite=dict(max_skips=0),
