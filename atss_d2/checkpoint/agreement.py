@@ -71,7 +71,8 @@ def _settings(model: ATSS, convention: Convention) -> Iterator[tuple[str, Any, A
         needed = convention.stride_in_1x1 and is_resnet
         yield f"{prefix}.bottom_up.stages.stride_in_1x1", stride_in_1x1, needed
     needed = {"test_score_type": convention.score_type, "test_rank_by": convention.rank_by}
-    needed |= {key: x for key, x in own.convention.items() if key.startswith("test_")}
+    needed |= {"test_thresh_on": "class_score", "score_voting": None}
+    needed |= {key: x for key, x in own.convention.items() if key in needed}
     for key, value in needed.items():
         yield key, getattr(model, key), value
     for name in ("pixel_mean", "pixel_std"):

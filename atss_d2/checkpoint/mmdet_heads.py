@@ -93,6 +93,7 @@ MMDET_HEADS: Mapping[str, MMDetHead] = {
             "test_thresh_on": "score",
             "test_score_type": "sqrt",
             "test_rank_by": "score",
+            "score_voting": 0.025,
         },
     ),
     "ddod": MMDetHead(
