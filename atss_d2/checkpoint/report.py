@@ -17,6 +17,7 @@ from .conventions import get_convention
 # What may happen to a key. The last three are reasons to refuse a file.
 STATUSES = ("renamed", "changed", "left", "missing", "unexpected", "misshapen")
 _NUM_NAMED = 5  # keys that a sentence names
+_STRIDES = "model.backbone.backbone.bottom_up.stages.stride_in_1x1=True"
 
 
 class KeyReport(NamedTuple):
@@ -106,8 +107,23 @@ class ConversionReport:
             f"{self.count('left')} left" + (f" ({', '.join(reasons)})" if reasons else "")
         )
 
+    @property
+    def note(self) -> str:
+        """What the convention sets wrongly for these weights; empty if nothing is known."""
+        model = self.architecture
+        if self.convention != "mmdet" or model is None or "dyhead" not in model.config:
+            return ""
+        if model.settings.get("head.pred_kernel_size", 1) != 1:
+            return ""
+        keys = f"model.backbone.size_divisibility=128 model.anchor_generator.offset=0.5 {_STRIDES}"
+        return (
+            "1x1 predictors are those of mmdetection's second model with DyHead, for which these "
+            f"settings are wrong. It needs {keys} model.pixel_mean=[103.53,116.28,123.675] "
+            "model.pixel_std=[1,1,1] model.input_format=BGR"
+        )
+
     def __str__(self) -> str:
-        return self.summary()
+        return f"{self.summary()}. {self.note}" if self.note else self.summary()
 
     def refusal(self) -> str:
         """Returns why the file does not fit: the first keys that differ; empty if it fits."""
