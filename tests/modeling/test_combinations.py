@@ -21,6 +21,7 @@ from atss_d2.modeling import (
     SoftTargetCriterion,
     Targets,
     TaskAlignedCriterion,
+    TaskAlignedMatcher,
     TOODHead,
     VFNetCriterion,
     VFNetHead,
@@ -55,6 +56,10 @@ def test_every_rule_trains_with_all_losses_or_is_refused(matcher, criterion):
     parts |= {"matcher": MATCHER_REGISTRY.get(matcher)(), "criterion": losses}
     if matcher == DDODMatcher.__name__ and not losses.takes_box_labels:
         with pytest.raises(ValueError, match=r"selects those of boxes separately: use .* DDODCrit"):
+            build(**parts)
+        return
+    if kind is TaskAlignedCriterion and matcher != TaskAlignedMatcher.__name__:
+        with pytest.raises(ValueError, match=f"soft targets, which {matcher} does not give: set"):
             build(**parts)
         return
     with EventStorage():

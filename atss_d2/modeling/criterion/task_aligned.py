@@ -6,8 +6,10 @@ that include all positives.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..choices import check_choice
 from ..nouns import Predictions, Targets
@@ -39,6 +41,7 @@ class TaskAlignedCriterion(ATSSCriterion):
         focal_loss_gamma: float = 2.0,
         box_reg_loss_type: str = "giou",
         box_reg_loss_weight: float = 2.0,
+        centerness_inset: float = 0.0,
     ) -> None:
         """
         Args:
@@ -47,6 +50,7 @@ class TaskAlignedCriterion(ATSSCriterion):
             focal_loss_gamma: Exponent of that loss.
             box_reg_loss_type: "giou", "diou" or "ciou".
             box_reg_loss_weight: Weight of the box loss.
+            centerness_inset: See :class:`ATSSCriterion`; of the centerness targets of the warm-up.
 
         Raises:
             ValueError: An argument is out of range.
@@ -57,8 +61,19 @@ class TaskAlignedCriterion(ATSSCriterion):
             focal_loss_gamma=focal_loss_gamma,
             box_reg_loss_type=box_reg_loss_type,
             box_reg_loss_weight=box_reg_loss_weight,
+            centerness_inset=centerness_inset,
         )
         self.cls_loss_gamma = cls_loss_gamma
+
+    def check_fit(self, head: nn.Module, matcher: Any, *, num_levels: int) -> None:
+        """Checks also that the rule gives soft targets: otherwise, the warm-up would never end."""
+        super().check_fit(head, matcher, num_levels=num_levels)
+        if not getattr(matcher, "gives_soft_targets", True):
+            raise ValueError(
+                f"TaskAlignedCriterion learns soft targets, which {type(matcher).__name__} does "
+                "not give: set matcher to TaskAlignedMatcher, or criterion to SoftTargetCriterion; "
+                "a rule of your own that gives them has gives_soft_targets = True"
+            )
 
     def compute(self, predictions: Predictions, targets: Targets) -> dict[str, Tensor]:
         """Computes ``loss_cls`` and ``loss_box_reg``."""

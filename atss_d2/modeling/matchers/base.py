@@ -38,10 +38,12 @@ class DenseMatcher(ABC):
     Attributes:
         needs_predictions: Whether the rule uses ``scene.predictions``; a class attribute.
         selects_boxes_separately: Whether the assignment has ``box_matched_idxs``; likewise.
+        gives_soft_targets: Whether the assignment has ``soft``, after a warm-up; likewise.
     """
 
     needs_predictions = False
     selects_boxes_separately = False
+    gives_soft_targets = False
 
     def __init__(self, *, ignore_ioa_thresh: float | None = None) -> None:
         """

@@ -43,6 +43,7 @@ class TaskAlignedMatcher(DenseMatcher):
     """
 
     needs_predictions = True
+    gives_soft_targets = True
 
     def __init__(
         self,
