@@ -116,12 +116,14 @@ CONVENTIONS: Mapping[str, Convention] = {
         frozen_bn_has_eps=True,
     ),
 }
-# Both conventions have these; set because a config may have changed them.
+# Both conventions have these, but for mmdetection's PAA; set as a config may have changed them.
 _SAME_IN_ALL = {
     "test_score_thresh": 0.05,
     "test_topk_candidates": 1000,
     "test_nms_thresh": 0.6,
     "max_detections_per_image": 100,
+    "test_thresh_on": "class_score",
+    "score_voting": None,
 }
 
 

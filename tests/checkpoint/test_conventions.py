@@ -18,6 +18,7 @@ from atss_d2.config import load_config
 from atss_d2.modeling import CenterSamplingMatcher, ShiftedAnchorGenerator, TopKMatcher
 from atss_d2.modeling.backbones import LastLevelP6P7, LastLevelP6P7WithoutReLU
 from atss_d2.modeling.box_coding import PointDistances
+from atss_d2.modeling.criterion.positives import Positives
 from tests import reference, toy
 from tests.detectron2_models import Recorder
 
@@ -144,6 +145,7 @@ def test_yaml_of_other_detectors(detector, tmp_path):
         matcher, criterion = model.matcher, model.criterion
         assert (matcher.low_quality_override, matcher.giou_cost_weight) == (True, 1.3)
         assert (criterion.floor_by_images, criterion.floor_per_image) == (True, False)
+        assert (model.test_thresh_on, model.score_voting) == ("score", 0.025)
     if detector == "ddod":
         assert model.criterion.shared_counter
     if detector in ("ddod", "gfl", "iou"):
@@ -179,6 +181,38 @@ def test_a_second_convention_takes_back_the_first(kind, tmp_path):
         assert twice.model.anchor_generator.pop("center_shift") == 0
         twice.model.anchor_generator._target_ = once.model.anchor_generator._target_
     assert once == twice
+
+
+def test_centerness_weights_without_centerness_follow_the_authors_geometry():
+    """A center 8, 8, 24 and 24 px from the sides: half a pixel less of each in the root."""
+    criterion = instantiate(
+        apply_convention(get_config("coco/atss_vfl_R_50_FPN_1x"), "authors").model.criterion
+    )
+    criterion.bind(box2box_transform=PointDistances(), num_classes=1)
+    anchors, boxes = torch.tensor([[-24.0, -24, 40, 40]]), torch.tensor([[0.0, 0, 32, 32]])
+    sides = Positives(
+        slice(None), torch.tensor([True]), torch.tensor([0]), anchors, boxes, boxes, None, None
+    )
+    weights = criterion._box_weights(sides, torch.ones(1), torch.zeros(1, 1))
+    assert weights.item() == pytest.approx(7.5 / 23.5)
+
+
+@pytest.mark.parametrize("kind", ["lazy", "yaml"])
+def test_a_paa_that_becomes_atss_neither_votes_nor_thresholds_scores(kind, tmp_path):
+    if kind == "yaml":
+        cfg = apply_convention(yaml_of("paa", tmp_path), "mmdet")
+        cfg.merge_from_list(["MODEL.ATSS.MATCHER.NAME", "ATSSMatcher"])
+        cfg.merge_from_list(["MODEL.ATSS.CRITERION.NAME", "ATSSCriterion"])
+        cfg.MODEL.ATSS.IOU_BRANCH_CRITERION.FLOOR_BY_IMAGES = False
+        node = apply_convention(cfg, "authors").MODEL.ATSS
+        assert (node.TEST_THRESH_ON, node.SCORE_VOTING) == ("class_score", None)
+        return
+    model = apply_convention(get_config("coco/paa_R_50_FPN_1x"), "mmdet").model
+    assert (model.test_thresh_on, model.score_voting) == ("score", 0.025)
+    atss = get_config("coco/atss_R_50_FPN_1x").model
+    model.matcher, model.criterion = atss.matcher, atss.get("criterion")
+    apply_convention(model, "authors")
+    assert (model.test_thresh_on, model.score_voting) == ("class_score", None)
 
 
 @pytest.mark.parametrize("convention", CONVENTIONS)
@@ -223,6 +257,8 @@ DIFFERENCES = {
     "box2box_transform.inset": lambda m: setattr(m, "box2box_transform", PointDistances(inset=1.0)),
     "test_score_type": lambda m: setattr(m, "test_score_type", "other"),
     "test_rank_by": lambda m: setattr(m, "test_rank_by", "other"),
+    "test_thresh_on": lambda m: setattr(m, "test_thresh_on", "score"),
+    "score_voting": lambda m: setattr(m, "score_voting", 0.025),
     "pixel_mean": lambda m: m.pixel_mean.add_(1),
     "pixel_std": lambda m: m.pixel_std.add_(1),
     "input_format": lambda m: setattr(m, "input_format", "other"),

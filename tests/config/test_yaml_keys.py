@@ -160,7 +160,8 @@ NODES = {
     ),
     "IOU_BRANCH_CRITERION": (IoUBranchCriterion, " ".join(arguments_of(ATSSCriterion))),
     "SOFT_TARGET_CRITERION": (
-        *(SoftTargetCriterion, "box_reg_loss_type box_reg_loss_weight floor_per_image"),
+        SoftTargetCriterion,
+        "box_reg_loss_type box_reg_loss_weight floor_per_image centerness_inset",
     ),
     "VF_NET_HEAD": (VFNetHead, "num_anchors num_box_values norm deform_last_conv prior_prob"),
     "VF_NET_CRITERION": (VFNetCriterion, "box_reg_loss_type box_reg_loss_weight"),

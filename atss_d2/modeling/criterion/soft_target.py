@@ -61,6 +61,7 @@ class SoftTargetCriterion(Criterion):
         distribution_loss_weight: float = 0.25,
         normalized_by: str = "positives",
         floor_per_image: bool = False,
+        centerness_inset: float = 0.0,
     ) -> None:
         """
         Args:
@@ -77,6 +78,7 @@ class SoftTargetCriterion(Criterion):
                 or by the sum of their "quality".
             floor_per_image: Whether an image without positives counts as one positive in the
                 normalizer of the classification loss, as in mmdetection.
+            centerness_inset: See :class:`ATSSCriterion`; of ``box_weights="centerness"``.
 
         Raises:
             ValueError: An argument is out of range.
@@ -86,6 +88,8 @@ class SoftTargetCriterion(Criterion):
         check_choice("box_reg_loss_type", box_reg_loss_type, BOX_IOU_LOSSES)
         check_choice("box_weights", box_weights, BOX_WEIGHTS)
         check_choice("normalized_by", normalized_by, NORMALIZED_BY)
+        if centerness_inset < 0:
+            raise ValueError(f"centerness_inset must be >= 0, got {centerness_inset}")
         if varifocal_alpha is not None and cls_loss != "varifocal":
             raise ValueError(
                 f"varifocal_alpha has no effect with cls_loss={cls_loss}: leave it out"
@@ -102,6 +106,7 @@ class SoftTargetCriterion(Criterion):
         self.distribution_loss_weight = distribution_loss_weight
         self.normalized_by_name = normalized_by
         self.floor_per_image = floor_per_image
+        self.centerness_inset = centerness_inset
         self._log = TrainingLog()
         self._has_warned = False
 
@@ -144,7 +149,8 @@ class SoftTargetCriterion(Criterion):
         if self.box_weights == "score":
             weights = logits[positives.rows].amax(dim=1).to(quality.dtype).sigmoid()
         elif self.box_weights == "centerness":
-            weights = centerness_targets(positives.anchors, positives.boxes)
+            anchors, boxes = positives.anchors, positives.boxes
+            weights = centerness_targets(anchors, boxes, self.centerness_inset)
         elif self.box_weights == "quality":
             weights = quality
         else:
