@@ -14,6 +14,7 @@ from torch import nn
 from ..checkpoint import SafeCheckpointer
 from ..config import ConfigError, by_kind, resolve_device, view_of
 from ..config.arguments import node_name
+from ..modeling import DenseMatcher
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +44,22 @@ def build_model(cfg: DictConfig) -> nn.Module:
         for part in (model.backbone, model.head):
             part.compile(**options)  # in place: parameters keep their names
     return model
+
+
+def check_device(model: nn.Module) -> None:
+    """Checks that the rules of sample selection can run on the device of a model to train.
+
+    Raises:
+        ConfigError: They cannot.
+    """
+    device = getattr(model, "device", None)
+    if device is None or device.type != "mps":
+        return
+    if any(isinstance(getattr(part, "matcher", None), DenseMatcher) for part in model.modules()):
+        raise ConfigError(
+            "training does not run on the device 'mps', which has no float64 for the selection of "
+            "samples: set train.device=cpu (MODEL.DEVICE in yaml); detection does not need it"
+        )
 
 
 def check_warm_up(cfg: DictConfig | CfgNode, model: nn.Module) -> None:

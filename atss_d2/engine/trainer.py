@@ -36,6 +36,7 @@ from .metrics import ContinuedMetrics
 from .models import (
     autocast_dtype,
     build_model,
+    check_device,
     check_warm_up,
     is_enabled,
 )
@@ -90,6 +91,7 @@ def do_train(cfg: DictConfig, *, resume: bool = False) -> dict[str, Any]:
     use_determinism(cfg)
     model = build_model(cfg)
     check_determinism(cfg, model)
+    check_device(model)
     check_warm_up(cfg, model)
     logger.info(f"Model:\n{model}", extra=FILE_ONLY)
     num_parameters = sum(p.numel() for p in model.parameters())

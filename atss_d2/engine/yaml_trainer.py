@@ -34,7 +34,7 @@ from .determinism import check_determinism, use_determinism
 from .evaluation import build_evaluator
 from .evaluator_check import check_yaml_evaluators
 from .metrics import ContinuedMetrics
-from .models import check_warm_up
+from .models import check_device, check_warm_up
 from .nonfinite import StepRecorder
 from .periodic_checkpointer import PeriodicCheckpointer
 from .resuming import Start, find_start, finish, same_optimizer
@@ -98,6 +98,7 @@ class Trainer(DefaultTrainer):
             grad_scaler=GradScaler() if scaler is not None else None,
         )
         self._trainer.keep_step = StepRecorder(cfg, cfg.OUTPUT_DIR)
+        check_device(self._trainer.trained_model)
         check_warm_up(cfg, self._trainer.trained_model)
 
     def resume_or_load(self, resume: bool = True) -> None:

@@ -7,8 +7,12 @@ import pytest
 import torch
 from detectron2.config import instantiate
 from detectron2.utils.env import seed_all_rng
+from torch import nn
 
+from atss_d2.config import ConfigError
 from atss_d2.engine import build_model, do_test, load_weights, resolve_device
+from atss_d2.engine.models import check_device
+from atss_d2.modeling import ATSSMatcher
 from tests import toy
 
 pytestmark = pytest.mark.usefixtures("toy_data")
@@ -225,3 +229,16 @@ def test_resolve_device(monkeypatch, name, has_gpu, expected):
     if has_gpu:
         with pytest.raises(ValueError, match="device is 'cuda:2', but this machine has 2: cuda:0"):
             resolve_device("cuda:2")
+
+
+@pytest.mark.parametrize("device", ["mps", "cpu"])
+def test_training_does_not_begin_where_rules_cannot_select(device):
+    model = nn.ModuleDict({"proposal_generator": nn.Module()})
+    model.device = torch.device(device)
+    check_device(model)
+    model["proposal_generator"].matcher = ATSSMatcher()
+    if device == "cpu":
+        check_device(model)
+        return
+    with pytest.raises(ConfigError, match=r"does not run on the device 'mps'.*train.device=cpu"):
+        check_device(model)
