@@ -97,6 +97,7 @@ def test_yaml_builds_what_a_lazy_config_builds(convention, deform, groups):
 IN_YAML = {
     "gfl": {
         "BOX_CODER": "DistanceDistributions",
+        "DISTANCE_DISTRIBUTIONS.ANCHOR_SCALE": 4.0,  # of the toy's anchors
         "CRITERION.NAME": "SoftTargetCriterion",
         "HEAD.WITH_CENTERNESS": False,
     },
@@ -108,11 +109,13 @@ IN_YAML = {
     },
     "vfnet": {
         "BOX_CODER": "PointDistances",
+        "POINT_DISTANCES.ANCHOR_SCALE": 4.0,
         "HEAD.NAME": "VFNetHead",
         "CRITERION.NAME": "VFNetCriterion",
     },
     "tood": {
         "BOX_CODER": "PointDistances",
+        "POINT_DISTANCES.ANCHOR_SCALE": 4.0,
         "POINT_DISTANCES.CLAMP": False,
         "HEAD.NAME": "TOODHead",
         "MATCHER.NAME": "TaskAlignedMatcher",
