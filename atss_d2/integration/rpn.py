@@ -31,7 +31,7 @@ from ..modeling.matchers import DenseMatcher
 from ..modeling.nouns import Predictions, Targets
 from ..modeling.predictions import decode_predictions, predictions_from_maps
 from ..modeling.training_log import TrainingLog
-from .rpn_head import proposal_logits
+from .rpn_head import ATSSRPNHead, proposal_logits
 from .rpn_labels import check_rpn_rule, label_and_sample, rpn_targets
 
 # Losses of a criterion -> Detectron2's names, under which ROI heads have losses of their own.
@@ -243,11 +243,11 @@ class ATSSRPN(RPN):
         """Returns what ``torch.jit.script`` compiles in place of this class: Detectron2's RPN.
 
         Raises:
-            ValueError: The head predicts a quality.
+            ValueError: It has a criterion, or a head of ours.
         """
-        if getattr(self.rpn_head, "predicts_quality", False):
+        if self.criterion is not None or isinstance(self.rpn_head, ATSSRPNHead):
             raise ValueError(
-                "an ATSSRPN whose head predicts a quality cannot be scripted: use tracing"
+                "an ATSSRPN with a criterion or an ATSSRPNHead cannot be scripted: use tracing"
             )
         twin = copy.copy(self)
         twin.__class__ = RPN

@@ -394,9 +394,24 @@ def test_scripting():
         torch.testing.assert_close(found.pred_boxes.tensor, expected.pred_boxes.tensor)
 
 
-def test_a_quality_cannot_be_scripted():
-    model = r.build(r.with_atss(r.rcnn_config(), focal=True)).eval()
-    with pytest.raises(ValueError, match="predicts a quality cannot be scripted: use tracing"):
+@pytest.mark.parametrize(
+    "keys",
+    [
+        FOCAL_KEYS,
+        (*FOCAL_KEYS[:-1], "ATSSCriterion", "MODEL.ATSS.HEAD.WITH_CENTERNESS", False),
+        ("MODEL.RPN.HEAD_NAME", "ATSSRPNHead", "MODEL.ATSS.HEAD.WITH_CENTERNESS", False),
+    ],
+)
+def test_the_setting_focal_cannot_be_scripted(keys):
+    model = build_model(yaml_config(*keys)).eval()
+    with pytest.raises(ValueError, match="criterion or an ATSSRPNHead .* scripted: use tracing"):
+        scripting_with_instances(model, FIELDS)
+
+
+def test_a_model_of_a_lazy_config_cannot_be_scripted():
+    """Nor can Detectron2's own, as the documents say."""
+    model = r.build(r.rcnn_config()).eval()
+    with pytest.raises(RuntimeError, match="ListConfig"):
         scripting_with_instances(model, FIELDS)
 
 
