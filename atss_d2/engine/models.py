@@ -17,6 +17,7 @@ from ..config.arguments import node_name
 
 logger = logging.getLogger(__name__)
 
+_COMPILED = ("backbone", "head", "proposal_generator.rpn_head")
 _AUTOCAST_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -25,8 +26,8 @@ def build_model(cfg: DictConfig) -> nn.Module:
 
     With ``train.channels_last``, the channels of a pixel are contiguous in memory, which gives the
     same results and is faster on many CPUs, and on GPUs under AMP. With ``train.compile.enabled``,
-    backbone and head are compiled at their first call; the other keys of ``train.compile`` are
-    arguments of ``torch.compile``.
+    backbone and head (in an R-CNN that of the RPN) are compiled at their first call; the other keys
+    of ``train.compile`` are arguments of ``torch.compile``.
 
     Raises:
         ConfigError: A class rejects its value under ``model``.
@@ -40,8 +41,9 @@ def build_model(cfg: DictConfig) -> nn.Module:
         model = model.to(memory_format=torch.channels_last)
     if is_enabled(cfg, "compile"):
         options = {name: value for name, value in cfg.train.compile.items() if name != "enabled"}
-        for part in (model.backbone, model.head):
-            part.compile(**options)  # in place: parameters keep their names
+        for name, part in model.named_modules():
+            if name in _COMPILED:
+                part.compile(**options)  # in place: parameters keep their names
     return model
 
 
