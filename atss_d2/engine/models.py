@@ -49,13 +49,17 @@ def build_model(cfg: DictConfig) -> nn.Module:
 
 def check_warm_up(cfg: DictConfig | CfgNode, model: nn.Module) -> None:
     """Warns if the rule of a model that follows a warm-up would never select samples."""
+    node = "model.matcher"
     matcher = getattr(model, "matcher", None)
+    if matcher is None:
+        node = "model.proposal_generator.anchor_matcher"
+        matcher = getattr(getattr(model, "proposal_generator", None), "anchor_matcher", None)
     num_iterations = getattr(matcher, "warm_up_iterations", 0)
     view = view_of(cfg)
     max_iter = view.get(view.max_iter_key)
     if 0 < max_iter <= num_iterations:
         key = f"MODEL.ATSS.{node_name(type(matcher))}.WARM_UP_ITERATIONS"
-        key = by_kind(cfg, lazy="model.matcher.warm_up_iterations", yaml=key)
+        key = by_kind(cfg, lazy=f"{node}.warm_up_iterations", yaml=key)
         logger.warning(
             f"{type(matcher).__name__} never selects samples: {key} is {num_iterations}, but there "
             f"are only {max_iter} iterations. A third, as in the paper, is {max_iter // 3}"
