@@ -19,6 +19,8 @@ from pathlib import Path
 import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
+from scipy.stats import norm
+from scipy.stats import t as student_t
 
 RECALLS = np.linspace(0, 1, 101)
 NUM_BINS = 10  # of scores, for the calibration
@@ -51,7 +53,11 @@ def match(annotations: COCO, detections: Path) -> list[ClassMatches]:
 
     Raises:
         FileNotFoundError: There is no such file.
+        ValueError: The data set has crowds, at which a detection may be ignored or not, depending
+            on the threshold.
     """
+    if any(x.get("iscrowd") for x in annotations.anns.values()):
+        raise ValueError("the comparison of rows is for data sets without crowds (iscrowd=1)")
     results = json.loads(detections.read_text())
     with contextlib.redirect_stdout(io.StringIO()):
         # pycocotools cannot load an empty list.
@@ -140,18 +146,29 @@ def interval_of_difference(
 ) -> tuple[float, float]:
     """Returns the interval of the mean difference, over draws of seeds and images.
 
+    The share of the seeds is widened: drawing few values with replacement has too small a variance,
+    by (S - 1) / S, and the tails of Student's t distribution are heavier than the normal ones.
+
     Args:
         row: (S, B) AP of each seed on each draw of images.
         baseline: (S, B), of the same seeds on the same draws.
         seed: For the draws of seeds.
         level: Share of the draws inside.
+
+    Returns:
+        Both ends; infinite for a single seed, which does not tell how seeds differ.
     """
     num_seeds, num_draws = row.shape
-    drawn = np.random.default_rng(seed).integers(num_seeds, size=(num_draws, num_seeds))
+    if num_seeds == 1:
+        return -np.inf, np.inf
+    drawn = np.random.default_rng([seed, 1]).integers(num_seeds, size=(num_draws, num_seeds))
     difference = (row - baseline).T  # (B, S)
-    means = np.take_along_axis(difference, drawn, axis=1).mean(axis=1)
-    tail = 50 * (1 - level)
-    low, high = np.percentile(means, [tail, 100 - tail])
+    of_seeds = np.take_along_axis(difference, drawn, axis=1).mean(axis=1)
+    mean = difference.mean(axis=1)
+    tail = (1 - level) / 2
+    wider = student_t.ppf(1 - tail, num_seeds - 1) / norm.ppf(1 - tail)
+    wider *= np.sqrt(num_seeds / (num_seeds - 1))
+    low, high = np.percentile(mean + wider * (of_seeds - mean), [100 * tail, 100 - 100 * tail])
     return float(low), float(high)
 
 

@@ -9,6 +9,7 @@ python -m ablations.proposals --config-file CONFIG --weights FILE    # of any R-
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -63,8 +64,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     filter_third_party_warnings()
     try:
         if args.config_file:
-            cfg = load_view(args.config_file).cfg
-            print(text_of(measure(cfg, args.weights or cfg.train.init_checkpoint)))
+            view = load_view(args.config_file)
+            print(text_of(measure(view.cfg, args.weights or view.get(view.weights_key))))
         if args.measure:
             for path in measure_runs(args.output):
                 print(path, flush=True)
@@ -138,6 +139,11 @@ def _line(row: Row, measurements: dict[str, Measurement], output: Path) -> list[
     seeds = sorted(ours.keys() & theirs.keys())
     if not seeds:
         return None
+    # All cells are of the same seeds.
+    measurement, baseline = (
+        dataclasses.replace(x, results=tuple(r for r in x.results if r.seed in seeds))
+        for x in (measurements[row.name], measurements[baseline_of(row)])
+    )
 
     def mean(size: str, limit: int) -> float:
         return float(np.mean([average_recall(ours[seed], size, limit) for seed in seeds]))
@@ -151,10 +157,9 @@ def _line(row: Row, measurements: dict[str, Measurement], output: Path) -> list[
     compared = ["", "", ""]
     if row.name != baseline_of(row):
         pairs = [(ours[seed], theirs[seed]) for seed in seeds]
-        gain = compare(measurements[row.name], measurements[baseline_of(row)], output)["gain"]
+        gain = compare(measurement, baseline, output)["gain"]
         compared = [gain_text(x) for x in (_gain(pairs, 100), _gain(pairs, 1000), gain)]
-    measurement = measurements[row.name]
-    masks = [_mask_ap(x.folder(output)) for x in measurement.results if x.seed in seeds]
+    masks = [_mask_ap(x.folder(output)) for x in measurement.results]
     mask_ap = "" if None in masks else f"{np.mean(masks):.1f}"
     return [
         *cells,

@@ -40,12 +40,19 @@ def measure(cfg: DictConfig, weights: str) -> Coverage:
         weights: A checkpoint.
 
     Raises:
-        ValueError: The model has no proposal generator, or the checkpoint does not fit.
+        ValueError: It is another config, the model has no proposal generator, or the checkpoint
+            does not fit.
     """
+    if not isinstance(cfg, DictConfig) or not isinstance(cfg.dataloader.test.dataset.names, str):
+        raise ValueError("recall is measured for a LazyConfig with one test set in COCO's format")
     model = build_model(cfg)
     if getattr(model, "proposal_generator", None) is None:
         raise ValueError(f"{type(model).__name__} has no proposal_generator: give an R-CNN")
     load_weights(model, weights)
+    # Some detectors use fewer proposals than are asked for here.
+    topk = getattr(model.proposal_generator, "post_nms_topk", {})
+    if topk:
+        topk[False] = max(topk[False], *LIMITS)
     instantiate(cfg.dataloader.test.dataset)  # generated scenes are drawn if need be
     path = PathManager.get_local_path(
         MetadataCatalog.get(cfg.dataloader.test.dataset.names).json_file
@@ -84,7 +91,7 @@ def cover(proposals: Instances, objects: Sequence[dict]) -> dict[str, np.ndarray
         proposals: Proposals of an image, best first.
         objects: Annotations of the image; crowds do not count.
     """
-    objects = [x for x in objects if not x["iscrowd"]]
+    objects = [x for x in objects if not x.get("iscrowd")]
     boxes = torch.tensor([x["bbox"] for x in objects], dtype=torch.float32).reshape(-1, 4)
     boxes[:, 2:] += boxes[:, :2]
     areas = torch.tensor([x["area"] for x in objects])
@@ -120,7 +127,9 @@ def best_pairs(overlaps: Tensor) -> Tensor:
 def average_recall(
     coverage: Coverage, size: str, limit: int, weights: np.ndarray | None = None
 ) -> float:
-    """Computes COCO's average recall of proposals, over IoU 0.5 to 0.95, in percent.
+    """Computes Detectron2's average recall of proposals, over IoU 0.5 to 0.95, in percent.
+
+    COCO's differs a little: it pairs in the order of the scores.
 
     Args:
         coverage: See :func:`measure`.

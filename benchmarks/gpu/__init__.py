@@ -7,7 +7,7 @@ what would be run without a GPU.
 import atss_d2  # noqa: F401  (must be imported first: silences deprecation warnings)
 
 # isort: split
-from . import equality, precision, waits, costs, training, suite  # noqa: F401, I001  (the order)
+from . import equality, family, precision, waits, costs, training, suite  # noqa: F401, I001  (the order)
 from .registry import CHECKS, Check, Environment, Outcome
 
 __all__ = ["CHECKS", "Check", "Environment", "Outcome"]

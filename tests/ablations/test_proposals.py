@@ -1,6 +1,7 @@
 """Recall of proposals: equal to Detectron2's, pairs by hand; the report of the RPNs."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from omegaconf import OmegaConf
 from pycocotools.coco import COCO
 
 from ablations import RPN_ROWS, configs, proposals
-from ablations.recall import SIZES, average_recall, best_pairs, cover, propose
+from ablations.recall import SIZES, average_recall, best_pairs, cover, measure, propose
 from tests import rcnn_models as r
 from tests import toy
 from tests.ablations.conftest import write_result
@@ -59,6 +60,9 @@ def coverage_of(images):
         )
         for size in SIZES
     }
+
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.parametrize("limit", [100, 300, 1000])
@@ -124,6 +128,14 @@ def test_the_command_prints_the_recall_of_a_checkpoint(rcnn, capsys):
     assert values[0][0] <= values[1][0] <= values[2][0]
 
 
+def test_detectors_that_use_few_proposals_are_compared_with_as_many(rcnn):
+    cfg = LazyConfig.load(str(rcnn / "config.yaml"))
+    many = measure(cfg, str(rcnn / "model.pth"))
+    cfg.model.proposal_generator.post_nms_topk = [10, 10]
+    few = measure(cfg, str(rcnn / "model.pth"))
+    np.testing.assert_array_equal(few["all"][1], many["all"][1])
+
+
 def test_images_keep_their_size_in_a_measurement(rcnn):
     """Proposals are scaled back to the size of the original image."""
     cfg = LazyConfig.load(str(rcnn / "config.yaml"))
@@ -144,6 +156,9 @@ def test_errors(rcnn, tmp_path, capsys):
     with pytest.raises(SystemExit):
         proposals.main([])
     assert "what to do?" in capsys.readouterr().err
+    yaml = str(ROOT / "configs/yaml/atss_R_50_FPN_1x.yaml")
+    with pytest.raises(SystemExit, match="recall is measured for a LazyConfig with one test set"):
+        proposals.main(["--config-file", yaml, "--weights", "no.pth"])
     cfg = toy.config(tmp_path / "output")
     LazyConfig.save(cfg, str(tmp_path / "config.yaml"))
     with pytest.raises(SystemExit, match="RecordingATSS has no proposal_generator: give an R-CNN"):

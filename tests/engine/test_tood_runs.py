@@ -1,10 +1,14 @@
 """TOOD trained, interrupted in its warm-up, and in micro-batches: the iteration decides."""
 
+import argparse
+from pathlib import Path
+
 import pytest
 from detectron2.config import LazyCall as L
 
 from atss_d2.config import load_config
 from atss_d2.engine import Trainer, do_train
+from atss_d2.engine.fast_dev_run import apply_fast_dev_run
 from atss_d2.modeling import ATSSMatcher, TaskAlignedCriterion, TaskAlignedMatcher, TOODHead
 from atss_d2.modeling.box_coding import PointDistances
 from tests import toy
@@ -88,3 +92,12 @@ def test_a_warm_up_that_never_ends_is_told(tmp_path, caplog):
     Trainer(cfg)
     key = "MODEL.ATSS.TASK_ALIGNED_MATCHER.WARM_UP_ITERATIONS"
     assert f"{key} is 30000, but there are only 6 iterations" in caplog.text
+
+
+def test_a_dev_run_has_both_phases(tmp_path):
+    run = tood_run(tmp_path, **{"train.fast_dev_run": 2, "train.ema.enabled": False})
+    run.cfg.model.matcher.warm_up_iterations = 30000
+    apply_fast_dev_run(run.cfg, argparse.Namespace(eval_only=False))
+    do_train(run.cfg)
+    metrics = toy.read_metrics(Path(run.cfg.train.output_dir))
+    assert ["atss/sum_soft" in metrics[i] for i in range(2)] == [False, True]
