@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -26,8 +27,15 @@ __all__ = ["SafeCheckpointer"]
 
 logger = logging.getLogger(__name__)
 
-# In our models, and in Detectron2's RetinaNet and FCOS.
-_CLASS_PREDICTOR = "head.cls_score."
+# Names of class predictors, the part of the model with ``num_classes`` ("": the model itself; None:
+# every output is a class), and the number of outputs that are not of classes.
+_CLASS_PREDICTORS = (
+    (r"head\.cls_score\.", "", 0),  # in our models, and in Detectron2's RetinaNet and FCOS
+    (r"roi_heads\.box_predictor\.(\d+\.)?cls_score\.", "roi_heads", 1),  # the background
+    (r"roi_heads\.box_predictor\.(\d+\.)?bbox_pred\.", "roi_heads", 0),
+    (r"roi_heads\.mask_head\.predictor\.", "roi_heads", 0),
+    (r"sem_seg_head\.predictor\.", None, 0),
+)
 _Difference = tuple[str, tuple[int, ...], tuple[int, ...]]  # name, shape in file, shape in model
 
 
@@ -45,8 +53,8 @@ class SafeCheckpointer(AtomicCheckpointer):
 
     * a file in which no key fits;
     * tensors of different shapes. Only when training begins (:meth:`resume_or_load` without
-      resuming) may the class predictor have a different number of classes: it keeps its
-      initialization;
+      resuming) may class predictors have a different number of classes: they keep
+      their initialization;
     * any difference when training is resumed;
     * parameters that the file lacks, when the model is loaded for use (:meth:`load_for_use`).
 
@@ -230,7 +238,7 @@ class SafeCheckpointer(AtomicCheckpointer):
         incompatible = super()._load_model(checkpoint)
         incompatible.incorrect_shapes.sort(key=lambda difference: in_model.index(difference[0]))
         if self._is_new_training:
-            self._keep_class_predictor(incompatible)
+            self._keep_class_predictors(incompatible)
         self._check_shapes(incompatible.incorrect_shapes)
         missing, unexpected = incompatible.missing_keys, incompatible.unexpected_keys
         if self._is_resumed and (missing or unexpected):
@@ -303,31 +311,46 @@ class SafeCheckpointer(AtomicCheckpointer):
                 weights[name] = weights.pop(max(ends, key=len))
         checkpoint["model"] = weights
 
-    def _keep_class_predictor(self, incompatible: Any) -> None:
-        """Accepts the differences if they are only the class predictor's number of classes."""
-        counts = {self._class_counts(x) for x in incompatible.incorrect_shapes}
-        if len(counts) != 1 or None in counts:
-            return
-        ((in_file, in_model),) = counts
-        names = [name for name, _, _ in incompatible.incorrect_shapes]
-        incompatible.incorrect_shapes.clear()
-        for name in names:
-            incompatible.missing_keys.remove(name)
-        logger.warning(
-            f"{' and '.join(names)} keep their initialization, the rest is loaded: "
-            f"'{self._source}' was trained with {in_file} classes, but the model has {in_model}"
-        )
+    def _keep_class_predictors(self, incompatible: Any) -> None:
+        """Accepts the differences if they are only class predictors' numbers of classes."""
+        for (in_file, in_model), names in self._class_counts(incompatible.incorrect_shapes).items():
+            for name in names:
+                incompatible.missing_keys.remove(name)
+            incompatible.incorrect_shapes.clear()
+            logger.warning(
+                f"{_listed(names)} keep their initialization, the rest is loaded: "
+                f"'{self._source}' was trained with {in_file} classes, but the model has {in_model}"
+            )
 
-    def _class_counts(self, difference: _Difference) -> tuple[int, int] | None:
-        """Returns the classes of file and model if the shapes differ in nothing else, else None."""
+    def _class_counts(self, differences: list[_Difference]) -> dict[tuple[int, int], list[str]]:
+        """Returns the names by the classes of file and model; {} if shapes differ otherwise."""
+        names: dict[tuple[int, int], list[str]] = {}
+        parts = {}
+        for difference in differences:
+            part, counts = self._classes_of(difference)
+            if counts is None or parts.setdefault(part, counts) != counts:
+                return {}
+            names.setdefault(counts, []).append(difference[0])
+        return names
+
+    def _classes_of(self, difference: _Difference) -> tuple[str | None, tuple[int, int] | None]:
+        """Returns the part that counts, and the classes of file and model if these differ."""
         name, in_file, in_model = difference
-        num_classes = getattr(self.model, "num_classes", 0)
-        if not name.startswith(_CLASS_PREDICTOR) or not num_classes or not in_file:
-            return None
-        anchors, rest = divmod(in_model[0], num_classes)
-        if rest or in_file[1:] != in_model[1:] or not in_file[0] or in_file[0] % anchors:
-            return None
-        return in_file[0] // anchors, num_classes
+        for pattern, part, num_others in _CLASS_PREDICTORS:
+            if not re.match(pattern, name):
+                continue
+            num_classes = in_model[0]
+            if part is not None:
+                counting = getattr(self.model, part) if part else self.model
+                num_classes = getattr(counting, "num_classes", 0)
+            if not num_classes or not in_file or in_file[1:] != in_model[1:]:
+                break
+            outputs, rest = divmod(in_model[0] - num_others, num_classes)  # of a class
+            classes = in_file[0] - num_others
+            if rest or outputs <= 0 or classes <= 0 or classes % outputs:
+                break
+            return part, (classes // outputs, num_classes)
+        return None, None
 
     def _log_incompatible_keys(self, incompatible: Any) -> None:
         """Logs one console line for a new training; the lists of keys go only to log.txt."""
@@ -351,12 +374,10 @@ class SafeCheckpointer(AtomicCheckpointer):
     def _check_shapes(self, differences: list[_Difference]) -> None:
         if not differences:
             return
-        counts = {self._class_counts(x) for x in differences}
-        if len(counts) == 1 and None not in counts:
-            ((in_file, in_model),) = counts
+        for (in_file, in_model), names in self._class_counts(differences).items():
             raise CheckpointError(
                 f"'{self._source}' was trained with {in_file} classes, but the model has "
-                f"{in_model} ({differences[0][0]}): set num_classes={in_file}; to train on other "
+                f"{in_model} ({names[0]}): set num_classes={in_file}; to train on other "
                 "classes, start from it by train.init_checkpoint or MODEL.WEIGHTS"
             )
         shapes = [f"{name} is {file} there and {model} here" for name, file, model in differences]
@@ -382,6 +403,10 @@ def _of_pycls(data: dict[str, Any], filename: str) -> dict[str, Any]:
     weights = data["model_state"].items()
     weights = {name: x for name, x in weights if not name.endswith("num_batches_tracked")}
     return {"model": weights, "__author__": "pycls", "matching_heuristics": True}
+
+
+def _listed(names: list[str]) -> str:
+    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
 
 
 def _some(names: list[str]) -> str:

@@ -46,7 +46,8 @@ def apply_fast_dev_run(cfg: DictConfig, args: argparse.Namespace) -> None:
         train.profiler.update(wait=0, warmup=1, active=1)
     if "precise_bn" in train:
         train.precise_bn.num_iter = 2
-    matcher = cfg.model.get("matcher") or {}
+    generator = cfg.model.get("proposal_generator") or {}
+    matcher = cfg.model.get("matcher") or generator.get("anchor_matcher") or {}
     if "warm_up_iterations" in matcher:  # the rule after it runs, too
         matcher.warm_up_iterations = min(matcher.warm_up_iterations, num // 2)
     args.resume, args.overwrite = False, True

@@ -18,6 +18,7 @@ from ..modeling import DenseMatcher
 
 logger = logging.getLogger(__name__)
 
+_COMPILED = ("backbone", "head", "proposal_generator.rpn_head")
 _AUTOCAST_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -26,8 +27,8 @@ def build_model(cfg: DictConfig) -> nn.Module:
 
     With ``train.channels_last``, the channels of a pixel are contiguous in memory, which gives the
     same results and is faster on many CPUs, and on GPUs under AMP. With ``train.compile.enabled``,
-    backbone and head are compiled at their first call; the other keys of ``train.compile`` are
-    arguments of ``torch.compile``.
+    backbone and head (in an R-CNN that of the RPN) are compiled at their first call; the other keys
+    of ``train.compile`` are arguments of ``torch.compile``.
 
     Raises:
         ConfigError: A class rejects its value under ``model``.
@@ -41,8 +42,9 @@ def build_model(cfg: DictConfig) -> nn.Module:
         model = model.to(memory_format=torch.channels_last)
     if is_enabled(cfg, "compile"):
         options = {name: value for name, value in cfg.train.compile.items() if name != "enabled"}
-        for part in (model.backbone, model.head):
-            part.compile(**options)  # in place: parameters keep their names
+        for name, part in model.named_modules():
+            if name in _COMPILED:
+                part.compile(**options)  # in place: parameters keep their names
     return model
 
 
@@ -64,13 +66,17 @@ def check_device(model: nn.Module) -> None:
 
 def check_warm_up(cfg: DictConfig | CfgNode, model: nn.Module) -> None:
     """Warns if the rule of a model that follows a warm-up would never select samples."""
+    node = "model.matcher"
     matcher = getattr(model, "matcher", None)
+    if matcher is None:
+        node = "model.proposal_generator.anchor_matcher"
+        matcher = getattr(getattr(model, "proposal_generator", None), "anchor_matcher", None)
     num_iterations = getattr(matcher, "warm_up_iterations", 0)
     view = view_of(cfg)
     max_iter = view.get(view.max_iter_key)
     if 0 < max_iter <= num_iterations:
         key = f"MODEL.ATSS.{node_name(type(matcher))}.WARM_UP_ITERATIONS"
-        key = by_kind(cfg, lazy="model.matcher.warm_up_iterations", yaml=key)
+        key = by_kind(cfg, lazy=f"{node}.warm_up_iterations", yaml=key)
         logger.warning(
             f"{type(matcher).__name__} never selects samples: {key} is {num_iterations}, but there "
             f"are only {max_iter} iterations. A third, as in the paper, is {max_iter // 3}"

@@ -23,6 +23,18 @@ from .rng import preserved_rng
 
 logger = logging.getLogger(__name__)
 
+# Keys of a mapper for annotations that losses need.
+_KEPT = (
+    *("keep_ignored", "use_instance_mask", "instance_mask_format"),
+    *("use_keypoint", "keypoint_hflip_indices"),
+)
+# The detector, and what in it asks whether it is in training to return losses or what these need.
+# What it contains stays in evaluation mode.
+_PARTS_WITH_LOSSES = (
+    *("", "head", "proposal_generator", "sem_seg_head"),
+    *("roi_heads", "roi_heads.mask_head", "roi_heads.keypoint_head"),
+)
+
 
 def validation_losses(cfg: DictConfig, model: nn.Module) -> dict[str, float]:
     """Computes the losses on ``dataloader.test``, with its augmentations and annotations.
@@ -40,7 +52,8 @@ def validation_losses(cfg: DictConfig, model: nn.Module) -> dict[str, float]:
         they do not depend on the number of processes.
 
     Raises:
-        ConfigError: The test set has no annotations, or its mapper cannot keep them.
+        ConfigError: The test set has no annotations, its mapper cannot keep them, or the model
+            returns no losses.
     """
     loader = shortened(cfg, instantiate_test_loader(_with_annotations(cfg)))
     model = _copy_for_losses(model)
@@ -59,8 +72,17 @@ def validation_losses(cfg: DictConfig, model: nn.Module) -> dict[str, float]:
                         f"train.validation_loss needs annotations, and '{image['file_name']}' of "
                         "the test set has none: set train.validation_loss.enabled=false"
                     )
+                # What an R-CNN samples then depends neither on the iteration nor on the number of
+                # processes.
+                torch.manual_seed(0)
                 with torch.autocast(device_type, dtype=dtype, enabled=dtype is not None):
                     losses = model([image])
+                if not losses or not isinstance(losses, Mapping):
+                    raise ConfigError(
+                        f"train.validation_loss needs a model that returns losses, and "
+                        f"{type(model).__name__} returns none: set "
+                        "train.validation_loss.enabled=false"
+                    )
                 for name, loss in losses.items():
                     sums[name] += loss.double()
                 num_images += 1
@@ -90,15 +112,14 @@ def _with_annotations(cfg: DictConfig) -> DictConfig:
         )
     mapper.is_train = True
     of_training = cfg.dataloader.train.get("mapper")
-    if isinstance(of_training, Mapping) and "keep_ignored" in of_training:
-        mapper.keep_ignored = of_training.keep_ignored
+    if isinstance(of_training, Mapping):
+        mapper.update({key: of_training[key] for key in _KEPT if key in of_training})
     return cfg.dataloader.test
 
 
 def _copy_for_losses(model: nn.Module) -> nn.Module:
     model = copy.deepcopy(model).eval()
-    # Of the detector and its head only: they then return losses, and what losses need.
-    for module in (model, getattr(model, "head", None)):
-        if module is not None:
+    for name, module in model.named_modules():
+        if name in _PARTS_WITH_LOSSES:
             module.training = True
     return model

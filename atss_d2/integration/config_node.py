@@ -80,15 +80,15 @@ def _check_target(node: DictConfig) -> None:
     """Raises immediately the errors that building the model would raise."""
     target = located(node._target_)
     name = getattr(target, "__name__", target)
-    if "proposal_generator" in node:
-        target = located(node.proposal_generator._target_)
-        if isinstance(target, type) and issubclass(target, RPN):
-            if issubclass(target, ATSSRPN):
-                raise TypeError(
-                    f"{target.__name__} has a matcher of its own: set the key anchor_matcher of "
-                    "proposal_generator"
-                )
-            return
+    generator = node.get("proposal_generator")
+    rpn = target if generator is None else located(generator._target_)
+    if isinstance(rpn, type) and issubclass(rpn, RPN):
+        if issubclass(rpn, ATSSRPN):
+            raise TypeError(
+                f"{rpn.__name__} has a matcher of its own: set the key anchor_matcher of "
+                "proposal_generator"
+            )
+        return
     if isinstance(target, type) and not hasattr(target, "label_anchors"):
         raise TypeError(
             "use_matcher works with Detectron2's RetinaNet, FCOS and R-CNNs with an RPN, and with "

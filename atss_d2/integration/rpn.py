@@ -24,14 +24,14 @@ from torch import Tensor, nn
 
 from ..modeling.anchor_generator import grid_sizes
 from ..modeling.box_coding import num_box_values
-from ..modeling.build import build_criterion, build_matcher
+from ..modeling.build import build_criterion, build_matcher, check_head
 from ..modeling.criterion import Criterion
 from ..modeling.labels import label_stats
 from ..modeling.matchers import DenseMatcher
 from ..modeling.nouns import Predictions, Targets
 from ..modeling.predictions import decode_predictions, predictions_from_maps
 from ..modeling.training_log import TrainingLog
-from .rpn_head import proposal_logits
+from .rpn_head import ATSSRPNHead, proposal_logits
 from .rpn_labels import check_rpn_rule, label_and_sample, rpn_targets
 
 # Losses of a criterion -> Detectron2's names, under which ROI heads have losses of their own.
@@ -67,8 +67,8 @@ class ATSSRPN(RPN):
             criterion: Losses of all anchors; their names get the prefix ``loss_rpn_``. None:
                 Detectron2's losses of sampled anchors.
             **kwargs: The other arguments of :class:`RPN`; with a criterion, ``loss_weight`` still
-                counts, but sampling (``batch_size_per_image``, ``positive_fraction``) does not
-                take place.
+                counts (losses that it does not name have the weight of ``loss_rpn_cls``), but
+                sampling (``batch_size_per_image``, ``positive_fraction``) does not take place.
 
         Raises:
             ValueError: Parts do not fit together; the message names them.
@@ -81,7 +81,12 @@ class ATSSRPN(RPN):
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict:
-        """Reads Detectron2's ``MODEL.RPN``, and rule and losses from ``MODEL.ATSS``."""
+        """Reads Detectron2's ``MODEL.RPN``, and rule and losses from ``MODEL.ATSS``.
+
+        Raises:
+            ValueError: A key of ``MODEL.ATSS`` was changed that has no effect here.
+        """
+        _check_keys(cfg.MODEL.ATSS)
         parts = {**super().from_config(cfg, input_shape), "anchor_matcher": build_matcher(cfg)}
         if not cfg.MODEL.ATSS.RPN.SAMPLE_ANCHORS:
             parts["criterion"] = build_criterion(cfg)
@@ -90,11 +95,24 @@ class ATSSRPN(RPN):
     def _check_parts(self) -> None:
         head, rule = self.rpn_head, type(self.anchor_matcher).__name__
         predicts_quality = getattr(head, "predicts_quality", False)
+        num_values = num_box_values(self.box2box_transform)
+        if num_values != 4:
+            raise ValueError(
+                f"proposals are decoded from 4 values of an anchor, but "
+                f"{type(self.box2box_transform).__name__} takes {num_values}"
+            )
+        check_head(
+            head,
+            anchor_generator=self.anchor_generator,
+            box2box_transform=self.box2box_transform,
+            num_classes=1,
+        )
         if self.criterion is None:
             if predicts_quality:
                 raise ValueError(
                     f"{type(head).__name__} predicts a quality, which Detectron2's losses do not "
-                    "train: set head.with_centerness=False, or a criterion"
+                    "train: set head.with_centerness=False, or a criterion (in yaml "
+                    "MODEL.ATSS.HEAD.WITH_CENTERNESS False, or MODEL.ATSS.RPN.SAMPLE_ANCHORS False)"
                 )
             if not isinstance(self.anchor_matcher, Matcher):
                 check_rpn_rule(self, self.anchor_matcher)
@@ -115,12 +133,6 @@ class ATSSRPN(RPN):
                 f"box_reg_loss_type={self.box_reg_loss_type} and smooth_l1_beta="
                 f"{self.smooth_l1_beta} would have no effect beside criterion="
                 f"{type(self.criterion).__name__}: set them there"
-            )
-        num_values = num_box_values(self.box2box_transform)
-        if num_values != 4:
-            raise ValueError(
-                f"proposals are decoded from 4 values of an anchor, but "
-                f"{type(self.box2box_transform).__name__} takes {num_values}"
             )
         self.criterion.check_quality(predicts_quality)
         num_levels = len(self.anchor_generator.num_anchors)
@@ -150,6 +162,8 @@ class ATSSRPN(RPN):
         )
         losses = {}
         if self.training:
+            if gt_instances is None:
+                raise ValueError(f"{type(self).__name__} needs gt_instances in training, got none")
             sizes = grid_sizes(self.anchor_generator, maps)
             losses = self._training_losses(anchors, predictions, gt_instances, sizes)
         with torch.no_grad():
@@ -191,7 +205,7 @@ class ATSSRPN(RPN):
             grid_sizes: (Hi, Wi) of the L levels, if the anchors lie on grids.
         """
         if isinstance(self.anchor_matcher, Matcher):
-            return super().label_and_sample_anchors(anchors, gt_instances)
+            return super().label_and_sample_anchors(anchors, [_objects(x) for x in gt_instances])
         return label_and_sample(
             self, self.anchor_matcher, anchors, gt_instances, grid_sizes, log=self._log
         )
@@ -234,21 +248,49 @@ class ATSSRPN(RPN):
     def dense_losses(self, predictions: Predictions, targets: Targets) -> dict[str, Tensor]:
         """Computes the losses of all anchors with the criterion, under the names of an RPN."""
         losses = {}
+        # A number weights all losses; Detectron2 turns it into the weights of its own two.
+        default = self.loss_weight.get("loss_rpn_cls", 1.0)
         for name, loss in self.criterion(predictions, targets).items():
             name = _LOSS_NAMES.get(name, name.replace("loss_", "loss_rpn_", 1))
-            losses[name] = loss * self.loss_weight.get(name, 1.0)
+            losses[name] = loss * self.loss_weight.get(name, default)
         return losses
 
     def __prepare_scriptable__(self) -> nn.Module:
         """Returns what ``torch.jit.script`` compiles in place of this class: Detectron2's RPN.
 
         Raises:
-            ValueError: The head predicts a quality.
+            ValueError: It has a criterion, or a head of ours.
         """
-        if getattr(self.rpn_head, "predicts_quality", False):
+        if self.criterion is not None or isinstance(self.rpn_head, ATSSRPNHead):
             raise ValueError(
-                "an ATSSRPN whose head predicts a quality cannot be scripted: use tracing"
+                "an ATSSRPN with a criterion or an ATSSRPNHead cannot be scripted: use tracing"
             )
         twin = copy.copy(self)
         twin.__class__ = RPN
         return twin
+
+
+def _check_keys(node: CfgNode) -> None:
+    """Checks keys of ``MODEL.ATSS`` that a person may take for those of the RPN.
+
+    Raises:
+        ValueError: They were changed and have no effect.
+    """
+    if node.BOX_CODER != "Box2BoxTransform":
+        raise ValueError(
+            f"MODEL.ATSS.BOX_CODER is '{node.BOX_CODER}', which an RPN does not read: leave it at "
+            "'Box2BoxTransform', whose weights are MODEL.RPN.BBOX_REG_WEIGHTS"
+        )
+    criterion = node.CRITERION.NAME
+    if node.RPN.SAMPLE_ANCHORS and criterion != "ATSSCriterion":
+        raise ValueError(
+            f"MODEL.ATSS.CRITERION.NAME is '{criterion}', but sampled anchors have "
+            "Detectron2's losses: set MODEL.ATSS.RPN.SAMPLE_ANCHORS False"
+        )
+
+
+def _objects(instances: Instances) -> Instances:
+    """Returns the boxes of an image that are not ignore regions."""
+    if not instances.has("gt_ignore"):
+        return instances
+    return Instances(instances.image_size, gt_boxes=instances.gt_boxes[~instances.gt_ignore])

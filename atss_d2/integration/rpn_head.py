@@ -42,14 +42,12 @@ class ATSSRPNHead(StandardRPNHead):
         if not 0 < prior_prob < 1:
             raise ValueError(f"prior_prob must be between 0 and 1, got {prior_prob}")
         nn.init.constant_(self.objectness_logits.bias, -math.log((1 - prior_prob) / prior_prob))
+        self.num_anchors = self.objectness_logits.out_channels
         self.predicts_quality = with_centerness
         self.ctrness = None
         if with_centerness:
-            channels, num_anchors = (
-                self.objectness_logits.in_channels,
-                self.objectness_logits.out_channels,
-            )
-            self.ctrness = nn.Conv2d(channels, num_anchors, kernel_size=3, padding=1)
+            channels = self.objectness_logits.in_channels
+            self.ctrness = nn.Conv2d(channels, self.num_anchors, kernel_size=3, padding=1)
             nn.init.normal_(self.ctrness.weight, std=0.01)
             nn.init.zeros_(self.ctrness.bias)
 

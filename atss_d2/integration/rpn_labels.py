@@ -194,7 +194,10 @@ def rpn_targets(
         is_inside = torch.stack(
             [boxes.inside_box(x.image_size, rpn.anchor_boundary_thresh) for x in gt_instances]
         )  # (N, R)
-        targets = targets._replace(labels=torch.where(is_inside, targets.labels, -1))
+        for name in ("labels", "box_labels"):
+            labels = getattr(targets, name)
+            if labels is not None:
+                targets = targets._replace(**{name: torch.where(is_inside, labels, -1)})
     return targets
 
 

@@ -273,15 +273,36 @@ def check_parts(
             f"the anchor generator has strides {list(anchor_generator.strides)}, but the "
             f"features {list(head_in_features)} have strides {strides}"
         )
-    for part, name in ((head, "head"), (matcher, "matcher")):
-        if part is matcher:
-            matcher.bind(num_anchors[0], tuple(strides))
-        expected = getattr(part, "num_anchors", None)
-        if expected is not None and set(num_anchors) != {expected}:
-            raise ValueError(
-                f"the {name} was built for num_anchors={expected} per location, but the anchor "
-                f"generator gives {num_anchors} on its levels"
-            )
+    check_head(
+        head,
+        anchor_generator=anchor_generator,
+        box2box_transform=box2box_transform,
+        num_classes=num_classes,
+    )
+    matcher.bind(num_anchors[0], tuple(strides))
+    _check_num_anchors(matcher, "matcher", num_anchors)
+    channels = [backbone_shapes[name].channels for name in head_in_features]
+    expected = getattr(head, "in_channels", None)
+    if expected is not None and set(channels) != {expected}:
+        raise ValueError(
+            f"the head was built for features of {expected} channels, but those of the backbone, "
+            f"{list(head_in_features)}, have {channels}: set head.input_shape, or the channels of "
+            "the backbone"
+        )
+    if criterion is not None:
+        criterion.check_fit(head, matcher, num_levels=len(num_anchors))
+
+
+def check_head(
+    head: nn.Module, *, anchor_generator: nn.Module, box2box_transform, num_classes: int
+) -> None:
+    """Checks that a head and a box coder fit together, and both to the anchors.
+
+    Raises:
+        ValueError: They do not; the message names the values.
+    """
+    num_anchors = anchor_generator.num_anchors
+    _check_num_anchors(head, "head", num_anchors)
     from_points = isinstance(box2box_transform, (PointDistances, DistanceDistributions))
     if from_points and set(num_anchors) != {1}:
         raise ValueError(
@@ -291,14 +312,6 @@ def check_parts(
         )
     if from_points:
         _check_scale(anchor_generator, box2box_transform, head)
-    channels = [backbone_shapes[name].channels for name in head_in_features]
-    expected = getattr(head, "in_channels", None)
-    if expected is not None and set(channels) != {expected}:
-        raise ValueError(
-            f"the head was built for features of {expected} channels, but those of the backbone, "
-            f"{list(head_in_features)}, have {channels}: set head.input_shape, or the channels of "
-            "the backbone"
-        )
     head_classes = getattr(head, "num_classes", num_classes)
     if head_classes != num_classes:
         raise ValueError(
@@ -306,14 +319,21 @@ def check_parts(
         )
     if hasattr(head, "check_fit"):
         head.check_fit(anchor_generator, box2box_transform)
-    if criterion is not None:
-        criterion.check_fit(head, matcher, num_levels=len(num_anchors))
     num_values = num_box_values(box2box_transform)
     head_values = getattr(head, "num_box_values", num_values)
     if head_values != num_values:
         raise ValueError(
             f"the head was built for num_box_values={head_values} per anchor, but "
             f"{type(box2box_transform).__name__} takes {num_values}: set head.num_box_values"
+        )
+
+
+def _check_num_anchors(part: object, name: str, num_anchors: Sequence[int]) -> None:
+    expected = getattr(part, "num_anchors", None)
+    if expected is not None and set(num_anchors) != {expected}:
+        raise ValueError(
+            f"the {name} was built for num_anchors={expected} per location, but the anchor "
+            f"generator gives {num_anchors} on its levels"
         )
 
 

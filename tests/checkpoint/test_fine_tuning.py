@@ -7,13 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from detectron2.layers import ShapeSpec
 from torch import nn
 
 from atss_d2 import Predictor
 from atss_d2.checkpoint import CheckpointError, SafeCheckpointer, load_file, save_file
 from atss_d2.config import load_config
 from atss_d2.engine import Trainer, build_model, load_weights
-from tests import detector, toy
+from tests import detector, rcnn_models, toy
 from tests.detectron2_models import NUM_CLASSES, fcos, retinanet
 
 PREDICTOR = ("head.cls_score.weight", "head.cls_score.bias")
@@ -71,6 +72,51 @@ def test_detectors_of_detectron2(tmp_path, caplog, build):
     begin(model, path, tmp_path)
     assert_all_but_the_predictor(model, path, fresh)
     assert f"was trained with 80 classes, but the model has {NUM_CLASSES}" in caplog.text
+
+
+R_CNN_PREDICTORS = ("box_predictor", "mask_head.predictor", "sem_seg_head.predictor")
+
+
+@pytest.mark.parametrize("kind", ["mask_rcnn_fpn", "cascade_rcnn", "panoptic_fpn"])
+def test_r_cnns_of_detectron2(tmp_path, caplog, kind):
+    node = rcnn_models.rcnn_config(kind, with_masks=True)
+    model = rcnn_models.build(node)
+    node.roi_heads.num_classes = 80
+    if kind == "panoptic_fpn":
+        node.sem_seg_head.num_classes = 54
+    path = write(tmp_path, rcnn_models.build(node, seed=7))
+    fresh = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(CheckpointError, match="with 80 classes, but the model has 3 .roi_heads"):
+        load_weights(model, str(path))
+    model.load_state_dict(fresh)
+    caplog.clear()
+    begin(model, path, tmp_path)
+    expected = load_file(path)["model"]
+    for name, value in model.state_dict().items():
+        is_fresh = value.shape != expected[name].shape
+        assert is_fresh <= any(part in name for part in R_CNN_PREDICTORS)
+        torch.testing.assert_close(value, (fresh if is_fresh else expected)[name], rtol=0, atol=0)
+        assert is_fresh == (name in caplog.text)
+    assert "was trained with 80 classes, but the model has 3" in caplog.text
+    assert ("trained with 54 classes, but the model has 5" in caplog.text) == (
+        kind == "panoptic_fpn"
+    )
+
+
+def test_r_cnns_that_differ_in_more_than_classes(tmp_path):
+    node = rcnn_models.rcnn_config()
+    model = rcnn_models.build(node)
+    for box_head, box_predictor in (
+        ({}, {"cls_agnostic_bbox_reg": True}),
+        ({"fc_dims": [8]}, {"input_shape": ShapeSpec(channels=8)}),
+    ):
+        other = copy.deepcopy(node)
+        other.roi_heads.num_classes = 80
+        other.roi_heads.box_head.update(box_head)
+        other.roi_heads.box_predictor.update(box_predictor)
+        path = write(tmp_path, rcnn_models.build(other))
+        with pytest.raises(CheckpointError, match="does not fit the model"):
+            begin(model, path, tmp_path)
 
 
 def test_other_differences_are_errors(tmp_path):

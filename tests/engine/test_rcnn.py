@@ -8,8 +8,10 @@ from detectron2.utils.env import seed_all_rng
 from omegaconf import OmegaConf
 
 from atss_d2.config import view_of
-from atss_d2.engine import do_train
+from atss_d2.engine import build_model, do_train
 from atss_d2.engine.data_check import check_categories
+from atss_d2.engine.models import check_warm_up
+from atss_d2.modeling import ATSSMatcher, TaskAlignedMatcher
 from tests import rcnn_models, toy
 
 pytestmark = pytest.mark.usefixtures("toy_data")
@@ -65,3 +67,28 @@ def test_the_number_of_classes_is_that_of_the_second_stage(tmp_path):
     cfg.model.roi_heads.num_classes = 3
     with pytest.raises(ValueError, match="set model.roi_heads.num_classes=2"):
         check_categories(cfg)
+
+
+def test_a_warm_up_that_never_ends_is_told(tmp_path, caplog):
+    cfg = config(tmp_path, focal=True)
+    key = "model.proposal_generator.anchor_matcher.warm_up_iterations"
+    cfg.model.proposal_generator.anchor_matcher = L(TaskAlignedMatcher)(
+        warm_up=L(ATSSMatcher)(topk=9), warm_up_iterations=4
+    )
+    check_warm_up(cfg, build_model(cfg))
+    assert f"{key} is 4, but there are only 4 iterations" in caplog.text
+
+
+def test_compiled_parts_give_the_same(tmp_path):
+    cfg = config(tmp_path, focal=True)
+    cfg.train.compile = {"enabled": True, "backend": "eager"}
+    model = build_model(cfg)
+    for part in (model.backbone, model.proposal_generator.rpn_head):
+        assert part._compiled_call_impl is not None
+    cfg.train.compile.enabled = False
+    plain = build_model(cfg)
+    plain.load_state_dict(model.state_dict())
+    images = [rcnn_models.image([[6, 5, 40, 44]])]
+    torch.testing.assert_close(
+        rcnn_models.losses_of(model, images), rcnn_models.losses_of(plain, images)
+    )

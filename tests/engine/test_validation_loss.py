@@ -7,10 +7,12 @@ import pytest
 import torch
 from detectron2.config import instantiate
 from detectron2.utils.events import EventStorage
+from omegaconf import OmegaConf
 
 from atss_d2.config import ConfigError
-from atss_d2.engine.validation_loss import validation_losses
-from tests import toy
+from atss_d2.engine.rng import random_states
+from atss_d2.engine.validation_loss import _with_annotations, validation_losses
+from tests import rcnn_models, toy
 from tests.engine.test_tood_runs import WARM_UP, tood_run
 
 KEYS = {"train.max_iter": 4, "train.eval_period": 2, "train.checkpointer.period": 2}
@@ -85,3 +87,53 @@ def test_outside_training_nothing_is_a_warm_up(tmp_path):
     for iteration, is_over in ((0, False), (WARM_UP - 1, False), (WARM_UP, True)):
         with EventStorage(iteration):
             assert (validation_losses(run.cfg, model) == found) == is_over
+
+
+@pytest.mark.usefixtures("toy_data")
+@pytest.mark.parametrize("kind", ["mask_rcnn_fpn", "cascade_rcnn"])
+def test_r_cnns(tmp_path, kind):
+    """What is sampled depends on nothing but the image; nothing of the training changes."""
+    cfg = toy.config(tmp_path)
+    node = rcnn_models.rcnn_config(kind)
+    node.roi_heads.num_classes = 2
+    cfg.model = OmegaConf.merge(node, {"pixel_std": [57.0, 57.0, 57.0]})
+    model = rcnn_models.build(cfg.model)
+    modes = [module.training for module in model.modules()]
+    before = random_states()
+    found = validation_losses(cfg, model)
+    toy.assert_equal(random_states(), before)
+    assert [module.training for module in model.modules()] == modes
+    torch.rand(7)
+    assert validation_losses(cfg, model) == found
+    cfg.dataloader.test.mapper.is_train = True
+    sums = {}
+    for (image,) in instantiate(cfg.dataloader.test):
+        with torch.no_grad():  # the model has no layers that differ in training
+            for name, loss in rcnn_models.losses_of(model, [image], seed=0).items():
+                sums[name] = sums.get(name, 0) + float(loss) / toy.NUM_IMAGES["toy_val"]
+    assert min(sums.values()) > 0
+    expected = {name.removeprefix("loss_"): value for name, value in sums.items()}
+    assert found == pytest.approx({"total": sum(sums.values()), **expected})
+
+
+class WithoutLosses(toy.RecordingATSS):
+    """Returns detections in training too, as a model that asks another part than ours does."""
+
+    def forward(self, batched_inputs):
+        return []
+
+
+@pytest.mark.usefixtures("toy_data")
+def test_a_model_without_losses(tmp_path):
+    cfg = toy.config(tmp_path)
+    cfg.model._target_ = WithoutLosses
+    with pytest.raises(ConfigError, match="WithoutLosses returns none: set train.validation_loss"):
+        validation_losses(cfg, instantiate(cfg.model))
+
+
+def test_masks_and_keypoints_are_kept(tmp_path):
+    cfg = toy.config(tmp_path)
+    options = {"use_instance_mask": True, "use_keypoint": True, "keypoint_hflip_indices": [1, 0]}
+    cfg.dataloader.train.mapper.update(options)
+    mapper = _with_annotations(cfg).mapper
+    assert {key: mapper[key] for key in options} == options

@@ -8,12 +8,14 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import GeneralizedRCNN
 from detectron2.modeling.meta_arch.fcos import FCOS
 from detectron2.modeling.meta_arch.retinanet import RetinaNet
+from detectron2.modeling.proposal_generator import RPN
 from omegaconf import OmegaConf
 
 import atss_d2
 from atss_d2 import ATSSMatcher, CenterSamplingMatcher, IoUMatcher, use_atss, use_matcher
 from atss_d2.engine import apply_overrides
 from tests import detectron2_models as d2
+from tests import rcnn_models
 from tests.toy import CHANNELS
 
 CLASSES = {"retinanet": RetinaNet, "fcos": FCOS}
@@ -96,6 +98,20 @@ def test_a_node_of_a_matcher():
     assert "strides" not in node
 
 
+def test_the_node_of_an_rpn():
+    node = rcnn_models.rcnn_config()
+    assert use_atss(node.proposal_generator, topk=5) is node.proposal_generator
+    rpn = instantiate(node).proposal_generator
+    assert type(rpn) is RPN
+    matcher = rpn.label_and_sample_anchors.args[1]
+    assert (type(matcher), matcher.topk, matcher.num_anchors) == (ATSSMatcher, 5, 3)
+    assert (
+        use_matcher(node.proposal_generator, None) == rcnn_models.rcnn_config().proposal_generator
+    )
+    with pytest.raises(TypeError, match="ATSSRPN has a matcher of its own: set the key anchor_m"):
+        use_atss(rcnn_models.with_atss(node).proposal_generator)
+
+
 def test_a_second_call_replaces_the_first():
     cfg = zoo("fcos")
     use_atss(cfg.model, anchor_scale=5)
@@ -140,6 +156,7 @@ def test_our_command_line_knows_the_arguments_of_the_model():
     ("node", "matcher", "message"),
     [
         (L(GeneralizedRCNN)(), ATSSMatcher, "got GeneralizedRCNN, which has no label_anchors"),
+        (L(GeneralizedRCNN)(proposal_generator=None), ATSSMatcher, "which has no label_anchors"),
         (OmegaConf.create({"model": {}}), ATSSMatcher, "without _target_, with the keys model"),
         (L(RetinaNet)(), ATSSMatcher(), r"got a built ATSSMatcher: .* LazyCall\(ATSSMatcher\)"),
         (L(RetinaNet)(), RetinaNet, "must be a DenseMatcher, got the class RetinaNet"),

@@ -23,7 +23,14 @@ from atss_d2.commands.export import export
 from atss_d2.export.checks import check_exportable
 from atss_d2.integration import ATSSRPN, ATSSRPNHead
 from atss_d2.integration.rpn_head import sqrt_product_logits
-from atss_d2.modeling import ATSSCriterion, DistanceDistributions, IoUBranchCriterion
+from atss_d2.modeling import (
+    ATSSCriterion,
+    DistanceDistributions,
+    IoUBranchCriterion,
+    TaskAlignedCriterion,
+    TOODHead,
+)
+from atss_d2.modeling.box_coding import PointDistances
 from tests import rcnn_models as r
 from tests.detectron2_models import model_zoo
 from tests.loss_loops import losses_by_loops
@@ -148,6 +155,15 @@ def test_losses_equal_loops_over_anchors(loss, weighted):
     )
 
 
+def test_a_number_weights_all_losses():
+    node = r.with_atss(r.rcnn_config(), focal=True)
+    expected = r.losses_of(r.build(node))
+    node.proposal_generator.loss_weight = 0.5
+    for name, loss in r.losses_of(r.build(node)).items():
+        factor = 0.5 if "rpn" in name else 1.0
+        torch.testing.assert_close(loss, factor * expected[name])
+
+
 LOGIT = st.floats(-30, 30)
 
 
@@ -202,13 +218,7 @@ def test_scores_start_at_the_prior():
 def test_the_head_of_the_detector_proposes_too():
     """Two towers in place of one convolution, as in CenterNet2's first stage."""
     node = r.with_atss(r.rcnn_config(), focal=True)
-    node.proposal_generator.head = L(ATSSHead)(
-        input_shape=[ShapeSpec(channels=r.CHANNELS)] * 3,
-        num_classes=1,
-        num_anchors=3,
-        conv_dims=[r.CHANNELS],
-        norm="",
-    )
+    node.proposal_generator.head = our_head()
     losses = r.losses_of(r.build(node))
     assert "loss_rpn_iou" in losses
     assert all(x.isfinite() for x in losses.values())
@@ -245,6 +255,27 @@ def test_no_boxes_in_the_batch():
     gradients = r.gradients_of(model, images)
     assert all(g.isfinite().all() for g in gradients.values())
     assert "proposal_generator.rpn_head.ctrness.weight" in gradients  # for DDP
+
+
+def test_detectron2s_rule_does_not_see_ignore_regions():
+    node = r.rcnn_config()
+    node.proposal_generator._target_ = ATSSRPN
+    rpn = r.build(node).proposal_generator
+    anchors = [Boxes(torch.tensor([*r.BOXES, [60.0, 50, 70, 60]]))]
+    marked = r.image(r.BOXES, gt_ignore=[False, True, False])["instances"]
+    alone = r.image([r.BOXES[0], r.BOXES[2]])["instances"]
+    (found,), (boxes,) = rpn.label_and_sample_anchors(anchors, [marked])
+    assert found.tolist() == [1, 0, 1, 0]
+    (expected,), (their_boxes,) = rpn.label_and_sample_anchors(anchors, [alone])
+    assert torch.equal(found, expected)
+    assert torch.equal(boxes, their_boxes)
+
+
+@pytest.mark.parametrize("focal", SETTINGS.values(), ids=SETTINGS)
+def test_images_without_annotations(focal):
+    model = r.build(r.with_atss(r.rcnn_config(), focal=focal))
+    with pytest.raises(ValueError, match="ATSSRPN needs gt_instances in training"):
+        r.losses_of(model, [{"image": r.image()["image"]}])
 
 
 def test_a_proposal_network_logs_what_it_labels():
@@ -312,10 +343,32 @@ def test_yaml_keys():
     assert type(build_model(cfg).proposal_generator.anchor_matcher) is IoUMatcher
 
 
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        (("MODEL.ATSS.BOX_CODER", "PointDistances"), "an RPN does not read: leave it at"),
+        (FOCAL_KEYS[-2:], "IoUBranchCriterion'.* set MODEL.ATSS.RPN.SAMPLE_ANCHORS False"),
+        (FOCAL_KEYS[2:], "IoUBranchCriterion'.* set MODEL.ATSS.RPN.SAMPLE_ANCHORS False"),
+        (FOCAL_KEYS[2:4], "a quality, .* or MODEL.ATSS.RPN.SAMPLE_ANCHORS False"),
+    ],
+)
+def test_yaml_keys_without_effect(keys, message):
+    with pytest.raises(ValueError, match=message):
+        build_model(yaml_config(*keys))
+
+
 # ------------------------------------------------------------------------------- errors
 
 
 IOU_RULE = L(Matcher)(thresholds=[0.5], labels=[0, 1])
+
+
+LEVELS = [ShapeSpec(channels=r.CHANNELS)] * 3
+
+
+def our_head(**kwargs):
+    kwargs = {"num_classes": 1, "num_anchors": 3, **kwargs}
+    return L(ATSSHead)(input_shape=LEVELS, conv_dims=[r.CHANNELS], norm="", **kwargs)
 
 
 class ByPredictions(ATSSMatcher):
@@ -331,6 +384,11 @@ class ByPredictions(ATSSMatcher):
         (True, "head.with_centerness", False, "set head.with_centerness=True"),
         (True, "head.prior_prob", 0, "prior_prob must be between 0 and 1, got 0"),
         (True, "box2box_transform", L(DistanceDistributions)(), "4 values .* takes 68"),
+        (False, "box2box_transform", L(DistanceDistributions)(), "4 values .* takes 68"),
+        (False, "box2box_transform", L(PointDistances)(), "needs one anchor .* gives .3, 3, 3"),
+        (True, "head", our_head(num_classes=80), "=1, but the head was built for 80 classes"),
+        (True, "head", our_head(num_anchors=1), "the head was built for num_anchors=1 .* .3, 3"),
+        (True, "head.num_anchors", 1, "the head was built for num_anchors=1 .* gives .3, 3, 3"),
         (False, "anchor_matcher", L(ByPredictions)(), "predictions.* ATSSRPN with a criterion"),
         (False, "anchor_matcher.num_anchors", 1, "num_anchors=1, but the model has .*=3"),
         (True, "anchor_matcher", IOU_RULE, "got Matcher: IoUMatcher is Detectron2's rule"),
@@ -340,6 +398,18 @@ def test_parts_that_do_not_fit(focal, key, value, message):
     node = r.with_atss(r.rcnn_config(), focal=focal)
     OmegaConf.update(node.proposal_generator, key, value, merge=False, force_add=True)
     with pytest.raises(ValueError, match=message):
+        r.build(node)
+
+
+def test_a_head_that_does_not_fit_the_box_coder():
+    node = r.with_atss(r.rcnn_config(), focal=True)
+    generator = node.proposal_generator
+    generator.anchor_generator.aspect_ratios = [1.0]
+    generator.head = L(TOODHead)(
+        input_shape=LEVELS, num_classes=1, conv_dims=[r.CHANNELS] * 2, norm=""
+    )
+    generator.criterion = L(TaskAlignedCriterion)()
+    with pytest.raises(ValueError, match=r"TOODHead .* set box2box_transform to PointDistances"):
         r.build(node)
 
 
@@ -394,9 +464,24 @@ def test_scripting():
         torch.testing.assert_close(found.pred_boxes.tensor, expected.pred_boxes.tensor)
 
 
-def test_a_quality_cannot_be_scripted():
-    model = r.build(r.with_atss(r.rcnn_config(), focal=True)).eval()
-    with pytest.raises(ValueError, match="predicts a quality cannot be scripted: use tracing"):
+@pytest.mark.parametrize(
+    "keys",
+    [
+        FOCAL_KEYS,
+        (*FOCAL_KEYS[:-1], "ATSSCriterion", "MODEL.ATSS.HEAD.WITH_CENTERNESS", False),
+        ("MODEL.RPN.HEAD_NAME", "ATSSRPNHead", "MODEL.ATSS.HEAD.WITH_CENTERNESS", False),
+    ],
+)
+def test_the_setting_focal_cannot_be_scripted(keys):
+    model = build_model(yaml_config(*keys)).eval()
+    with pytest.raises(ValueError, match="criterion or an ATSSRPNHead .* scripted: use tracing"):
+        scripting_with_instances(model, FIELDS)
+
+
+def test_a_model_of_a_lazy_config_cannot_be_scripted():
+    """Nor can Detectron2's own, as the documents say."""
+    model = r.build(r.rcnn_config()).eval()
+    with pytest.raises(RuntimeError, match="ListConfig"):
         scripting_with_instances(model, FIELDS)
 
 

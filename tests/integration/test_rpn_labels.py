@@ -16,8 +16,9 @@ from detectron2.structures import Boxes
 from atss_d2 import ATSSMatcher, CenterSamplingMatcher, use_atss, use_matcher
 from atss_d2.engine.ema import EMAHook
 from atss_d2.integration.rpn_labels import label_and_sample, rpn_targets
-from atss_d2.modeling import Predictions
+from atss_d2.modeling import DDODMatcher, Predictions
 from atss_d2.modeling.matchers import grid as grid_module
+from atss_d2.modeling.predictions import predictions_from_maps
 from benchmarks.pretend_gpu import count, pretend, pretended_gpu
 from tests import rcnn_models as r
 from tests.reference_matching import atss_match
@@ -98,6 +99,21 @@ def test_anchors_beyond_the_image_are_left_out_on_request():
     for found, image in zip(labels, images, strict=True):
         outside = ~Boxes.cat(anchors).inside_box(image.image_size, 0)
         assert torch.equal(found == -1, outside)
+
+
+def test_samples_of_boxes_beyond_the_image_are_left_out_too():
+    options = {"anchor_boundary_thresh": 0, "anchor_matcher": DDODMatcher(num_anchors=3)}
+    rpn, anchors, sizes = rpn_and_anchors(focal=True, **options)
+    images = instances_of([r.image(r.BOXES)])
+    maps = [torch.rand(1, r.CHANNELS, *size) for size in sizes]
+    predictions = predictions_from_maps(
+        rpn.rpn_head(maps), num_anchors=[3] * 3, num_classes=1, num_box_values=4
+    )
+    targets = rpn.label_anchors(anchors, images, predictions, sizes)
+    outside = ~Boxes.cat(anchors).inside_box(images[0].image_size, 0)
+    for labels in (targets.labels[0], targets.box_labels[0]):
+        assert torch.equal(labels == -1, outside)
+        assert (labels == 0).any()
 
 
 def pretended(rpn, anchors, images):
