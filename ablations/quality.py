@@ -172,7 +172,7 @@ def write_report(
     picture.parent.mkdir(parents=True, exist_ok=True)
     draw(measurements, compared, cost, picture)
     table = table_of(measurements, compared, cost)
-    image = f"![Gain over ATSS against the time of a step](images/{picture.name})"
+    image = f"![Gain over ATSS, and time of a step](images/{picture.name})"
     fill_blocks(document, {"quality rows": f"{table}\n\n{image}"})
     return [picture, document]
 
