@@ -4,6 +4,7 @@ import pytest
 import torch
 from detectron2.config import LazyCall as L
 from detectron2.config import instantiate
+from detectron2.layers import ShapeSpec
 from detectron2.structures import Boxes
 from torch import nn
 
@@ -18,7 +19,7 @@ from atss_d2 import (
     use_matcher,
 )
 from tests import detectron2_models as d2
-from tests.detector import ToyBackbone
+from tests.detector import CHANNELS, ToyBackbone
 
 BUILDERS = [d2.retinanet, d2.fcos]
 MATCHERS = [ATSSMatcher, IoUMatcher, ScaleRangeMatcher, CenterSamplingMatcher, TopKMatcher]
@@ -40,6 +41,7 @@ def zoo_pairs():
         # Only anchors and labels are asked for.
         theirs.backbone = L(ToyBackbone)(num_levels=5)
         ours.backbone = theirs.backbone
+        ours.head.input_shape = [ShapeSpec(channels=CHANNELS)] * 5
         pairs[name] = (use_atss(instantiate(theirs)), instantiate(ours))
     return pairs
 
