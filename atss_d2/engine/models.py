@@ -57,7 +57,9 @@ def check_device(model: nn.Module) -> None:
     device = getattr(model, "device", None)
     if device is None or device.type != "mps":
         return
-    if any(isinstance(getattr(part, "matcher", None), DenseMatcher) for part in model.modules()):
+    names = ("matcher", "anchor_matcher")  # of a detector, of an RPN
+    rules = [getattr(part, name, None) for part in model.modules() for name in names]
+    if any(isinstance(rule, DenseMatcher) for rule in rules):
         raise ConfigError(
             "training does not run on the device 'mps', which has no float64 for the selection of "
             "samples: set train.device=cpu (MODEL.DEVICE in yaml); detection does not need it"

@@ -14,7 +14,6 @@ Better Results" (v2, modulated).
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
 
 import torch
@@ -26,7 +25,7 @@ from torch.nn.modules.utils import _pair
 from torchvision.ops import deform_conv2d
 
 from . import flop_count  # noqa: F401  (makes fvcore count the operator)
-from .precision import widen
+from .precision import is_autocast_on, no_autocast, widen
 
 __all__ = ["DeformBottleneckBlock", "DeformConv2d", "ModulatedDeformConvPack"]
 
@@ -294,12 +293,9 @@ def _deform_conv2d_float32(
         out = _widened_deform_conv2d(x, offset, mask, weight, bias, stride, padding, dilation)
     else:
         device = x.device.type
-        no_autocast = contextlib.nullcontext()  # torch.autocast refuses devices such as meta
-        if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
-            if x.dtype != torch.float64:  # autocast leaves double precision alone
-                out_dtype = torch.get_autocast_dtype(device)
-            no_autocast = torch.autocast(device, enabled=False)
-        with no_autocast:
+        if is_autocast_on(device) and x.dtype != torch.float64:  # it leaves double precision alone
+            out_dtype = torch.get_autocast_dtype(device)
+        with no_autocast(device):
             out = _widened_deform_conv2d(x, offset, mask, weight, bias, stride, padding, dilation)
     return out.to(out_dtype)
 

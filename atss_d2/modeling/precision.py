@@ -11,11 +11,16 @@ def widen(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
+def is_autocast_on(device_type: str) -> bool:
+    """Returns whether autocast is on; also for devices that ``torch.autocast`` refuses, as meta."""
+    return torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
+
+
 def no_autocast(device_type: str) -> contextlib.AbstractContextManager:
     """Returns a context outside autocast, which computes matrix products of float32 in half.
 
     Where autocast is off, there is nothing to leave, and nothing that an exporter would record.
     """
-    if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
+    if is_autocast_on(device_type):
         return torch.autocast(device_type, enabled=False)
     return contextlib.nullcontext()

@@ -231,12 +231,13 @@ def test_resolve_device(monkeypatch, name, has_gpu, expected):
             resolve_device("cuda:2")
 
 
+@pytest.mark.parametrize("name", ["matcher", "anchor_matcher"])
 @pytest.mark.parametrize("device", ["mps", "cpu"])
-def test_training_does_not_begin_where_rules_cannot_select(device):
+def test_training_does_not_begin_where_rules_cannot_select(device, name):
     model = nn.ModuleDict({"proposal_generator": nn.Module()})
     model.device = torch.device(device)
     check_device(model)
-    model["proposal_generator"].matcher = ATSSMatcher()
+    setattr(model["proposal_generator"], name, ATSSMatcher())
     if device == "cpu":
         check_device(model)
         return
