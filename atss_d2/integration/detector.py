@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ..modeling.anchor_generator import grid_sizes, makes_grids
 from ..modeling.atss import ATSS
-from ..modeling.build import check_parts
+from ..modeling.fit import check_parts
 from ..modeling.geometry import box_centers, least_side_distance
 from ..modeling.labels import look_up
 from ..modeling.matchers import DenseMatcher

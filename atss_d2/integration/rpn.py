@@ -24,8 +24,9 @@ from torch import Tensor, nn
 
 from ..modeling.anchor_generator import grid_sizes
 from ..modeling.box_coding import num_box_values
-from ..modeling.build import build_criterion, build_matcher, check_head
+from ..modeling.build import build_criterion, build_matcher
 from ..modeling.criterion import Criterion
+from ..modeling.fit import check_head
 from ..modeling.labels import label_stats
 from ..modeling.matchers import DenseMatcher
 from ..modeling.nouns import Predictions, Targets

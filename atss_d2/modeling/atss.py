@@ -19,9 +19,10 @@ from torch import Tensor, nn
 
 from .anchor_generator import grid_sizes
 from .box_coding import num_box_values
-from .build import build_parts, check_parts
+from .build import build_parts
 from .choices import check_choice
 from .criterion import ATSSCriterion, Criterion
+from .fit import check_parts
 from .labels import label_stats, look_up
 from .matchers import DenseMatcher
 from .nouns import Predictions, Targets
