@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -17,6 +16,7 @@ from ..modeling.atss import ATSS
 from ..modeling.criterion import Criterion
 from .agreement import convention_differences
 from .atomic_checkpointer import AtomicCheckpointer
+from .class_predictors import Difference, class_counts
 from .conversion import convert_state_dict
 from .loading import CheckpointError, load_file
 from .mmdet_heads import detector_of
@@ -26,17 +26,6 @@ from .sources import HOW_TO_NAME, check_checkpoint, local_checkpoint, split_conv
 __all__ = ["SafeCheckpointer"]
 
 logger = logging.getLogger(__name__)
-
-# Names of class predictors, the part of the model with ``num_classes`` ("": the model itself; None:
-# every output is a class), and the number of outputs that are not of classes.
-_CLASS_PREDICTORS = (
-    (r"head\.cls_score\.", "", 0),  # in our models, and in Detectron2's RetinaNet and FCOS
-    (r"roi_heads\.box_predictor\.(\d+\.)?cls_score\.", "roi_heads", 1),  # the background
-    (r"roi_heads\.box_predictor\.(\d+\.)?bbox_pred\.", "roi_heads", 0),
-    (r"roi_heads\.mask_head\.predictor\.", "roi_heads", 0),
-    (r"sem_seg_head\.predictor\.", None, 0),
-)
-_Difference = tuple[str, tuple[int, ...], tuple[int, ...]]  # name, shape in file, shape in model
 
 
 class SafeCheckpointer(AtomicCheckpointer):
@@ -313,44 +302,16 @@ class SafeCheckpointer(AtomicCheckpointer):
 
     def _keep_class_predictors(self, incompatible: Any) -> None:
         """Accepts the differences if they are only class predictors' numbers of classes."""
-        for (in_file, in_model), names in self._class_counts(incompatible.incorrect_shapes).items():
+        counts = class_counts(self.model, incompatible.incorrect_shapes)
+        if counts:
+            incompatible.incorrect_shapes.clear()
+        for (in_file, in_model), names in counts.items():
             for name in names:
                 incompatible.missing_keys.remove(name)
-            incompatible.incorrect_shapes.clear()
             logger.warning(
                 f"{_listed(names)} keep their initialization, the rest is loaded: "
                 f"'{self._source}' was trained with {in_file} classes, but the model has {in_model}"
             )
-
-    def _class_counts(self, differences: list[_Difference]) -> dict[tuple[int, int], list[str]]:
-        """Returns the names by the classes of file and model; {} if shapes differ otherwise."""
-        names: dict[tuple[int, int], list[str]] = {}
-        parts = {}
-        for difference in differences:
-            part, counts = self._classes_of(difference)
-            if counts is None or parts.setdefault(part, counts) != counts:
-                return {}
-            names.setdefault(counts, []).append(difference[0])
-        return names
-
-    def _classes_of(self, difference: _Difference) -> tuple[str | None, tuple[int, int] | None]:
-        """Returns the part that counts, and the classes of file and model if these differ."""
-        name, in_file, in_model = difference
-        for pattern, part, num_others in _CLASS_PREDICTORS:
-            if not re.match(pattern, name):
-                continue
-            num_classes = in_model[0]
-            if part is not None:
-                counting = getattr(self.model, part) if part else self.model
-                num_classes = getattr(counting, "num_classes", 0)
-            if not num_classes or not in_file or in_file[1:] != in_model[1:]:
-                break
-            outputs, rest = divmod(in_model[0] - num_others, num_classes)  # of a class
-            classes = in_file[0] - num_others
-            if rest or outputs <= 0 or classes <= 0 or classes % outputs:
-                break
-            return part, (classes // outputs, num_classes)
-        return None, None
 
     def _log_incompatible_keys(self, incompatible: Any) -> None:
         """Logs one console line for a new training; the lists of keys go only to log.txt."""
@@ -371,10 +332,10 @@ class SafeCheckpointer(AtomicCheckpointer):
             if keys:
                 logger.info(f"Tensors {side}:\n" + "\n".join(keys), extra={"file_only": True})
 
-    def _check_shapes(self, differences: list[_Difference]) -> None:
+    def _check_shapes(self, differences: list[Difference]) -> None:
         if not differences:
             return
-        for (in_file, in_model), names in self._class_counts(differences).items():
+        for (in_file, in_model), names in class_counts(self.model, differences).items():
             raise CheckpointError(
                 f"'{self._source}' was trained with {in_file} classes, but the model has "
                 f"{in_model} ({names[0]}): set num_classes={in_file}; to train on other "
